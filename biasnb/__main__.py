@@ -1,0 +1,167 @@
+"""The command line."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from .config import MIXERS, PROFILES, BiasnbError, ConfigError, check_names, configure, fields_of, key
+from .experiments import EXPERIMENTS, plan
+from .store import Store
+
+EPILOG = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
+
+
+def settings(words):
+    """['depth=2', 'lr=0.01'] -> {'depth': '2', 'lr': '0.01'}. Raises ConfigError."""
+    found = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not sign:
+            raise ConfigError(f"{word!r}: not FIELD=VALUE, e.g. depth=2")
+        found[name] = value
+    return found
+
+
+def typed(words):
+    """Settings as values of the Config fields. Raises ConfigError."""
+    from .notebook import parse_field
+
+    given = settings(words)
+    check_names(given, fields_of())
+    given = {name: parse_field(name, value) for name, value in given.items()}
+    if given.get("data_dir"):
+        given["data_dir"] = str(Path(given["data_dir"]).expanduser().resolve())
+    return given
+
+
+def reproduce(args):
+    from .suite import reproduce
+
+    failed = reproduce(args.profile, settings(args.settings), args.fresh)
+    if failed:
+        raise BiasnbError(f"{len(failed)} of {len(EXPERIMENTS)} notebooks failed: {', '.join(failed)}")
+
+
+def run(args):
+    cfg = configure(args.profile, **typed(args.settings))
+    from . import train
+
+    store = Store(args.profile)
+    record = train.run(cfg, store)
+    if record["status"] == "diverged":
+        raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")
+    floor = train.floor(cfg, store)
+    chosen, start = record["probe"]["chosen"], record["init_probe"]["chosen"]
+    print(f"record       {store.path(key(cfg))}")
+    print(f"masked PSNR  {record['psnr']['test']:.2f} dB (visible-neighbour mean {floor['psnr']['neighbour_mean']:.2f} dB)")
+    print(f"probe        {100 * chosen['test']:.1f} % at layer {chosen['layer']} (random init {100 * start['test']:.1f} %)")
+
+
+def notebook(args):
+    from .notebook import execute
+
+    given = settings(args.settings)
+    given.setdefault("profile", args.profile)
+    print(execute(args.name, given))
+
+
+def figures(args):
+    from .suite import render, render_reference
+
+    paths = render(Store(args.profile)) if args.runs else render_reference([args.profile] if args.profile else None)
+    print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
+
+
+def publish(args):
+    from .suite import publish
+
+    count = publish(args.profile)
+    print(f"{count} records of {args.profile} published to results/{args.profile}; now `biasnb figures`, look, and commit")
+
+
+def listing(args):
+    from dataclasses import fields
+
+    from .config import Config
+
+    print("Notebooks")
+    for name, e in EXPERIMENTS.items():
+        print(f"  {name:20} {e.question}")
+    print("\nProfiles")
+    for name, profile in PROFILES.items():
+        print(f"  {name:20} {profile['about']}; depths {profile['depths']}, {len(profile['seeds'])} seeds")
+    print("\nMixing operators\n  " + ", ".join(MIXERS))
+    print("\nSettings (FIELD=VALUE) and their defaults")
+    for f in fields(Config):
+        choices = f.metadata["choices"]
+        allowed = " | ".join(map(str, choices)) if choices else f"{f.type.__name__}"
+        print(f"  {f.name:14} {f.default!s:12} {f.metadata['meaning']} ({allowed})")
+
+
+def status(args):
+    given = typed(args.settings)
+    states = {}
+    for name in EXPERIMENTS:
+        grid, _ = plan(name, args.profile, given)
+        for one in grid.content["runs"]:
+            if one["key"] not in states:
+                state, detail = states[one["key"]] = grid.store.status(one["key"])
+                network = f"{one['mixer']:11} depth {one['depth']:<3} seed {one['seed']:<3}"
+                print(f"{name:20} {one['key']}  {network} {state} {detail}")
+    kinds = [state for state, _ in states.values()]
+    print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
+
+
+def parser():
+    top = argparse.ArgumentParser("biasnb", description="Reproducibility suite for On the Bias Against Inductive Biases.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, action, words, example, profile="quick"):
+        p = commands.add_parser(name, help=words, description=words, epilog=f"Example: biasnb {example}. {EPILOG}")
+        p.set_defaults(action=action)
+        p.add_argument("--profile", default=profile, help=f"{', '.join(PROFILES)} (default: {profile or 'all published'})")
+        return p
+
+    p = command("reproduce", reproduce, "run every notebook, draw, and compare with the reference", "reproduce --profile quick")
+    p.add_argument("--fresh", action="store_true", help="start anew; earlier runs are set aside as runs/PROFILE.old")
+    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    p = command("run", run, "train and evaluate one network", "run --profile quick mixer=igpt depth=4")
+    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    p = command("notebook", notebook, "run one notebook, strictly checked", "notebook 20_trio --profile smoke seed=0,1")
+    p.add_argument("name", help="a name from `biasnb list`")
+    p.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="its parameters, or Config fields")
+    p = command("figures", figures, "draw tables and figures from records alone", "figures", profile=None)
+    p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")
+    command("publish", publish, "make the records of a run the committed reference", "publish --profile quick")
+    p = commands.add_parser("list", help="notebooks, profiles, operators, settings", epilog="Example: biasnb list")
+    p.set_defaults(action=listing)
+    p = command("status", status, "which runs are done, running, failed, missing", "status --profile quick")
+    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    return top
+
+
+def main(words=None):
+    args = parser().parse_args(words)
+    if args.command == "figures" and args.runs and not args.profile:
+        args.profile = "quick"
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        args.action(args)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BiasnbError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Data sets as uint8 tensors on a device: (n, S, S, 3) images and (n,) labels; augmentation by explicit generators."""
+
+import functools
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from .config import BiasnbError, folder_signature
+from .store import ROOT, StoreError, arrays_digest, read_arrays, write_arrays
+
+VAL_FRACTION = 0.1
+TEST_FRACTION = 0.2  # of a folder without train/ and test/
+DOWNLOADS = {
+    "cifar10": "cifar-10-python.tar.gz",
+    "cifar100": "cifar-100-python.tar.gz",
+    "svhn": "train_32x32.mat and test_32x32.mat",
+    "stl10": "stl10_binary.tar.gz",
+    "fashionmnist": "FashionMNIST/raw/*-ubyte.gz",
+}
+
+
+class DataError(BiasnbError):
+    """Images that are missing or cannot be used."""
+
+
+class Split(NamedTuple):
+    images: torch.Tensor  # (n, S, S, 3) uint8
+    labels: torch.Tensor  # (n,) int64, -1 where unlabelled
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    classes: tuple
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+
+    def stats(self):
+        """Mean and standard deviation of the training pixels per channel, both (3,), in units of 0 to 255."""
+        pixels = self.train.images.reshape(-1, 3).double()
+        return pixels.mean(0).float(), pixels.std(0).clamp(min=1.0).float()
+
+    def summary(self):
+        sizes = {name: len(getattr(self, name).labels) for name in ("train", "val", "test")}
+        return {"name": self.name, "fingerprint": self.fingerprint, "classes": list(self.classes), **sizes}
+
+
+def stream(seed, *names):
+    """A 63-bit seed for one named purpose, so that streams are independent and can be started anywhere."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:8], "big") >> 1
+
+
+def generator(device, seed, *names):
+    return torch.Generator(device).manual_seed(stream(seed, *names))
+
+
+def load(cfg, device="cpu"):
+    """The data set of a Config. A tenth of the training images, drawn by the seed, is the validation split
+    (`photographs` has its own, from other tiles). Raises DataError."""
+    signature = folder_signature(cfg.data_dir) if cfg.dataset == "folder" else ""
+    name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
+    split = {part: (torch.from_numpy(arrays[part]), torch.from_numpy(arrays[f"{part}_labels"]))
+             for part in ("train", "val", "test") if part in arrays}  # fmt: skip
+    if "val" not in split:
+        images, labels = split["train"]
+        order = torch.randperm(len(labels), generator=generator("cpu", cfg.seed, "validation split"))
+        held = max(1, round(VAL_FRACTION * len(labels)))
+        split["val"] = images[order[:held]], labels[order[:held]]
+        split["train"] = images[order[held:]], labels[order[held:]]
+    if len(split["train"][1]) < cfg.batch:
+        raise DataError(f"batch: {cfg.batch} images, but {name} has {len(split['train'][1])} to train on; choose fewer")
+    parts = {part: Split(images.to(device), labels.to(device)) for part, (images, labels) in split.items()}
+    return Data(name, classes, fingerprint=fingerprint, **parts)
+
+
+@functools.lru_cache(maxsize=2)
+def _arrays(dataset, data_dir, size, signature):
+    """(name, classes, arrays, fingerprint), decoded once and kept in runs/cache for data that take long to decode."""
+    if dataset == "folder":
+        top = Path(data_dir).expanduser()
+        kept = f"{signature}-{size}"
+        classes, arrays = _kept(kept, lambda: read_folder(top, size))
+        name = top.resolve().name
+    elif dataset == "photographs":
+        name = dataset
+        classes, arrays = _kept(f"photographs-{PHOTOGRAPHS_VERSION}-{size}", lambda: photographs(size))
+    else:
+        name = dataset
+        classes, arrays = download(dataset, Path(data_dir).expanduser() if data_dir else ROOT / "data", size)
+    return name, classes, arrays, arrays_digest(arrays)[:16]
+
+
+def _kept(name, make):
+    """Arrays from the cache, or made and put there; a damaged or unwritable cache only costs time."""
+    path = ROOT / "runs" / "cache" / f"{name}.npz"
+    try:
+        arrays = read_arrays(path)
+        return tuple(arrays.pop("classes").tolist()), arrays
+    except (StoreError, KeyError):
+        classes, arrays = make()
+    try:
+        write_arrays(path, {**arrays, "classes": np.array(classes)})
+    except (StoreError, OSError) as error:
+        warnings.warn(f"decoded images are not kept: {error}", stacklevel=2)
+    return classes, arrays
+
+
+# ---- a folder of class folders ------------------------------------------------------------------------------------
+
+
+def read_folder(top, size):
+    """Images of `top/<class>/*` or `top/{train,val,test}/<class>/*` as (classes, arrays). JPEG and PNG, 8 bits per
+    channel, grey or RGB. Images of other sizes are cut to the central square and resized, with a warning.
+
+    Raises DataError naming the folder or file and what is wrong with it."""
+    parts = {part: top / part for part in ("train", "val", "test") if (top / part).is_dir()}
+    if parts and not {"train", "test"} <= set(parts):
+        raise DataError(f"{top}: has {sorted(parts)} but not both train and test; add the other or use class folders only")
+    arrays, classes, sizes = {}, None, set()
+    for part, folder in (parts or {"all": top}).items():
+        found = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")))
+        if not found:
+            raise DataError(f"{folder}: holds no class folders; put the images of each class in a folder of its own")
+        if classes not in (None, found):
+            raise DataError(f"{folder}: classes {sorted(set(found) ^ set(classes))} are not in every split")
+        classes, images, labels = found, [], []
+        for label, name in enumerate(found):
+            files = sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in (".jpg", ".jpeg", ".png"))
+            if not files:
+                raise DataError(f"{folder / name}: holds no JPEG or PNG image; add some or remove the folder")
+            for file in files:
+                image = _decode(file)
+                sizes.add(image.shape[:2])
+                images.append(resize(image[None], size)[0])
+            labels += [label] * len(files)
+        arrays[part], arrays[f"{part}_labels"] = np.stack(images), np.array(labels, np.int64)
+    if len(sizes) > 1 or any(h != w for h, w in sizes):
+        seen = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)[:3]) + (", ..." if len(sizes) > 3 else "")
+        warnings.warn(f"{top.name}: images of {len(sizes)} sizes ({seen}), cut to the central square and "
+                      f"resized to {size}x{size}", stacklevel=2)  # fmt: skip
+    if not parts:
+        images, labels = arrays.pop("all"), arrays.pop("all_labels")
+        order = np.random.default_rng(stream(0, "test split")).permutation(len(labels))
+        held = max(1, round(TEST_FRACTION * len(labels)))
+        for part, index in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
+            arrays[part], arrays[f"{part}_labels"] = images[index], labels[index]
+    return classes, arrays
+
+
+def _decode(file):
+    try:
+        with Image.open(file, formats=("JPEG", "PNG")) as image:
+            plain = image.mode in ("RGB", "L") or (image.mode == "P" and "transparency" not in image.info)
+            if not plain:
+                channels = len(image.getbands())
+                raise DataError(f"{file}: mode {image.mode} ({channels} channels); convert it to 8-bit RGB or grey")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: not readable as a JPEG or PNG image ({error}); replace or remove it") from None
+
+
+def resize(images, size):
+    """(n, h, w, 3) uint8 -> (n, size, size, 3) uint8: central square, bilinear with antialiasing."""
+    h, w = images.shape[1:3]
+    side = min(h, w)
+    images = images[:, (h - side) // 2 :, (w - side) // 2 :][:, :side, :side]
+    if side == size:
+        return np.ascontiguousarray(images)
+    out = []
+    for chunk in np.array_split(images, max(1, len(images) * side * side // 4_000_000)):
+        x = torch.from_numpy(np.ascontiguousarray(chunk)).permute(0, 3, 1, 2).float()
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+        out.append(x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
+    return np.ascontiguousarray(np.concatenate(out))
+
+
+# ---- torchvision's data sets --------------------------------------------------------------------------------------
+
+
+def download(dataset, root, size):
+    """(classes, arrays) of a torchvision data set, downloaded to `root` on first use. STL-10 trains on its unlabelled
+    images too (label -1). Raises DataError naming the missing files."""
+    from torchvision import datasets
+
+    make, train, test = {
+        "cifar10": (datasets.CIFAR10, {"train": True}, {"train": False}),
+        "cifar100": (datasets.CIFAR100, {"train": True}, {"train": False}),
+        "svhn": (datasets.SVHN, {"split": "train"}, {"split": "test"}),
+        "stl10": (datasets.STL10, {"split": "train+unlabeled"}, {"split": "test"}),
+        "fashionmnist": (datasets.FashionMNIST, {"train": True}, {"train": False}),
+    }[dataset]
+    arrays = {}
+    for part, choice in (("train", train), ("test", test)):
+        try:
+            found = make(str(root), download=True, **choice)
+        except Exception as error:  # torchvision raises many kinds, from URLError to a bare RuntimeError
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(
+                f"{dataset}: not in {root} and cannot be downloaded ({reason}); put {DOWNLOADS[dataset]} there, "
+                "set data_dir to where it is, or use dataset='folder' or 'photographs'"
+            ) from None
+        images = np.asarray(found.data)
+        if dataset in ("svhn", "stl10"):  # (n, 3, h, w)
+            images = images.transpose(0, 2, 3, 1)
+        if images.ndim == 3:  # Fashion-MNIST is grey
+            images = np.repeat(images[..., None], 3, axis=3)
+        labels = found.targets if hasattr(found, "targets") else found.labels
+        arrays[part], arrays[f"{part}_labels"] = resize(images, size), np.asarray(labels, np.int64)
+    classes = getattr(found, "classes", None) or range(int(arrays["test_labels"].max()) + 1)
+    return tuple(str(c) for c in classes), arrays
+
+
+# ---- the embedded photographs -------------------------------------------------------------------------------------
+
+PHOTOGRAPHS_VERSION = 1
+PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "hubble", "immunohistochemistry", "motorcycle",
+               "retina", "rocket")  # fmt: skip
+SHORT_SIDE, TILE = 300, 60  # every photograph is reduced to this short side and cut into tiles of this side, pixels
+CROPS = {"train": 400, "val": 50, "test": 100}  # per photograph
+
+
+def photographs(size):
+    """Crops of ten colour photographs that ship inside scikit-image and scikit-learn, labelled by photograph.
+
+    Train, val and test come from disjoint tiles (1/2, 1/6, 1/3 of them); a crop covers 24 to 60 pixels of the photograph.
+    Random exposure and tint make the mean colour a weak clue. Near-uniform crops (black sky) are drawn again.
+    Deterministic. Returns (classes, arrays).
+    """
+    arrays = {part: [] for part in CROPS}
+    for label, name in enumerate(PHOTOGRAPHS):
+        rng = np.random.default_rng([PHOTOGRAPHS_VERSION, label])
+        photo = _photograph(name)
+        scale = SHORT_SIDE / min(photo.shape[:2])
+        photo = np.asarray(Image.fromarray(photo).resize(
+            (round(photo.shape[1] * scale), round(photo.shape[0] * scale)), Image.Resampling.LANCZOS))  # fmt: skip
+        tiles = [photo[y : y + TILE, x : x + TILE]
+                 for y in range(0, photo.shape[0] - TILE + 1, TILE)
+                 for x in range(0, photo.shape[1] - TILE + 1, TILE)]  # fmt: skip
+        tiles = [tiles[i] for i in rng.permutation(len(tiles)) if tiles[i].std() > 12]
+        parts = {"train": tiles[: len(tiles) // 2], "test": tiles[-(len(tiles) // 3) :]}
+        parts["val"] = tiles[len(tiles) // 2 : -(len(tiles) // 3)]
+        for part, count in CROPS.items():
+            arrays[part] += [_crop(parts[part], size, rng) for _ in range(count)]
+    labels = {f"{part}_labels": np.repeat(np.arange(len(PHOTOGRAPHS)), count) for part, count in CROPS.items()}
+    return PHOTOGRAPHS, {part: np.stack(crops) for part, crops in arrays.items()} | labels
+
+
+def _crop(tiles, size, rng):
+    for _ in range(20):
+        tile = tiles[rng.integers(len(tiles))]
+        side = int(rng.integers(24, TILE + 1))
+        y, x = rng.integers(0, TILE - side + 1, 2)
+        crop = tile[y : y + side, x : x + side]
+        if crop.std() > 8:
+            break
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    small = Image.fromarray(crop).resize((size, size), Image.Resampling.BOX)
+    light = rng.uniform(0.6, 1.25) * rng.uniform(0.8, 1.2, 3)
+    return np.clip(np.asarray(small) * light, 0, 255).round().astype(np.uint8)
+
+
+def _photograph(name):
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    if name in ("china", "flower"):
+        return load_sample_image(f"{name}.jpg")
+    if name == "motorcycle":
+        return skimage.data.stereo_motorcycle()[0]
+    return getattr(skimage.data, {"hubble": "hubble_deep_field"}.get(name, name))()
+
+
+# ---- augmentation -------------------------------------------------------------------------------------------------
+
+
+def augmentation(n, size, kind, generator):
+    """One random view per image, as a function to apply to images (n, S, S, ...) or palette indices alike:
+    'flip' mirrors half of them, 'crop' also shifts each by up to S/8 pixels (reflected at the border)."""
+    if kind == "none":
+        return lambda x: x
+    device = generator.device
+    rows = columns = torch.arange(size, device=device).expand(n, size)
+    if kind == "crop":
+        reach = size // 8
+        shift = torch.randint(-reach, reach + 1, (2, n, 1), generator=generator, device=device)
+        rows, columns = ((grid + s).abs() for grid, s in zip((rows, columns), shift, strict=True))
+        rows, columns = (torch.where(i >= size, 2 * (size - 1) - i, i) for i in (rows, columns))
+    flip = torch.rand(n, 1, generator=generator, device=device) < 0.5
+    columns = torch.where(flip, columns.flip(1), columns)
+    image = torch.arange(n, device=device)[:, None, None]
+    return lambda x: x[image, rows[:, :, None], columns[:, None, :]]

@@ -1,0 +1,279 @@
+"""Figures from records, in one style, byte-identical when drawn again. Imports no torch."""
+
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .stats import mean_interval
+from .store import write_atomic
+
+LABELS = {"convmixer": "ConvMixer (convolution)", "mixer": "Mixer (token MLP)", "igpt": "iGPT (attention)",
+          "conv_dense": "dense convolution", "identity": "identity (no mixing)"}  # fmt: skip
+_hues = sns.color_palette("colorblind", 10)
+COLOURS = {"convmixer": _hues[0], "mixer": _hues[1], "igpt": _hues[2], "conv_dense": _hues[9], "identity": _hues[7]}
+MARKERS = {"convmixer": "o", "mixer": "s", "igpt": "^", "conv_dense": "D", "identity": "v"}
+FLOORS = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
+STYLE = {
+    **sns.axes_style("ticks"),
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "biasnb",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+
+def canvas(width, height, panels=1, sharey=True):
+    """A figure and its axes in a row, in the suite's style."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
+    for ax in axes:
+        ax.grid(axis="y", color="0.92", linewidth=0.8)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def caption(figure, grid, words=""):
+    seeds = sorted({run["seed"] for run in grid.content["runs"]})
+    spread = f"mean and 95 % t interval over n = {len(seeds)} paired seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
+    figure.supxlabel(f"{grid.caption()}\n{words}{spread}", fontsize=7.5, color="0.35", x=0.01, ha="left")
+
+
+def mixers(grid):
+    """Mixers in the order they were asked for."""
+    return list(dict.fromkeys(run["mixer"] for run in grid.content["runs"]))
+
+
+def across_depth(ax, runs, column, mixer, shift, scale=1.0, **style):
+    """Mean and 95 % interval over seeds at each depth, with the seeds as dots. `shift` separates networks sideways."""
+    depths, means, halves = [], [], []
+    for depth, part in runs[(runs.mixer == mixer) & (runs.status == "done")].groupby("depth"):
+        mean, half, n = mean_interval(scale * part[column])
+        depths.append(depth * 2**shift)
+        means.append(mean)
+        halves.append(0 if n < 2 else half)
+        ax.plot([depth * 2**shift] * n, scale * part[column], ".", color=COLOURS[mixer], alpha=0.35, markersize=5, zorder=2)
+    ax.errorbar(depths, means, halves, color=COLOURS[mixer], marker=MARKERS[mixer], markersize=5.5, capsize=2.5, **style)
+
+
+def depth_axis(ax, grid):
+    depths = sorted({run["depth"] for run in grid.content["runs"]})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(depths, [str(d) for d in depths])
+    ax.minorticks_off()
+    ax.set_xlim(depths[0] / 1.35, depths[-1] * 1.35)
+    ax.set_xlabel("depth L, blocks")
+
+
+def level(ax, value, text):
+    """A dashed horizontal line, named at its right end."""
+    ax.axhline(value, color="0.45", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    ax.annotate(text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
+
+
+def psnr_by_depth(grid):
+    """Masked PSNR against depth, one line per network, the three untrained baselines as dashed levels."""
+    figure, (ax,) = canvas(7.2, 4.4)
+    runs = with_columns(grid.frame(), "psnr")
+    for i, mixer in enumerate(mixers(grid)):
+        across_depth(ax, runs, "psnr", mixer, 0.05 * (i - 1), label=LABELS[mixer])
+    floor = grid.floor()
+    if floor:
+        for name, value in floor["psnr"].items():
+            level(ax, value, FLOORS[name])
+    depth_axis(ax, grid)
+    ax.set_ylabel("PSNR on hidden pixels, dB")
+    ax.set_title("Reconstruction of hidden pixels, higher is better", loc="left")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=len(mixers(grid)), frameon=False)
+    caption(figure, grid)
+    return figure, runs[["mixer", "depth", "seed", "status", "psnr"]]
+
+
+def probe_by_depth(grid):
+    """Linear-probe accuracy against depth: trained (solid) and at random init (dotted), with chance and raw pixels."""
+    figure, axes = canvas(8.6, 4.2, len(mixers(grid)))
+    runs = with_columns(grid.frame(), "probe", "init_probe")
+    floor = grid.floor()
+    for i, (ax, mixer) in enumerate(zip(axes, mixers(grid), strict=True)):
+        across_depth(ax, runs, "probe", mixer, 0.04, 100)
+        across_depth(ax, runs, "init_probe", mixer, -0.04, 100, linestyle=":", markerfacecolor="white")
+        if floor:
+            level(ax, 100 * floor["pixel_probe"]["test"], "raw pixels" if i == len(axes) - 1 else "")
+        depth_axis(ax, grid)
+        ax.set_title(LABELS[mixer], loc="left", color=COLOURS[mixer])
+    axes[0].set_ylabel("linear probe, test accuracy, %")
+    caption(figure, grid, "filled: trained; open and dotted: the same network at random init; ")
+    return figure, runs[["mixer", "depth", "seed", "status", "probe", "init_probe"]]
+
+
+def probe_by_layer(grid):
+    """Accuracy of the linear probe at every layer, one panel per depth, trained and at random init."""
+    depths = sorted({run["depth"] for run in grid.content["runs"]})
+    rows = [{"mixer": r["config"]["mixer"], "depth": r["config"]["depth"], "seed": r["config"]["seed"], "network": name,
+             "layer": row["layer"], "accuracy": 100 * row["test"]}
+            for r in grid.records() for name, part in (("trained", r["probe"]), ("random init", r["init_probe"]))
+            for row in part["layers"]]  # fmt: skip
+    table = with_columns(pd.DataFrame(rows), "mixer", "depth", "seed", "network", "layer", "accuracy")
+    figure, axes = canvas(1.2 + 3.6 * len(depths), 4.2, len(depths))
+    for ax, depth in zip(axes, depths, strict=True):
+        for mixer in mixers(grid):
+            for network, line in (("trained", "-"), ("random init", ":")):
+                part = table[(table.mixer == mixer) & (table.depth == depth) & (table.network == network)]
+                mean = part.groupby("layer").accuracy.mean()
+                label = LABELS[mixer] if network == "trained" else None
+                face = COLOURS[mixer] if network == "trained" else "white"
+                ax.plot(mean.index, mean, line, color=COLOURS[mixer], marker=MARKERS[mixer], markersize=5, label=label,
+                        markerfacecolor=face)  # fmt: skip
+                for _, run in part.groupby("seed"):
+                    ax.plot(run.layer, run.accuracy, line, color=COLOURS[mixer], alpha=0.22, linewidth=0.8)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("layer l (0: embedding)")
+        ax.set_title(f"depth {depth}", loc="left")
+        floor = grid.floor()
+        if floor:
+            level(ax, 100 * floor["pixel_probe"]["test"], "raw pixels" if depth == depths[-1] else "")
+    axes[0].set_ylabel("linear probe, test accuracy, %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
+    seeds = len({run["seed"] for run in grid.content["runs"]})
+    figure.supxlabel(f"{grid.caption()}\nsolid: trained; dotted: random init; thick: mean, thin: each of n = {seeds} seeds",
+                     fontsize=7.5, color="0.35", x=0.01, ha="left")  # fmt: skip
+    return figure, table
+
+
+def learning_curves(grid):
+    """Training loss against step, one panel per depth, every seed a line."""
+    depths = sorted({run["depth"] for run in grid.content["runs"]})
+    rows = [{"mixer": r["config"]["mixer"], "depth": r["config"]["depth"], "seed": r["config"]["seed"],
+             "step": row["step"], "loss": row["loss"]} for r in grid.records() for row in r["history"]]  # fmt: skip
+    table = with_columns(pd.DataFrame(rows), "mixer", "depth", "seed", "step", "loss")
+    figure, axes = canvas(1.2 + 3.6 * len(depths), 4.0, len(depths))
+    for ax, depth in zip(axes, depths, strict=True):
+        for mixer in mixers(grid):
+            part = table[(table.mixer == mixer) & (table.depth == depth)]
+            for seed, run in part.groupby("seed"):
+                first = seed == part.seed.min()
+                ax.plot(run.step, run.loss, color=COLOURS[mixer], alpha=0.7, linewidth=1.2,
+                        label=LABELS[mixer] if first else None)  # fmt: skip
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 5)))
+        ax.set_xlabel("training step")
+        ax.set_title(f"depth {depth}", loc="left")
+    palette = grid.content["runs"][0]["target"] == "palette"
+    axes[0].set_ylabel("loss on hidden tokens, " + ("nats per pixel" if palette else "squared error / variance"))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
+    seeds = len({run["seed"] for run in grid.content["runs"]})
+    figure.supxlabel(f"{grid.caption()}\none line per seed, n = {seeds}; each point averages the steps since the last",
+                     fontsize=7.5, color="0.35", x=0.01, ha="left")  # fmt: skip
+    return figure, table
+
+
+def reconstructions(grid):
+    """Figure 1's arrangement: the original, the masked input, then one row per network."""
+    records = grid.records()
+    if not records:
+        return None, pd.DataFrame(columns=["mixer", "depth", "seed", "psnr"])
+    first = grid.store.arrays(records[0]["key"])
+    images, mask = first["images"], first["mask"]
+    p = images.shape[1] // mask.shape[1]
+    hidden = mask.repeat(p, 1).repeat(p, 2)[..., None]
+    rows = {"original": images, "input": np.where(hidden, 128, images).astype(np.uint8)}
+    for record in records:
+        label = f"{LABELS[record['config']['mixer']]}\n{record['psnr']['test']:.1f} dB"
+        rows[label] = grid.store.arrays(record["key"])["reconstruction"]
+    figure = pictures(rows)
+    depth, seed = (records[0]["config"][name] for name in ("depth", "seed"))
+    figure.supxlabel(f"{grid.caption()}, depth {depth}, seed {seed}\ntest images and fixed masks, the same for every network; "
+                     "dB: PSNR on the hidden pixels of the whole test split",
+                     fontsize=7.5, color="0.35", x=0.01, ha="left")  # fmt: skip
+    table = [{"mixer": r["config"]["mixer"], "depth": depth, "seed": seed, "psnr": r["psnr"]["test"]} for r in records]
+    return figure, pd.DataFrame(table)
+
+
+def pictures(rows, width=10.5):
+    """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square."""
+    columns = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(width, 0.82 * width / (columns + 2.2) * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        for ax in line:
+            ax.set(xticks=[], yticks=[], frame_on=False)
+        for ax, image in zip(line, images, strict=False):
+            ax.imshow(image, interpolation="nearest")
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    return figure
+
+
+def maps(panels, title, width=10.5):
+    """Heat maps side by side: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
+    figure = Figure(figsize=(width, width / len(panels) + 0.7), layout="constrained")
+    for ax, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        shown = np.ma.masked_equal(values / values.max(), 0)
+        image = ax.imshow(shown, cmap="viridis", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(label, fontsize=9)
+    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest")
+    figure.supxlabel(title, fontsize=8, color="0.35", x=0.01, ha="left")
+    return figure
+
+
+def swatches(palettes, width=10.5):
+    """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
+    figure = Figure(figsize=(width, 0.45 * len(palettes) + 0.2), layout="constrained")
+    for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
+        ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def with_columns(table, *names):
+    """The frame with these columns, empty where it lacks them."""
+    return table.reindex(columns=[*table.columns, *[name for name in names if name not in table.columns]])
+
+
+FIGURES = {
+    "20_trio": {"psnr": psnr_by_depth, "probe": probe_by_depth, "layers": probe_by_layer, "curves": learning_curves},
+    "40_reconstructions": {"rows": reconstructions},
+}
+
+
+def draw(name, grid):
+    """One figure of a grid by name, for display. Returns a matplotlib Figure, or None if it has no records."""
+    with matplotlib.rc_context(STYLE):
+        figure, _ = FIGURES[grid.content["experiment"]][name](grid)
+        if figure:
+            figure.draw_without_rendering()
+    return figure
+
+
+def write(grid, folder):
+    """Write every figure of a grid as PNG, SVG and PDF, with its numbers as CSV. Returns the paths."""
+    paths = []
+    for name, make in FIGURES.get(grid.content["experiment"], {}).items():
+        with matplotlib.rc_context(STYLE):
+            figure, table = make(grid)
+            if figure is None:
+                continue
+            stem = folder / f"{grid.name}-{name}"
+            for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=suffix[1:], metadata=metadata)
+                paths.append(stem.with_suffix(suffix))
+                write_atomic(paths[-1], buffer.getvalue())
+        write_atomic(stem.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+        paths.append(stem.with_suffix(".csv"))
+    return paths

@@ -1,0 +1,56 @@
+"""Progress with rate and time left: a live line in JupyterLab and in a terminal, a plain line now and then in a log."""
+
+import os
+import sys
+import time
+
+
+class Progress:
+    """Report steps done out of `total`. One instance covers one run; `done` counts the steps of earlier sessions."""
+
+    def __init__(self, label, total, done=0, every=None, stream=None):
+        self.label, self.total, self.first = label, total, done
+        self.stream = stream or sys.stdout
+        self.lab = None
+        if "JPY_SESSION_NAME" in os.environ and "ipykernel" in sys.modules:  # JupyterLab, not Papermill
+            from IPython.display import DisplayHandle
+
+            self.lab = DisplayHandle()
+            self.lab.display({"text/plain": f"{label}: starting"}, raw=True)
+        self.live = bool(self.lab) or self.stream.isatty()
+        self.every = every or (0.5 if self.live else 10.0)
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done, note=""):
+        now = time.monotonic()
+        if now - self.last >= self.every and done < self.total:
+            self.last = now
+            self._write(self.line(done, now, note))
+
+    def line(self, done, now, note):
+        rate = (done - self.first) / max(now - self.start, 1e-9)
+        left = (self.total - done) / rate if rate else float("inf")
+        share = 100 * done // self.total
+        return f"{self.label}: {done}/{self.total} steps, {share} %, {rate:.1f} steps/s, {clock(left)} left, {note}"
+
+    def finish(self, note):
+        self._write(f"{self.label}: {note} in {clock(time.monotonic() - self.start)}", last=True)
+
+    def _write(self, text, last=False):
+        if self.lab:
+            self.lab.update({"text/plain": text}, raw=True)
+        elif self.live:
+            self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else ""))
+            self.stream.flush()
+        else:
+            print(text, file=self.stream, flush=True)
+
+
+def clock(seconds):
+    """Seconds as people read them: 8 s, 3:05 min, 2:10 h."""
+    if seconds == float("inf"):
+        return "unknown time"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, s = divmod(round(seconds), 60)
+    return f"{minutes}:{s:02d} min" if minutes < 100 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -1,0 +1,14 @@
+"""Statistics over seeds: the unit is the seed, and seeds are paired across networks."""
+
+import numpy as np
+from scipy import stats
+
+
+def mean_interval(values, level=0.95):
+    """(mean, half-width of the t interval, n); the half-width is NaN for n < 2. Missing values are left out."""
+    x = np.asarray(values, float)
+    x = x[~np.isnan(x)]
+    if len(x) < 2:
+        return (float(x[0]) if len(x) else float("nan")), float("nan"), len(x)
+    half = stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(half), len(x)

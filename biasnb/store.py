@@ -1,0 +1,306 @@
+"""Records: one JSON file per run with small arrays beside it. Written atomically, validated, read without torch."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .config import BiasnbError
+
+ROOT = Path(os.environ.get("BIASNB_ROOT") or Path(__file__).resolve().parents[1])
+SCHEMA = 1
+REQUIRED = {
+    "run": ("config", "status", "steps", "data", "environment", "history"),
+    "floor": ("config", "status", "data", "environment", "psnr", "pixel_probe"),
+}
+METRICS = ("parameters", "flop_per_image", "images_per_second", "wall_seconds", "loss", "psnr", "probe", "init_probe")
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
+
+
+class StoreError(BiasnbError):
+    """A record, array or grid file that is missing or does not validate."""
+
+
+def write_atomic(path, content):
+    """Write bytes or text so that the final name holds the old content or the new, never a part of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempt = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(attempt, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(attempt, path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+def to_json(content):
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_json(path):
+    """Parse a JSON file. Raises StoreError naming the file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise StoreError(f"{path}: not readable as JSON ({error}); delete it to make it anew") from None
+
+
+def write_arrays(path, arrays):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_arrays(path):
+    """Arrays of an .npz file as a dict; pickled content is refused. Raises StoreError naming the file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:
+        raise StoreError(f"{path}: not readable as arrays ({error}); delete it to make it anew") from None
+
+
+def arrays_digest(arrays):
+    """sha256 over names, shapes, types and content."""
+    h = hashlib.sha256()
+    for name in sorted(arrays):
+        a = np.ascontiguousarray(arrays[name])
+        h.update(f"{name}{a.dtype.str}{a.shape}".encode())
+        h.update(a.tobytes())
+    return h.hexdigest()
+
+
+def check(record, where="record"):
+    """Return the record if it is complete. Raises StoreError naming what is missing or wrong."""
+    if not isinstance(record, dict) or record.get("kind") not in REQUIRED:
+        raise StoreError(f"{where}: not a record of this suite")
+    if record.get("schema") != SCHEMA:
+        raise StoreError(f"{where}: schema {record.get('schema')!r}, this version reads {SCHEMA}; delete it to make it anew")
+    needed = REQUIRED[record["kind"]] + ("key",)
+    if record["kind"] == "run" and record.get("status") == "done":
+        needed += METRICS
+    missing = [name for name in needed if name not in record]
+    if missing:
+        raise StoreError(f"{where}: lacks {', '.join(missing)}; delete it to make it anew")
+    if record["status"] not in ("done", "diverged"):
+        raise StoreError(f"{where}: status {record['status']!r} is neither done nor diverged")
+    return record
+
+
+class Store:
+    """The records of one profile in one folder: `runs/<profile>` (yours) or `results/<profile>` (reference)."""
+
+    def __init__(self, profile, base="runs"):
+        self.profile, self.base = profile, base
+        self.folder = ROOT / base / profile
+
+    def path(self, key, suffix=".json"):
+        return self.folder / f"{key}{suffix}"
+
+    def has(self, key):
+        return self.path(key).is_file()
+
+    def save(self, record, arrays=None):
+        """Arrays first, then the record that names their digest: a record that exists is complete."""
+        record = {"schema": SCHEMA, "status": "done", **record}
+        if arrays:
+            write_arrays(self.path(record["key"], ".npz"), arrays)
+            record["arrays"] = arrays_digest(arrays)
+        write_atomic(self.path(record["key"]), to_json(check(record)))
+        self.path(record["key"], ".error").unlink(missing_ok=True)
+        return record
+
+    def load(self, key):
+        """The validated record of a run. Raises StoreError."""
+        record = check(read_json(self.path(key)), self.path(key))
+        if record["key"] != key:
+            raise StoreError(f"{self.path(key)}: holds the record of {record['key']}")
+        return record
+
+    def arrays(self, key):
+        """The arrays beside a record, checked against its digest. Raises StoreError."""
+        arrays = read_arrays(self.path(key, ".npz"))
+        if arrays_digest(arrays) != self.load(key).get("arrays"):
+            raise StoreError(f"{self.path(key, '.npz')}: does not match the digest in its record; delete both")
+        return arrays
+
+    def records(self):
+        """All records in the folder, in the order of their keys. Raises StoreError for a broken one."""
+        return [self.load(path.stem) for path in sorted(self.folder.glob("*.json"))]
+
+    def frame(self):
+        """One row per run: config fields, metrics, floors. See `frame`."""
+        return frame(self.records())
+
+    def grids(self):
+        """What notebooks asked for, one Grid per file in `grids/`, in the order of their names."""
+        return [Grid(self, path.stem, read_json(path)) for path in sorted((self.folder / "grids").glob("*.json"))]
+
+    def status(self, key):
+        """(state, detail): done, diverged, running, failed, interrupted or missing."""
+        if self.has(key):
+            return self.load(key)["status"], ""
+        owner = _owner(self.path(key, ".claim"))
+        if owner:
+            return "running", f"on {owner['host']}, process {owner['pid']}"
+        if self.path(key, ".error").is_file():
+            return "failed", self.path(key, ".error").read_text(encoding="utf-8").strip()
+        steps = sorted((self.folder / "checkpoints" / key).glob("*.safetensors"))
+        return ("interrupted", f"at step {int(steps[-1].name.split('-')[0])}") if steps else ("missing", "")
+
+    @contextlib.contextmanager
+    def claim(self, key):
+        """Hold a run for this process, so that no other trains it too. Raises StoreError naming the owner."""
+        path = self.path(key, ".claim")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        owner = _owner(path)
+        if owner:
+            raise StoreError(f"{key}: already running on {owner['host']}, process {owner['pid']}; wait for it or stop it")
+        path.unlink(missing_ok=True)
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                json.dump({"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid())}, file)
+        except FileExistsError:
+            raise StoreError(f"{key}: another process has just started it; wait for it or stop it") from None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs that one notebook asked for: {experiment, profile, data, overrides, runs: [{key, fields}], floor}."""
+
+    store: Store
+    name: str
+    content: dict
+
+    def save(self):
+        write_atomic(self.store.folder / "grids" / f"{self.name}.json", to_json(self.content))
+
+    @property
+    def keys(self):
+        """Keys of all records it needs, the floor's too."""
+        return [run["key"] for run in self.content["runs"]] + ([self.content["floor"]] if self.content["floor"] else [])
+
+    def missing(self):
+        return [key for key in self.keys if not self.store.has(key)]
+
+    def frame(self):
+        """One row per run that was asked for; a run without a record has the status 'missing' and no metrics."""
+        found = frame([self.store.load(run["key"]) for run in self.content["runs"] if self.store.has(run["key"])])
+        asked = pd.DataFrame(self.content["runs"])
+        if found.empty:
+            return asked.assign(status="missing")
+        rows = asked[["key"]].merge(found, on="key", how="left")
+        for name in asked.columns:
+            rows[name] = asked[name]
+        return rows.assign(status=rows["status"].fillna("missing"))
+
+    def floor(self):
+        """The floor record, or None if it is missing."""
+        return self.store.load(self.content["floor"]) if self.store.has(self.content["floor"]) else None
+
+    def records(self):
+        """The records of the finished runs, in the order they were asked for."""
+        found = [self.store.load(run["key"]) for run in self.content["runs"] if self.store.has(run["key"])]
+        return [record for record in found if record["status"] == "done"]
+
+    def caption(self):
+        """Data, profile and changed settings, for figures and tables."""
+        run = self.content["runs"][0]
+        changed = {k: v for k, v in self.content["overrides"].items() if k not in ("dataset", "files", "image_size")}
+        words = [f"{self.content['data']} {run['image_size']}x{run['image_size']}", f"profile {self.content['profile']}"]
+        words += [f"patch {run['patch']}", f"width {run['width']}", f"mask rate {run['mask_rate']:g}", f"{run['steps']} steps"]
+        shown = ("patch", "width", "mask_rate", "steps", "seed", "depth", "mixer")
+        return ", ".join(words + [f"{k} {v}" for k, v in changed.items() if k not in shown])
+
+
+def _start(pid):
+    """Start time of a process in clock ticks, so that a reused pid is not taken for the owner; None if unknown."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def _owner(path, patience=3600):
+    """The living owner of a claim, or None. On another host: alive while the claim is younger than `patience` s."""
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        if owner["host"] != socket.gethostname():
+            return owner if time.time() - path.stat().st_mtime < patience else None
+        os.kill(owner["pid"], 0)
+        return owner if owner["start"] == _start(owner["pid"]) else None
+    except PermissionError:
+        return owner
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def environment(device="cpu", gpu=None, threads=None):
+    """What the numbers were made with: versions, commit, machine. Holds no path and no host name."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "device": device,
+        "gpu": gpu,
+        "threads": threads,
+    }
+
+
+def _git(*words):
+    try:
+        done = subprocess.run(("git", "-C", str(ROOT), *words), capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _cpu():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def frame(records):
+    """Runs as a pandas frame: config fields, then metrics. Probe columns are test accuracies at the chosen layer."""
+    rows = []
+    for r in records:
+        if r["kind"] != "run":
+            continue
+        row = {"key": r["key"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"], **r["config"]}
+        row |= {"status": r["status"]}
+        if r["status"] == "done":
+            row |= {name: r[name] for name in ("flop_per_image", "images_per_second", "wall_seconds")}
+            row |= {"loss": r["loss"]["test"], "val_loss": r["loss"]["val"], "psnr": r["psnr"]["test"]}
+            row |= {f"parameters_{part}": n for part, n in r["parameters"].items()}
+            row |= {"probe": r["probe"]["chosen"]["test"], "probe_layer": r["probe"]["chosen"]["layer"]}
+            row |= {"init_probe": r["init_probe"]["chosen"]["test"], "knn": r["probe"]["chosen"]["knn"]}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,154 @@
+"""The whole suite: run every notebook, draw what the records say, compare with the reference, publish."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from .config import BiasnbError, check_profile
+from .experiments import EXPERIMENTS
+from .progress import clock
+from .store import ROOT, Store, StoreError, write_atomic
+
+# How far the same run may be off on another machine: metric -> (path in the record, band, unit).
+BANDS = {
+    "masked PSNR": (("psnr", "test"), 0.25, "dB"),
+    "masked loss": (("loss", "test"), 0.03, ""),
+    "probe": (("probe", "chosen", "test"), 0.04, ""),
+    "probe at init": (("init_probe", "chosen", "test"), 0.03, ""),
+}
+
+
+def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
+    """Run every notebook with the profile, then draw tables and figures and compare. Returns the names that failed.
+
+    `given` are parameters for every notebook, as for `notebook.execute`. `fresh` first sets earlier runs of the
+    profile aside as runs/<profile>.old (the set before that is deleted)."""
+    from . import notebook
+
+    check_profile(profile)
+    store = Store(profile)
+    given = {"profile": profile, **(given or {})}
+    asked = {name: notebook.accepted(name, given) for name in EXPERIMENTS}
+    if fresh and store.folder.is_dir():
+        old = store.folder.with_name(f"{profile}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        store.folder.rename(old)
+    rows, failed, start = [], [], time.monotonic()
+    for i, name in enumerate(EXPERIMENTS, 1):
+        print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}", file=stream, flush=True)
+        began, before = time.monotonic(), set(store.folder.glob("*.json"))
+        try:
+            path = notebook.execute(name, asked[name], stream)
+            state = "done"
+        except BiasnbError as error:
+            failed.append(name)
+            state, path = "FAILED", store.folder / "notebooks" / f"{name}.failed.ipynb"
+            print(f"error: {error}", file=stream, flush=True)
+        trained = len(set(store.folder.glob("*.json")) - before)
+        rows.append((name, state, time.monotonic() - began, trained, path))
+    figures = render(store)
+    summary = summarise(profile, rows, time.monotonic() - start, figures)
+    write_atomic(store.folder / "summary.md", summary)
+    print("\n" + summary, file=stream, flush=True)
+    return failed
+
+
+def render(store, folder=None):
+    """Draw every table and figure of a store's grids: into runs/<profile>/{figures,tables} or, for the committed
+    reference, figures/<profile>. Returns the paths. Reads records only."""
+    from . import figures, tables
+
+    paths = []
+    for grid in store.grids():
+        pictures = folder or store.folder / "figures"
+        paths += figures.write(grid, pictures) + tables.write(grid, folder or store.folder / "tables")
+    return paths
+
+
+def newest(profile):
+    """The store to show: your own runs of the profile if there are any, else the committed reference."""
+    own = Store(profile)
+    return own if own.grids() else Store(profile, "results")
+
+
+def render_reference(profiles=None):
+    """Draw figures/<profile> from results/<profile> for every published profile. Returns the paths."""
+    found = sorted(p.name for p in (ROOT / "results").glob("*") if p.is_dir())
+    unknown = sorted(set(profiles or []) - set(found))
+    if unknown:
+        raise StoreError(f"profile: {unknown[0]!r} has no records in results/; published are {found}")
+    return [path for profile in profiles or found for path in render(Store(profile, "results"), ROOT / "figures" / profile)]
+
+
+def summarise(profile, rows, seconds, paths):
+    """The closing page of `reproduce` as Markdown: what ran, how long, what to open, agreement with the reference."""
+    lines = [f"# {profile}: {sum(r[1] == 'done' for r in rows)} of {len(rows)} notebooks in {clock(seconds)}", ""]
+    lines += ["| notebook | state | time | new records |", "|---|---|---|---|"]
+    lines += [f"| {name} | {state} | {clock(took)} | {trained} |" for name, state, took, trained, _ in rows]
+    lines += ["", "Open:", ""]
+    opened = [row[4] for row in rows if row[0].startswith(("20", "40", "90"))] + [p for p in paths if p.suffix == ".png"]
+    lines += [f"- {shown(path)}" for path in opened]
+    lines += ["", *agreement(profile), ""]
+    return "\n".join(lines)
+
+
+def shown(path):
+    return path.relative_to(ROOT) if Path(path).is_relative_to(ROOT) else path
+
+
+def agreement(profile):
+    """This machine against results/<profile>, metric by metric, over the runs that both have: lines of Markdown."""
+    here, there = Store(profile), Store(profile, "results")
+    keys = [p.stem for p in sorted(there.folder.glob("*.json")) if here.has(p.stem) and not p.stem.startswith("floor-")]
+    if not keys:
+        return [f"No committed reference for these runs in results/{profile}; nothing to compare."]
+    pairs = [(here.load(key), there.load(key)) for key in keys]
+    other = [a["key"] for a, b in pairs if a["status"] != b["status"]]
+    pairs = [(a, b) for a, b in pairs if a["status"] == b["status"] == "done"]
+    moved = sum(a["data"]["fingerprint"] != b["data"]["fingerprint"] for a, b in pairs)
+    lines = [f"Against the reference in results/{profile}, {len(keys)} runs:", ""]
+    lines += ["| metric | band | median difference | largest | within the band |", "|---|---|---|---|---|"]
+    for name, (path, band, unit) in BANDS.items():
+        off = sorted(abs(value(a, path) - value(b, path)) for a, b in pairs)
+        if off:
+            inside = sum(x <= band for x in off)
+            verdict = "yes" if inside == len(off) else f"NO, {inside} of {len(off)}"
+            lines.append(f"| {name} | ± {band:g} {unit} | {off[len(off) // 2]:.2g} | {off[-1]:.2g} | {verdict} |")
+    if other:
+        lines += ["", f"Ended otherwise than in the reference: {', '.join(other)}"]
+    if moved:
+        lines += ["", f"{moved} runs read other pixels than the reference: an image library decodes or resizes otherwise."]
+    return lines
+
+
+def value(record, path):
+    for name in path:
+        record = record[name]
+    return record
+
+
+def publish(profile):
+    """Promote the validated records of runs/<profile> that its grids ask for to results/<profile>.
+
+    Everything is read and checked before anything is written; records of grids that are not published again stay.
+    Raises StoreError if a record is missing or broken. Returns the number of records."""
+    here, there = Store(profile), Store(profile, "results")
+    grids = [grid for grid in here.grids() if grid.keys]
+    if not grids:
+        raise StoreError(f"{here.folder}: holds no grid to publish; run `biasnb reproduce --profile {profile}` first")
+    missing = [(grid.name, key) for grid in grids for key in grid.missing()]
+    if missing:
+        raise StoreError(f"{missing[0][0]}: {len(missing)} records are missing, first {missing[0][1]}; finish the run first")
+    files = {}
+    for key in dict.fromkeys(key for grid in grids for key in grid.keys):
+        record = here.load(key)
+        files[f"{key}.json"] = here.path(key).read_bytes()
+        if "arrays" in record:
+            here.arrays(key)
+            files[f"{key}.npz"] = here.path(key, ".npz").read_bytes()
+    for name, content in files.items():
+        write_atomic(there.folder / name, content)
+    for grid in grids:
+        type(grid)(there, grid.name, grid.content).save()
+    return sum(name.endswith(".json") for name in files)
