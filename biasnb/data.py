@@ -225,7 +225,7 @@ PHOTOGRAPHS_VERSION = 1
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "hubble", "immunohistochemistry", "motorcycle",
                "retina", "rocket")  # fmt: skip
 SHORT_SIDE, TILE = 300, 60  # every photograph is reduced to this short side and cut into tiles of this side, pixels
-CROPS = {"train": 400, "val": 50, "test": 100}  # per photograph
+CROPS = {"train": 300, "val": 50, "test": 100}  # per photograph
 
 
 def photographs(size):

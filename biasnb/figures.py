@@ -195,8 +195,8 @@ def reconstructions(grid):
         rows[label] = grid.store.arrays(record["key"])["reconstruction"]
     figure = pictures(rows)
     depth, seed = (records[0]["config"][name] for name in ("depth", "seed"))
-    figure.supxlabel(f"{grid.caption()}, depth {depth}, seed {seed}\ntest images and fixed masks, the same for every network; "
-                     "dB: PSNR on the hidden pixels of the whole test split",
+    figure.supxlabel(f"{grid.caption()}, depth {depth}, seed {seed}\nthe test image of highest contrast in each tenth, "
+                     "the same masks for every network; dB: PSNR on the hidden pixels of the whole test split",
                      fontsize=7.5, color="0.35", x=0.01, ha="left")  # fmt: skip
     table = [{"mixer": r["config"]["mixer"], "depth": depth, "seed": seed, "psnr": r["psnr"]["test"]} for r in records]
     return figure, pd.DataFrame(table)
@@ -246,6 +246,7 @@ def with_columns(table, *names):
 
 
 FIGURES = {
+    "10_one_run": {"curves": learning_curves, "layers": probe_by_layer},
     "20_trio": {"psnr": psnr_by_depth, "probe": probe_by_depth, "layers": probe_by_layer, "curves": learning_curves},
     "40_reconstructions": {"rows": reconstructions},
 }

@@ -23,31 +23,37 @@ def pixel_features(split):
     return split.images[labelled].float().flatten(1)[None], split.labels[labelled]
 
 
-def fit_logistic(x, y, classes, penalties=PENALTIES, max_iter=200):
+def fit_logistic(x, y, classes, penalties=PENALTIES, max_iter=100):
     """Multinomial logistic regression by L-BFGS, all layers and penalties in one pass.
 
     x (L, n, F) standardised, y (n,) -> weights (L, F + 1, P, C), the last row the bias, which is not penalised.
-    Minimises mean cross-entropy + penalty/2 * |W|^2 for each layer and penalty.
+    Minimises mean cross-entropy + penalty/2 * |W|^2 for each layer and penalty. The search runs along the principal axes
+    of the features, each scaled by its expected curvature; that changes the path, not the minimum.
     """
     layers, n, width = x.shape
-    x = torch.cat([x, x.new_ones(layers, n, 1)], 2)
-    w = x.new_zeros(layers, width + 1, len(penalties), classes, requires_grad=True)
-    strength = x.new_tensor(penalties)[None, None, :, None] / 2
+    variance, axes = torch.linalg.eigh(x.mT @ x / n)
+    x = torch.cat([x @ axes, x.new_ones(layers, n, 1)], 2)
+    strength = torch.cat([x.new_tensor(penalties).expand(width, -1), x.new_zeros(1, len(penalties))])[None, ..., None]
+    curvature = torch.cat([variance.clamp(min=0), x.new_ones(layers, 1)], 1)[..., None, None] / classes
+    scale = (curvature + strength).rsqrt()
+    u = x.new_zeros(layers, width + 1, len(penalties), classes, requires_grad=True)
     target = y[None, :, None].expand(layers, n, len(penalties))
 
     def closure():
         solver.zero_grad()
+        w = scale * u
         logits = (x @ w.flatten(2)).view(layers, n, len(penalties), classes)
         loss = F.cross_entropy(logits.permute(0, 3, 1, 2), target) * layers * len(penalties)
-        loss = loss + (strength * w[:, :-1].square()).sum()
+        loss = loss + (strength / 2 * w.square()).sum()
         loss.backward()
         return loss
 
     solver = torch.optim.LBFGS(
-        [w], max_iter=max_iter, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+        [u], max_iter=max_iter, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
     )
     solver.step(closure)
-    return w.detach()
+    w = (scale * u).detach()
+    return torch.cat([(axes @ w[:, :-1].flatten(2)).unflatten(2, w.shape[2:]), w[:, -1:]], 1)
 
 
 def linear_probe(train, val, test, classes):

@@ -261,7 +261,7 @@ def environment(device="cpu", gpu=None, threads=None):
     """What the numbers were made with: versions, commit, machine. Holds no path and no host name."""
     return {
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain")),
         "system": f"{platform.system()} {platform.machine()}",
@@ -270,6 +270,13 @@ def environment(device="cpu", gpu=None, threads=None):
         "gpu": gpu,
         "threads": threads,
     }
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*words):

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .figures import LABELS
+from .figures import LABELS, with_columns
 from .stats import mean_interval
 from .store import write_atomic
 
@@ -27,8 +27,7 @@ def trio(grid):
     """One row per network and depth: mean ± 95 % interval over n seeds; missing and diverged runs are counted."""
     rows = []
     for (mixer, depth), runs in by_network(grid):
-        runs = runs.reindex(columns=[*runs, *{"psnr", "loss", "probe", "init_probe", "knn"} - set(runs)])
-        done = runs[runs.status == "done"]
+        done = with_columns(runs[runs.status == "done"], "psnr", "loss", "probe", "init_probe", "knn")
         rows.append(
             {
                 "network": LABELS[mixer],
@@ -52,14 +51,12 @@ def trio(grid):
 
 def differences(grid):
     """Paired by seed: each network minus ConvMixer at the same depth, mean ± 95 % interval over n pairs."""
-    frame = grid.frame()
-    if "psnr" not in frame:
-        return pd.DataFrame()
-    done = frame[frame.status == "done"].set_index(["depth", "seed"])
+    done = with_columns(grid.frame(), "psnr", "probe")
+    done = done[done.status == "done"]
     rows = []
-    for mixer in [m for m in done.mixer.unique() if m != "convmixer"]:
-        for depth in sorted(frame.depth.unique()):
-            one, other = (done[(done.mixer == m)].query("depth == @depth") for m in (mixer, "convmixer"))
+    for mixer in [m for m in dict.fromkeys(run["mixer"] for run in grid.content["runs"]) if m != "convmixer"]:
+        for depth in sorted({run["depth"] for run in grid.content["runs"]}):
+            one, other = (done[(done.mixer == m) & (done.depth == depth)].set_index("seed") for m in (mixer, "convmixer"))
             psnr, probe = one.psnr - other.psnr, 100 * (one.probe - other.probe)
             rows.append(
                 {
@@ -109,6 +106,7 @@ def tidy(rows):
 
 
 TABLES = {
+    "10_one_run": {"run": trio},
     "20_trio": {"trio": trio, "differences": differences, "cost": cost},
     "40_reconstructions": {"psnr": reconstruction},
 }

@@ -26,7 +26,7 @@ from .progress import Progress
 from .store import StoreError, environment, write_atomic
 
 CHECKPOINT_SECONDS = 15
-SHOWN = 10  # test images whose reconstructions are kept
+SHOWN = 10
 
 
 class Diverged(BiasnbError):
@@ -256,6 +256,13 @@ def run(cfg, store, prefix=""):
             raise
 
 
+def shown(split):
+    """Indices of the images whose reconstructions are kept: the one of highest contrast in each tenth of the split."""
+    contrast = split.images.flatten(1).float().std(1)
+    tenths = torch.arange(len(contrast), device=contrast.device).tensor_split(SHOWN)
+    return torch.stack([tenth[contrast[tenth].argmax()] for tenth in tenths if len(tenth)])
+
+
 def _run(cfg, k, store, prefix):
     device = pick_device(cfg)
     data = load(cfg, device)
@@ -282,7 +289,7 @@ def _run(cfg, k, store, prefix):
     else:
         scores = {part: evaluate(model, getattr(data, part), part) for part in ("val", "test")}
         probe = probe_network(model, data)
-        index = torch.linspace(0, len(data.test.labels) - 1, SHOWN, device=device).long()
+        index = shown(data.test)
         images, mask = data.test.images[index], evaluation_masks(data.test, cfg, "test")[index]
         arrays = {
             "images": images.cpu().numpy(),

@@ -1,0 +1,41 @@
+# Two commands do all set-up: `make reproduce` and `make test`. VENV=path puts the environment elsewhere.
+VENV ?= .venv
+PYTHON ?= python3
+PROFILE ?= quick
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+READY := $(VENV)/.biasnb-ready
+
+.PHONY: reproduce test lint figures lab clean install
+
+reproduce: $(READY)  ## every notebook with PROFILE=quick; FRESH=1 starts anew; SET="field=value ..." changes settings
+	$(BIN)/python -m biasnb reproduce --profile $(PROFILE) $(if $(FRESH),--fresh) $(SET)
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## style of package, tests and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
+
+figures: $(READY)  ## redraw figures/ from the committed records in results/
+	$(BIN)/python -m biasnb figures
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## remove what the suite made here, except data/ and the environment; runs/ goes to runs.old/ first
+	rm -rf runs.old build *.egg-info .pytest_cache .ruff_cache
+	if [ -d runs ]; then mv runs runs.old; fi
+
+install: $(READY)
+
+# The environment follows pyproject.toml and the exact versions of CONSTRAINTS (CONSTRAINTS= takes the newest instead).
+# One environment serves one checkout at a time: shared by VENV=path, it is pointed here when another checkout had it.
+$(shell test "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" || rm -f $(READY))
+$(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "biasnb needs Python 3.11 or newer; set PYTHON=")'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	echo "$(CURDIR)" > $(READY)

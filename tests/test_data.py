@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from biasnb import data
+from biasnb.config import Config, configure
+from biasnb.data import DataError
+
+
+def picture(path, size=(8, 8), mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return pixels
+
+
+def folder(tmp_path, n=20, parts=("train", "test")):
+    for part in parts:
+        for name in ("cat", "dog"):
+            for i in range(n):
+                picture(tmp_path / part / name / f"{i}.png", seed=i)
+    return Config(dataset="folder", data_dir=str(tmp_path), image_size=8, batch=16)
+
+
+def test_folder_with_train_and_test_is_read_as_it_is(root, tmp_path):
+    cfg = folder(tmp_path / "pets")
+    d = data.load(cfg)
+    assert (d.name, d.classes) == ("pets", ("cat", "dog"))
+    assert [len(getattr(d, part).labels) for part in ("train", "val", "test")] == [36, 4, 40]
+    expected = np.asarray(Image.open(tmp_path / "pets/test/cat/0.png"))
+    assert (d.test.images[0].numpy() == expected).all()
+
+
+def test_folder_without_split_keeps_a_fifth_for_the_test(root, tmp_path):
+    d = data.load(folder(tmp_path / "pets", parts=("",)))
+    assert [len(getattr(d, part).labels) for part in ("train", "val", "test")] == [29, 3, 8]
+
+
+def test_validation_split_follows_the_seed_and_leaves_the_test_alone(root, tmp_path):
+    cfg = folder(tmp_path / "pets")
+    one, same, other = (data.load(c) for c in (cfg, cfg, Config(**{**vars(cfg), "seed": 1})))
+    assert torch.equal(one.val.images, same.val.images)
+    assert not torch.equal(one.val.labels, other.val.labels) or not torch.equal(one.val.images, other.val.images)
+    assert torch.equal(one.test.images, other.test.images)
+    assert one.fingerprint == other.fingerprint
+
+
+def test_fingerprint_changes_with_one_pixel(root, tmp_path):
+    cfg = folder(tmp_path / "pets")
+    before = data.load(cfg).fingerprint
+    path = tmp_path / "pets/train/cat/0.png"
+    pixels = np.array(Image.open(path))
+    pixels[0, 0, 0] ^= 1
+    path.unlink()
+    Image.fromarray(pixels).save(path.with_name("00.png"))
+    assert data.load(cfg).fingerprint != before
+
+
+def test_other_sizes_are_resized_with_a_warning(root, tmp_path):
+    cfg = folder(tmp_path / "pets")
+    picture(tmp_path / "pets/train/cat/wide.jpg", (40, 20))
+    with pytest.warns(UserWarning, match="40x20"):
+        assert data.load(cfg).train.images.shape[1:] == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda p: (p / "train/cow").mkdir(), "cow"),
+        (lambda p: [f.unlink() for f in (p / "train/cat").iterdir()], "cat: holds no JPEG or PNG"),
+        (lambda p: (p / "train/cat/0.png").write_bytes(b"not an image"), "0.png: not readable"),
+        (lambda p: (p / "train/cat/0.png").write_bytes((p / "train/cat/1.png").read_bytes()[:90]), "0.png: not readable"),
+        (lambda p: picture(p / "train/cat/0.png", mode="RGBA"), r"0.png: mode RGBA \(4 channels\)"),
+        (lambda p: picture(p / "train/cat/0.jpg", mode="CMYK"), r"0.jpg: mode CMYK \(4 channels\)"),
+    ],
+)
+def test_bad_images_are_refused_by_name(root, tmp_path, spoil, words):
+    cfg = folder(tmp_path / "pets")
+    spoil(tmp_path / "pets")
+    with pytest.raises(DataError, match=words) as caught:
+        data.load(cfg)
+    assert "\n" not in str(caught.value)
+
+
+def test_fewer_images_than_a_batch_are_refused(root, tmp_path):
+    cfg = folder(tmp_path / "pets", n=8)
+    with pytest.raises(DataError, match=r"batch: 16 .* 14 to train on"):
+        data.load(cfg)
+
+
+def test_grey_images_become_rgb(root, tmp_path):
+    cfg = folder(tmp_path / "pets")
+    picture(tmp_path / "pets/test/cat/0.png", mode="L")
+    first = data.load(cfg).test.images[0]
+    assert torch.equal(first[..., 0], first[..., 1])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "stl10", "fashionmnist"])
+def test_a_failed_download_names_the_files_to_put_there(root, monkeypatch, name):
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", offline)
+    with pytest.raises(DataError, match=f"{name}.*{data.DOWNLOADS[name].split()[0].split('*')[0]}") as caught:
+        data.load(Config(dataset=name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "labels"),
+    [
+        ("cifar10", (30, 32, 32, 3), "targets"),
+        ("svhn", (30, 3, 32, 32), "labels"),
+        ("stl10", (30, 3, 96, 96), "labels"),
+        ("fashionmnist", (30, 28, 28), "targets"),
+    ],
+)
+def test_torchvision_layouts_become_one(root, monkeypatch, name, shape, labels):
+    class Fake:
+        def __init__(self, root, download, **_):
+            self.data = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+            setattr(self, labels, np.arange(30) % 10)
+
+    real = {"cifar10": "CIFAR10", "svhn": "SVHN", "stl10": "STL10", "fashionmnist": "FashionMNIST"}[name]
+    monkeypatch.setattr(f"torchvision.datasets.{real}", Fake)
+    data._arrays.cache_clear()
+    d = data.load(Config(dataset=name, batch=16))
+    assert d.test.images.shape == (30, 16, 16, 3)
+    assert d.test.images.dtype == torch.uint8
+    assert len(d.classes) == 10
+    data._arrays.cache_clear()
+
+
+def test_photographs_are_deterministic_cached_and_disjoint(root):
+    cfg = configure("smoke")
+    data._arrays.cache_clear()
+    made = data.load(cfg)
+    assert len(list((root / "runs/cache").glob("photographs-*.npz"))) == 1
+    data._arrays.cache_clear()
+    read = data.load(cfg)
+    assert made.fingerprint == read.fingerprint
+    assert torch.equal(made.train.images, read.train.images)
+    assert [len(getattr(made, p).labels) for p in ("train", "val", "test")] == [3000, 500, 1000]
+    assert made.test.labels.bincount().tolist() == [100] * 10
+
+
+def test_a_damaged_cache_is_made_anew(root):
+    cfg = configure("smoke")
+    data._arrays.cache_clear()
+    good = data.load(cfg).fingerprint
+    (path,) = (root / "runs/cache").glob("*.npz")
+    path.write_bytes(path.read_bytes()[:1000])
+    data._arrays.cache_clear()
+    assert data.load(cfg).fingerprint == good
+
+
+def test_flip_mirrors_some_images_and_leaves_the_rest(images):
+    x = images(64, 8)
+    view = data.augmentation(64, 8, "flip", data.generator("cpu", 0))(x)
+    same = (view == x).flatten(1).all(1)
+    mirrored = (view == x.flip(2)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 10 < int(same.sum()) < 54
+
+
+def test_crop_takes_a_shifted_window_of_the_same_pixels(images):
+    x = images(64, 16)
+    view = data.augmentation(64, 16, "crop", data.generator("cpu", 0))(x)
+    inner = view[:, 8, 8][:, None, None, :]
+    assert (x[:, 5:12, 4:12] == inner).all(3).flatten(1).any(1).all()
+    assert not torch.equal(view, x)
+
+
+def test_one_view_applies_to_images_and_indices_alike(images):
+    x = images(16, 8)
+    view = data.augmentation(16, 8, "crop", data.generator("cpu", 3))
+    assert torch.equal(view(x)[..., 0], view(x[..., 0]))
+
+
+def test_streams_differ_by_purpose_and_agree_by_name():
+    assert data.stream(0, "a") == data.stream(0, "a")
+    assert len({data.stream(s, n, t) for s in range(3) for n in ("order", "masks") for t in range(50)}) == 300

@@ -1,0 +1,213 @@
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from biasnb import notebook
+from biasnb.config import ConfigError
+from biasnb.experiments import EXPERIMENTS
+from biasnb.notebook import NotebookError
+from biasnb.store import ROOT, Store
+
+NAMES = list(EXPERIMENTS)
+PARTS = {
+    "00_start_here": ("parameters", "imports", "run", "table", "figure", "how to read it"),
+    "01_inputs": ("parameters", "imports", "grid", "table", "figure", "how to read it"),
+    "02_networks": ("parameters", "imports", "grid", "table", "figure", "how to read it"),
+    "90_paper": ("parameters", "imports", "grid", "table", "figure", "how to read it"),
+}
+
+
+CLAIMS = ("02_networks", "20_trio", "40_reconstructions")
+
+
+def source(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def test_every_notebook_is_an_experiment_and_the_other_way_round():
+    assert sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_has_the_parts_in_their_order(name):
+    text = [c.source for c in source(name).cells if c.cell_type == "markdown"]
+    assert text[0].startswith(f"# {name[:2]} · ")
+    assert "**Question" in text[0] and "**Answer in a sentence.**" in text[0]
+    headings = [line[3:].lower() for cell in text for line in cell.splitlines() if line.startswith("## ")]
+    at = -1
+    for part in PARTS.get(name, ("parameters", "imports", "grid", "run", "table", "figure", "how to read it")):
+        places = [i for i, heading in enumerate(headings) if part in heading and i >= at]
+        assert places, f"{name}: no part {part!r} after {headings[:at]}"
+        at = places[0]
+    assert text[-1].startswith("## How to read it")
+    assert "refute" in text[-1] or name not in CLAIMS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_is_thin_clean_and_parameterised_once(name):
+    n = source(name)
+    code = [c for c in n.cells if c.cell_type == "code"]
+    lines = [line for c in code for line in c.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) <= 80
+    assert all(len(c.source.splitlines()) <= 15 for c in code)
+    for c in code:
+        nodes = list(ast.walk(ast.parse(c.source)))
+        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) for node in nodes)
+        assert "sys.path" not in c.source and not c.source.lstrip().startswith(("%", "!"))
+        assert c.outputs == [] and c.execution_count is None
+    assert notebook.defaults(n, name)["profile"] == "quick"
+    assert n.metadata.kernelspec.name == "python3"
+    assert "papermill" not in n.metadata
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Every notebook executed at `smoke` by one `reproduce`, in a checkout whose path has a space and an umlaut."""
+    top = tmp_path_factory.mktemp("eine Kopie ü")
+    for name in ("notebooks", "biasnb"):
+        os.symlink(ROOT / name, top / name)
+    env = {**os.environ, "BIASNB_ROOT": str(top), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "biasnb", "reproduce", "--profile", "smoke"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    return top, env, done
+
+
+def test_every_notebook_runs_at_smoke(smoke):
+    top, _, done = smoke
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = top / "runs/smoke"
+    assert sorted(p.stem for p in (folder / "notebooks").glob("*.ipynb")) == NAMES
+    assert f"{len(NAMES)} of {len(NAMES)} notebooks" in (folder / "summary.md").read_text()
+    assert (folder / "figures/20_trio-psnr.png").is_file()
+    assert (folder / "tables/20_trio-trio.md").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_executed_notebook_has_no_error_and_shows_a_picture(smoke, name):
+    executed = nbformat.read(smoke[0] / "runs/smoke/notebooks" / f"{name}.ipynb", as_version=4)
+    outputs = [o for c in executed.cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert [o for o in outputs if "image/png" in o.get("data", {})], "no picture"
+
+
+def test_a_second_reproduce_trains_nothing_and_draws_the_same(smoke):
+    top, env, _ = smoke
+    folder = top / "runs/smoke"
+    before = {p: p.read_bytes() for pattern in ("*.json", "figures/*", "tables/*") for p in folder.glob(pattern)}
+    command = [sys.executable, "-m", "biasnb", "notebook", "20_trio", "--profile", "smoke"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "trained" not in done.stdout
+    subprocess.run([*command[:3], "figures", "--runs", "--profile", "smoke"], env=env, check=True, capture_output=True)
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_plain_papermill_runs_a_notebook_with_its_defaults(smoke, tmp_path):
+    _, env, _ = smoke
+    command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks/20_trio.ipynb"), str(tmp_path / "out.ipynb"),
+               "-p", "profile", "smoke", "-k", "python3", "--no-progress-bar"]  # fmt: skip
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.ipynb").is_file()
+
+
+def test_90_paper_imports_no_torch(smoke):
+    _, env, _ = smoke
+    code = "\n".join(c.source for c in source("90_paper").cells if c.cell_type == "code").replace('"quick"', '"smoke"')
+    done = subprocess.run([sys.executable, "-c", "import sys; sys.modules['torch'] = None\n" + code], env=env,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "13 of 13 records" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["20_trio", "sede=3"], "sede: no such parameter (given '3'); did you mean 'seed'?"),
+        (["20_trio", "profle=smoke"], "did you mean 'profile'?"),
+        (["20_trio", "profile=smok"], "did you mean 'smoke'?"),
+        (["20_tri"], "did you mean '20_trio'?"),
+        (["20_trio", "depth=two"], "depth: 'two' is not a whole number"),
+        (["20_trio", "steps=007"], "steps: '007' is not a whole number"),
+        (["20_trio", "depth=0"], "depth: 0 is outside 1 to 64"),
+        (["20_trio", "steps=1,2"], "steps: [1, 2] is a list"),
+        (["20_trio", 'overrides={"detph": 2}'], "detph: no such field in overrides"),
+        (["20_trio", "overrides=[1]"], "overrides: [1] is list, expected dict"),
+        (["90_paper", "steps=3"], "steps: no such parameter"),
+        (["20_trio", "depth"], "'depth': not FIELD=VALUE"),
+    ],
+)
+def test_strict_runner_refuses_before_a_kernel_starts(root, capsys, monkeypatch, words, message):
+    from biasnb.__main__ import main
+
+    monkeypatch.setattr("papermill.execute_notebook", None)
+    assert main(["notebook", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (root / "runs").exists()
+
+
+def edited(root, monkeypatch, *cells, tag=True):
+    n = nbformat.v4.new_notebook(metadata=source("20_trio").metadata)
+    parameters = nbformat.v4.new_code_cell("profile = 'smoke'\noverrides = {}")
+    parameters.metadata.tags = ["parameters"] if tag else []
+    n.cells = [parameters, *[nbformat.v4.new_code_cell(c) for c in cells]]
+    (root / "notebooks").mkdir()
+    nbformat.write(n, root / "notebooks/20_trio.ipynb")
+    monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("import os; os._exit(0)", "Kernel died|DeadKernel"),
+        ("exit()", "did not run|records are missing"),
+        ("x = 1", "13 of 13 records are missing"),
+        ("raise ValueError('no')", "cell 3: ValueError: no|cell 2: ValueError: no"),
+    ],
+)
+def test_success_means_the_promised_records(root, monkeypatch, cell, message):
+    edited(root, monkeypatch, cell, "y = 2")
+    good = Store("smoke").folder / "notebooks/20_trio.ipynb"
+    good.parent.mkdir(parents=True)
+    good.write_text("an earlier good copy")
+    with pytest.raises(NotebookError, match=message):
+        notebook.execute("20_trio", {"profile": "smoke"})
+    assert good.read_text() == "an earlier good copy"
+    assert sorted(p.name for p in good.parent.iterdir()) == ["20_trio.failed.ipynb", "20_trio.ipynb"]
+
+
+def test_a_notebook_without_its_tag_is_refused(root, monkeypatch):
+    edited(root, monkeypatch, tag=False)
+    with pytest.raises(NotebookError, match="0 cells are tagged 'parameters'"):
+        notebook.execute("20_trio", {"profile": "smoke"})
+
+
+def test_parameters_must_be_literals():
+    n = source("20_trio")
+    cell = next(c for c in n.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source += "\nn = len('x')"
+    with pytest.raises(NotebookError, match="not `name = literal`"):
+        notebook.defaults(n, "20_trio")
+
+
+def test_the_kernel_is_this_interpreter(root, monkeypatch):
+    edited(root, monkeypatch, "import sys; open('which.txt', 'w').write(sys.executable)")
+    with pytest.raises(NotebookError, match="missing"):
+        notebook.execute("20_trio", {"profile": "smoke"})
+    assert (root / "notebooks/which.txt").read_text() == sys.executable
+
+
+def test_texts_are_typed_without_guessing():
+    values = notebook.parameters("20_trio", {"profile": "smoke", "seed": "0,1", "lr": "1e-3", "depth": "[2]"})
+    assert values["overrides"] == {"seed": [0, 1], "lr": 1e-3, "depth": [2]}
+    with pytest.raises(ConfigError):
+        notebook.parse("flag", "yes", bool)
+    assert notebook.parse("flag", "false", bool) is False
+    assert json.dumps(values)

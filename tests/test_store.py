@@ -1,0 +1,151 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from synthetic import grid, run_record
+
+from biasnb import store as stores
+from biasnb import suite
+from biasnb.config import configure, key
+from biasnb.store import Store, StoreError
+
+
+def test_a_record_comes_back_as_it_was_saved(root):
+    store = Store("smoke")
+    record = store.save(run_record("mixer", 2, 0), {"correct": np.arange(3, dtype=np.uint8)})
+    assert store.load(record["key"]) == record
+    assert store.arrays(record["key"])["correct"].tolist() == [0, 1, 2]
+    assert store.status(record["key"]) == ("done", "")
+
+
+def test_frame_has_one_row_per_run_with_config_and_metrics(root):
+    store = Store("smoke")
+    for seed in range(3):
+        store.save(run_record("mixer", 2, seed, psnr=20.0 + seed))
+    frame = store.frame()
+    assert frame.seed.tolist() == [0, 1, 2] or sorted(frame.seed) == [0, 1, 2]
+    assert sorted(frame.psnr) == [20.0, 21.0, 22.0]
+    assert (frame.mixer == "mixer").all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda r: r.pop("psnr"), "lacks psnr"),
+        (lambda r: r.update(schema=0), "schema 0"),
+        (lambda r: r.update(kind="walk"), "not a record"),
+        (lambda r: r.update(status="finished"), "status 'finished'"),
+        (lambda r: r.update(key="0" * 16), "holds the record of"),
+    ],
+)
+def test_a_broken_record_is_refused_by_name(root, spoil, words):
+    store = Store("smoke")
+    record = store.save(run_record("mixer", 2, 0))
+    path = store.path(record["key"])
+    spoil(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(StoreError, match=words):
+        store.load(path.stem)
+
+
+def test_a_torn_record_and_foreign_arrays_are_refused(root):
+    store = Store("smoke")
+    record = store.save(run_record("mixer", 2, 0), {"a": np.zeros(3)})
+    path = store.path(record["key"])
+    stores.write_arrays(path.with_suffix(".npz"), {"a": np.ones(3)})
+    with pytest.raises(StoreError, match="digest"):
+        store.arrays(record["key"])
+    np.savez(path.with_suffix(".npz"), a=np.array([print], dtype=object))
+    with pytest.raises(StoreError, match="not readable as arrays"):
+        store.arrays(record["key"])
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(StoreError, match="not readable as JSON"):
+        store.load(record["key"])
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    stores.write_atomic(path, "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"a.json: cannot be written \(No space left"):
+        stores.write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_held_by_a_living_process_is_refused_and_a_dead_one_taken_over(root):
+    store = Store("smoke")
+    with store.claim("abc"):
+        assert store.status("abc")[0] == "running"
+        with pytest.raises(StoreError, match=f"process {os.getpid()}"), store.claim("abc"):
+            pass
+    assert store.status("abc")[0] == "missing"
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    claim = {"host": stores.socket.gethostname(), "pid": int(dead.stdout), "start": 1}
+    store.path("abc", ".claim").write_text(json.dumps(claim))
+    with store.claim("abc"):
+        assert store.status("abc")[0] == "running"
+
+
+def test_failed_runs_say_why(root):
+    store = Store("smoke")
+    store.folder.mkdir(parents=True)
+    store.path("abc", ".error").write_text("DataError: no such thing\n")
+    assert store.status("abc") == ("failed", "DataError: no such thing")
+
+
+def test_grid_shows_missing_runs_as_missing(root):
+    g = grid(Store("smoke"), seeds=3)
+    g.store.path(g.content["runs"][0]["key"]).unlink()
+    frame = g.frame()
+    assert frame.status.tolist()[0] == "missing"
+    assert (frame.status == "done").sum() == len(frame) - 1
+    assert g.missing() == [g.content["runs"][0]["key"]]
+
+
+def test_publish_promotes_complete_valid_records_only(root):
+    here = Store("smoke")
+    g = grid(here, seeds=2)
+    g.save()
+    victim = here.path(g.keys[0])
+    content = victim.read_text()
+    victim.unlink()
+    with pytest.raises(StoreError, match="missing"):
+        suite.publish("smoke")
+    victim.write_text(content.replace('"psnr"', '"snr"'))
+    with pytest.raises(StoreError, match="lacks psnr"):
+        suite.publish("smoke")
+    assert not (root / "results").exists()
+    victim.write_text(content)
+    assert suite.publish("smoke") == len(g.keys)
+    there = Store("smoke", "results")
+    assert [x.frame().equals(g.frame()) for x in there.grids()] == [True]
+    assert suite.newest("smoke").base == "runs"
+
+
+def test_agreement_reports_each_metric_and_what_is_outside(root):
+    here, there = Store("smoke"), Store("smoke", "results")
+    assert "nothing to compare" in suite.agreement("smoke")[0]
+    for seed in range(3):
+        there.save(run_record("mixer", 2, seed))
+        here.save(run_record("mixer", 2, seed, psnr=22.1 if seed else 27.0))
+    text = "\n".join(suite.agreement("smoke"))
+    assert "masked PSNR | ± 0.25 dB | 0.1 | 5 | NO, 2 of 3" in text
+    assert "probe | ± 0.04  | 0 | 0 | yes" in text
+
+
+def test_environment_names_versions_and_machine_but_no_path(root):
+    stamp = json.dumps(stores.environment("cpu", None, 2))
+    assert "torch" in stamp and "commit" in stamp
+    assert str(root) not in stamp and stores.socket.gethostname() not in stamp
+
+
+def test_status_of_an_untouched_run_is_missing(root):
+    assert Store("smoke").status(key(configure("smoke"))) == ("missing", "")
