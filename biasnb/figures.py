@@ -33,9 +33,18 @@ STYLE = {
 }
 
 
+class Picture(Figure):
+    """A figure that a notebook shows by itself; no pyplot, no global state."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
 def canvas(width, height, panels=1, sharey=True):
     """A figure and its axes in a row, in the suite's style."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Picture(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
     for ax in axes:
         ax.grid(axis="y", color="0.92", linewidth=0.8)
@@ -205,7 +214,7 @@ def reconstructions(grid):
 def pictures(rows, width=10.5):
     """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square."""
     columns = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(width, 0.82 * width / (columns + 2.2) * len(rows) + 0.9), layout="constrained")
+    figure = Picture(figsize=(width, 0.82 * width / (columns + 2.2) * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         for ax in line:
@@ -213,13 +222,13 @@ def pictures(rows, width=10.5):
         for ax, image in zip(line, images, strict=False):
             ax.imshow(image, interpolation="nearest")
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0.01, hspace=0.01)
     return figure
 
 
 def maps(panels, title, width=10.5):
     """Heat maps side by side: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
-    figure = Figure(figsize=(width, width / len(panels) + 0.7), layout="constrained")
+    figure = Picture(figsize=(width, width / len(panels) + 0.7), layout="constrained")
     for ax, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         shown = np.ma.masked_equal(values / values.max(), 0)
         image = ax.imshow(shown, cmap="viridis", vmin=0, vmax=1)
@@ -232,7 +241,7 @@ def maps(panels, title, width=10.5):
 
 def swatches(palettes, width=10.5):
     """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
-    figure = Figure(figsize=(width, 0.45 * len(palettes) + 0.2), layout="constrained")
+    figure = Picture(figsize=(width, 0.45 * len(palettes) + 0.2), layout="constrained")
     for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
         ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
         ax.set(xticks=[], yticks=[])

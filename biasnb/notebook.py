@@ -63,7 +63,7 @@ def parameters(name, given):
         if field not in known and field in fields_of() and "overrides" in known:
             overrides[field] = parse_field(field, value)
             continue
-        check_names({field: value}, [*known, *fields_of()], "parameter")
+        check_names({field: value}, [*known, *(fields_of() if "overrides" in known else [])], "parameter")
         values[field] = parse(field, value, type(known[field]))
     if "overrides" in known:
         check_names(values["overrides"], fields_of(), "field in overrides")

@@ -5,6 +5,16 @@ import numpy as np
 from biasnb.config import configure, floor_key, key, relevant
 from biasnb.store import Grid
 
+# Put before a script: torch cannot be found.
+NO_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("torch", "torchvision"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoTorch())
+"""
+
 DATA = {"name": "photographs", "fingerprint": "f" * 16, "classes": ["a", "b"], "train": 40, "val": 5, "test": 10}
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -71,7 +73,7 @@ def test_block_equals_timms_vit_block():
     from timm.models.vision_transformer import Block
 
     ours = network(mixer="igpt").blocks[0]
-    theirs = Block(16, 4, mlp_ratio=4, qkv_bias=False, proj_bias=False, norm_layer=lambda d: nn.RMSNorm(d, eps=model.EPS))
+    theirs = Block(16, 4, mlp_ratio=4, qkv_bias=False, proj_bias=False, norm_layer=partial(nn.RMSNorm, eps=model.EPS))
     with torch.no_grad():
         for mine, other in (
             (ours.norm1, theirs.norm1),
@@ -91,7 +93,7 @@ def test_block_equals_timms_mixer_block():
     from timm.models.mlp_mixer import MixerBlock
 
     ours = network(mixer="mixer").blocks[0]
-    theirs = MixerBlock(16, 64, mlp_ratio=(8, 4), norm_layer=lambda d: nn.RMSNorm(d, eps=model.EPS))
+    theirs = MixerBlock(16, 64, mlp_ratio=(8, 4), norm_layer=partial(nn.RMSNorm, eps=model.EPS))
     assert theirs.mlp_tokens.fc1.weight.shape == ours.mix.hidden.weight.shape
     with torch.no_grad():
         for name, p in theirs.named_parameters():

@@ -6,6 +6,7 @@ import sys
 
 import nbformat
 import pytest
+from synthetic import NO_TORCH
 
 from biasnb import notebook
 from biasnb.config import ConfigError
@@ -119,7 +120,7 @@ def test_plain_papermill_runs_a_notebook_with_its_defaults(smoke, tmp_path):
 def test_90_paper_imports_no_torch(smoke):
     _, env, _ = smoke
     code = "\n".join(c.source for c in source("90_paper").cells if c.cell_type == "code").replace('"quick"', '"smoke"')
-    done = subprocess.run([sys.executable, "-c", "import sys; sys.modules['torch'] = None\n" + code], env=env,
+    done = subprocess.run([sys.executable, "-c", NO_TORCH + code], env=env,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "13 of 13 records" in done.stdout
@@ -137,7 +138,7 @@ def test_90_paper_imports_no_torch(smoke):
         (["20_trio", "depth=0"], "depth: 0 is outside 1 to 64"),
         (["20_trio", "steps=1,2"], "steps: [1, 2] is a list"),
         (["20_trio", 'overrides={"detph": 2}'], "detph: no such field in overrides"),
-        (["20_trio", "overrides=[1]"], "overrides: [1] is list, expected dict"),
+        (["20_trio", "overrides=[1]"], "overrides: '[1]' is not a JSON dict"),
         (["90_paper", "steps=3"], "steps: no such parameter"),
         (["20_trio", "depth"], "'depth': not FIELD=VALUE"),
     ],

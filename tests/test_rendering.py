@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
-from synthetic import grid, run_record
+from synthetic import NO_TORCH, grid, run_record
 
 from biasnb import figures, stats, store, suite, tables
 from biasnb.store import Store
@@ -76,10 +76,7 @@ def test_committed_figures_are_drawn_from_committed_records_fast_without_torch(t
     for name in ("results", "figures"):
         assert (CHECKOUT / name).is_dir()
     os.symlink(CHECKOUT / "results", tmp_path / "results")
-    script = (
-        "import sys; sys.modules['torch'] = None; sys.modules['torchvision'] = None;"
-        "from biasnb.__main__ import main; sys.exit(main(['figures']))"
-    )
+    script = NO_TORCH + "from biasnb.__main__ import main; sys.exit(main(['figures']))"
     env = {**os.environ, "BIASNB_ROOT": str(tmp_path), "PYTHONPATH": str(CHECKOUT), "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
@@ -107,10 +104,7 @@ def test_committed_records_validate_and_hold_no_path():
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["status", "--profile", "smoke"]])
 def test_light_commands_import_no_torch(words, tmp_path):
-    script = (
-        "import sys; sys.modules['torch'] = None; from biasnb.__main__ import main\n"
-        "try: code = main(sys.argv[1:])\nexcept SystemExit as e: code = e.code\nsys.exit(code)"
-    )
+    script = NO_TORCH + "from biasnb.__main__ import main; sys.exit(main(sys.argv[1:]))"
     env = {**os.environ, "BIASNB_ROOT": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", script, *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
