@@ -113,9 +113,9 @@ def pretrain(cfg, data, model, checkpoints=None, label=None):
                 log["seconds"] += now - mark
                 mark, marked = now, step
                 report(step, f"loss {loss:.4f}")
-            if checkpoints and step < cfg.steps and (interrupts.caught or checkpoints.due(now)):
+            if checkpoints and (interrupts.caught or checkpoints.due(now)):
                 checkpoints.save(step, model, solver, log)
-                interrupts.stop()
+            interrupts.stop()
     report.finish(f"loss {log['history'][-1]['loss']:.4f}, trained")
     return log
 
