@@ -25,9 +25,8 @@ figures: $(READY)  ## redraw figures/ from the committed records in results/
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-clean:  ## remove what the suite made here, except data/ and the environment; runs/ goes to runs.old/ first
-	rm -rf runs.old build *.egg-info .pytest_cache .ruff_cache
-	if [ -d runs ]; then mv runs runs.old; fi
+clean:  ## remove caches and build products; runs/, data/ and the environment stay (delete them yourself)
+	rm -rf runs/cache build *.egg-info .pytest_cache .ruff_cache
 
 install: $(READY)
 
@@ -35,7 +34,8 @@ install: $(READY)
 # One environment serves one checkout at a time: shared by VENV=path, it is pointed here when another checkout had it.
 $(shell test "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" || rm -f $(READY))
 $(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "biasnb needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"biasnb needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=path")' \
+		&& $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	echo "$(CURDIR)" > $(READY)

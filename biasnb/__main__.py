@@ -46,13 +46,13 @@ def reproduce(args):
 
 def run(args):
     cfg = configure(args.profile, **typed(args.settings))
-    from . import train
+    from . import run
 
     store = Store(args.profile)
-    record = train.run(cfg, store)
+    record = run.run(cfg, store)
     if record["status"] == "diverged":
         raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")
-    floor = train.floor(cfg, store)
+    floor = run.floor(cfg, store)
     chosen, start = record["probe"]["chosen"], record["init_probe"]["chosen"]
     print(f"record       {store.path(key(cfg))}")
     print(f"masked PSNR  {record['psnr']['test']:.2f} dB (visible-neighbour mean {floor['psnr']['neighbour_mean']:.2f} dB)")
@@ -77,7 +77,11 @@ def figures(args):
 def publish(args):
     from .suite import publish
 
-    count = publish(args.profile)
+    count, left, dirty = publish(args.profile, args.names)
+    if left:
+        print(f"left out, as their settings are not the profile's (name them to publish them): {', '.join(left)}")
+    if dirty:
+        print(f"warning: {dirty} records were made from uncommitted code; run again from a clean commit to make them traceable")
     print(f"{count} records of {args.profile} published to results/{args.profile}; now `biasnb figures`, look, and commit")
 
 
@@ -102,16 +106,32 @@ def listing(args):
 
 def status(args):
     given = typed(args.settings)
-    states = {}
-    for name in EXPERIMENTS:
-        grid, _ = plan(name, args.profile, given)
+    store, seen, kinds = Store(args.profile), {"grids"}, []
+    grids = [plan(name, args.profile, {k: v for k, v in given.items() if fits(e, v)})[0] for name, e in EXPERIMENTS.items()]
+    for grid in [*grids, *store.grids()]:
         for one in grid.content["runs"]:
-            if one["key"] not in states:
-                state, detail = states[one["key"]] = grid.store.status(one["key"])
-                network = f"{one['mixer']:11} depth {one['depth']:<3} seed {one['seed']:<3}"
-                print(f"{name:20} {one['key']}  {network} {state} {detail}")
-    kinds = [state for state, _ in states.values()]
+            if one["key"] not in seen:
+                seen.add(one["key"])
+                kinds.append(show(store, grid.name, one))
+    for path in sorted(store.folder.glob("*.json")):
+        if path.stem not in seen and not path.stem.startswith("floor-"):
+            kinds.append(show(store, "(single run)", {"key": path.stem}))
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
+
+
+def fits(experiment, value):
+    """Whether a setting means something for an experiment: a list only for one that varies something."""
+    return bool(experiment.varies) or not isinstance(value, list)
+
+
+def show(store, name, one):
+    """Print the state of one run; returns the state."""
+    state, detail = store.status(one["key"])
+    if "mixer" not in one and state in ("done", "diverged"):
+        one = {**one, **store.load(one["key"])["config"]}
+    network = f"{one['mixer']:11} depth {one['depth']:<3} seed {one['seed']:<3}" if "mixer" in one else ""
+    print(f"{name:20} {one['key']}  {network} {state} {detail}".rstrip())
+    return state
 
 
 def parser():
@@ -134,7 +154,8 @@ def parser():
     p.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="its parameters, or Config fields")
     p = command("figures", figures, "draw tables and figures from records alone", "figures", profile=None)
     p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")
-    command("publish", publish, "make the records of a run the committed reference", "publish --profile quick")
+    p = command("publish", publish, "make the records of a run the committed reference", "publish --profile quick")
+    p.add_argument("names", nargs="*", metavar="GRID", help="grids to publish (default: all with the profile's own settings)")
     p = commands.add_parser("list", help="notebooks, profiles, operators, settings", epilog="Example: biasnb list")
     p.set_defaults(action=listing)
     p = command("status", status, "which runs are done, running, failed, missing", "status --profile quick")
@@ -143,7 +164,12 @@ def parser():
 
 
 def main(words=None):
-    args = parser().parse_args(words)
+    top = parser()
+    args, late = top.parse_known_args(words)  # argparse takes no positional after an option that follows another
+    if [word for word in late if word.startswith("-") or not hasattr(args, "settings")]:
+        top.error(f"unrecognized: {' '.join(late)}")
+    if late:
+        args.settings += late
     if args.command == "figures" and args.runs and not args.profile:
         args.profile = "quick"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

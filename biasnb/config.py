@@ -8,15 +8,25 @@ import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
-# Each mixing operator and the fields that only it reads (they leave the key of every other operator alone).
+
+class Mixer(NamedTuple):
+    """A mixing operator: how figures name it, and the fields that only some operators read, this one among them."""
+
+    label: str
+    reads: tuple = ()
+
+
 MIXERS = {
-    "convmixer": ("kernel",),
-    "mixer": ("token_ratio",),
-    "igpt": ("heads",),
-    "conv_dense": ("kernel",),
-    "identity": (),
+    "convmixer": Mixer("ConvMixer (convolution)", ("kernel",)),
+    "mixer": Mixer("Mixer (token MLP)", ("token_ratio",)),
+    "igpt": Mixer("iGPT (attention)", ("heads",)),
+    "conv_dense": Mixer("dense convolution", ("kernel",)),
+    "identity": Mixer("identity (no mixing)"),
 }
+PHOTOGRAPHS_VERSION = 1  # part of the key: raise it when the embedded data change
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 DATASETS = ("photographs", "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "folder")
 
 
@@ -144,15 +154,14 @@ PROFILES = {
     },
     "quick": {
         "about": "embedded photographs, minutes on two CPU cores",
-        "config": {"batch": 32, "steps": 400, "lr": 5e-3, "mlp_ratio": 2},
+        "config": {"kernel": 3, "mlp_ratio": 2, "batch": 32, "steps": 400, "lr": 8e-3},
         "depths": (1, 3),
         "seeds": (0, 1, 2),
     },
     "laptop": {
-        "about": "CIFAR-10, hours on a CPU",
-        "config": {"dataset": "cifar10", "image_size": 32, "width": 128, "augment": "flip", "mask_rate": 0.75,
-                   "steps": 10_000, "batch": 128, "lr": 1e-3, "precision": "bf16"},
-        "depths": (2, 4, 8),
+        "about": "CIFAR-10 at 16x16, a few hours on two CPU cores",
+        "config": {"dataset": "cifar10", "augment": "flip", "mlp_ratio": 2, "steps": 4000, "lr": 3e-3},
+        "depths": (2, 4),
         "seeds": (0, 1, 2, 3, 4),
     },
     "paper": {
@@ -179,7 +188,7 @@ def configure(profile, **overrides):
 
 def relevant(cfg):
     """The fields that decide the result: everything but where the data lie, the device, and unread fields."""
-    unread = {"data_dir", "device"} | {name for uses in MIXERS.values() for name in uses} - set(MIXERS[cfg.mixer])
+    unread = {"data_dir", "device"} | {name for m in MIXERS.values() for name in m.reads} - set(MIXERS[cfg.mixer].reads)
     if not cfg.uses_palette:
         unread.add("colours")
     return {name: value for name, value in sorted(asdict(cfg).items()) if name not in unread}
@@ -193,12 +202,17 @@ def digest(content, length=16):
 def key(cfg):
     """Name of the run: 16 hexadecimal digits, equal exactly for runs that must give the same result.
 
-    For a folder of images the key also covers the paths and sizes of the files, so changed data is another run.
+    It covers the version of the embedded data, and of a folder the paths and sizes of its images: changed data is another
+    run.
     """
-    content = relevant(cfg)
+    return digest(relevant(cfg) | data_identity(cfg))
+
+
+def data_identity(cfg):
+    """What tells the data of a Config from other data of the same name, as far as it is known without reading them."""
     if cfg.dataset == "folder":
-        content["files"] = folder_signature(cfg.data_dir)
-    return digest(content)
+        return {"files": folder_signature(cfg.data_dir)}
+    return {"version": PHOTOGRAPHS_VERSION} if cfg.dataset == "photographs" else {}
 
 
 def floor_fields(cfg):
@@ -208,29 +222,40 @@ def floor_fields(cfg):
 
 def floor_key(cfg):
     """Key of what data and masks alone decide: the untrained baselines and the raw-pixel probe."""
-    files = {"files": folder_signature(cfg.data_dir)} if cfg.dataset == "folder" else {}
-    return f"floor-{digest(floor_fields(cfg) | files)}"
+    return f"floor-{digest(floor_fields(cfg) | data_identity(cfg))}"
 
 
-def folder_signature(folder):
-    """Digest of the relative paths and sizes of all files below a folder. Raises ConfigError if it is missing."""
+def folder_signature(folder, content=False):
+    """Digest of the relative paths and sizes of all images below a folder; with `content` of their time stamps too, so
+    that it also changes when a file is rewritten. Raises ConfigError if the folder is missing."""
     top = Path(folder).expanduser()
     if not top.is_dir():
         raise ConfigError(f"data_dir: {folder!r} is not a folder; set it to a folder of class folders of images")
-    stamps = tuple((d, os.stat(d).st_mtime_ns) for d, _, _ in _walk(top, levels=2))
-    return _signature(str(top), stamps)
+    if content:
+        return digest(_files(top, True))
+    return _quick_signature(str(top), tuple((d, os.stat(d).st_mtime_ns) for d, _, _ in _walk(top)))
 
 
 @functools.lru_cache(maxsize=8)
-def _signature(top, stamps):
-    """Cached on the time stamps of the folders: a file added or removed is noticed without listing them all."""
-    files = [(os.path.relpath(os.path.join(d, n), top), os.path.getsize(os.path.join(d, n)))
-             for d, _, names in os.walk(top) for n in names]  # fmt: skip
-    return digest(sorted((path.replace(os.sep, "/"), size) for path, size in files))
+def _quick_signature(top, stamps):
+    """Cached on the time stamps of the folders: a file added or removed is noticed without listing all of them."""
+    return digest(_files(Path(top), False))
 
 
-def _walk(top, levels):
-    for d, subfolders, names in os.walk(top):
-        if len(Path(d).relative_to(top).parts) >= levels:
+def _files(top, content):
+    found = []
+    for d, _, names in _walk(top):
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                stat = os.stat(os.path.join(d, name))
+                path = os.path.relpath(os.path.join(d, name), top).replace(os.sep, "/")
+                found.append((path, stat.st_size, stat.st_mtime_ns) if content else (path, stat.st_size))
+    return sorted(found)
+
+
+def _walk(top):
+    """os.walk over top, its splits and their class folders, links included."""
+    for d, subfolders, names in os.walk(top, followlinks=True):
+        if len(Path(d).relative_to(top).parts) >= 2:
             subfolders.clear()
         yield d, subfolders, names

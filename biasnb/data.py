@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .config import BiasnbError, folder_signature
+from . import photographs
+from .config import IMAGE_SUFFIXES, PHOTOGRAPHS_VERSION, BiasnbError, folder_signature
 from .store import ROOT, StoreError, arrays_digest, read_arrays, write_arrays
 
 VAL_FRACTION = 0.1
@@ -46,8 +47,11 @@ class Data:
 
     def stats(self):
         """Mean and standard deviation of the training pixels per channel, both (3,), in units of 0 to 255."""
-        pixels = self.train.images.reshape(-1, 3).double()
-        return pixels.mean(0).float(), pixels.std(0).clamp(min=1.0).float()
+        levels = torch.arange(256, dtype=torch.float64, device=self.train.images.device)
+        counts = [self.train.images[..., c].flatten().bincount(minlength=256).double() for c in range(3)]
+        mean = torch.stack([(n * levels).sum() / n.sum() for n in counts])
+        variance = torch.stack([(n * (levels - m).square()).sum() / n.sum() for n, m in zip(counts, mean, strict=True)])
+        return mean.float(), variance.sqrt().clamp(min=1.0).float()
 
     def summary(self):
         sizes = {name: len(getattr(self, name).labels) for name in ("train", "val", "test")}
@@ -66,7 +70,7 @@ def generator(device, seed, *names):
 def load(cfg, device="cpu"):
     """The data set of a Config. A tenth of the training images, drawn by the seed, is the validation split
     (`photographs` has its own, from other tiles). Raises DataError."""
-    signature = folder_signature(cfg.data_dir) if cfg.dataset == "folder" else ""
+    signature = folder_signature(cfg.data_dir, content=True) if cfg.dataset == "folder" else ""
     name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
     split = {part: (torch.from_numpy(arrays[part]), torch.from_numpy(arrays[f"{part}_labels"]))
              for part in ("train", "val", "test") if part in arrays}  # fmt: skip
@@ -92,7 +96,7 @@ def _arrays(dataset, data_dir, size, signature):
         name = top.resolve().name
     elif dataset == "photographs":
         name = dataset
-        classes, arrays = _kept(f"photographs-{PHOTOGRAPHS_VERSION}-{size}", lambda: photographs(size))
+        classes, arrays = _kept(f"photographs-{PHOTOGRAPHS_VERSION}-{size}", lambda: photographs.crops(size))
     else:
         name = dataset
         classes, arrays = download(dataset, Path(data_dir).expanduser() if data_dir else ROOT / "data", size)
@@ -134,7 +138,7 @@ def read_folder(top, size):
             raise DataError(f"{folder}: classes {sorted(set(found) ^ set(classes))} are not in every split")
         classes, images, labels = found, [], []
         for label, name in enumerate(found):
-            files = sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in (".jpg", ".jpeg", ".png"))
+            files = sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
             if not files:
                 raise DataError(f"{folder / name}: holds no JPEG or PNG image; add some or remove the folder")
             for file in files:
@@ -217,67 +221,6 @@ def download(dataset, root, size):
         arrays[part], arrays[f"{part}_labels"] = resize(images, size), np.asarray(labels, np.int64)
     classes = getattr(found, "classes", None) or range(int(arrays["test_labels"].max()) + 1)
     return tuple(str(c) for c in classes), arrays
-
-
-# ---- the embedded photographs -------------------------------------------------------------------------------------
-
-PHOTOGRAPHS_VERSION = 1
-PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "hubble", "immunohistochemistry", "motorcycle",
-               "retina", "rocket")  # fmt: skip
-SHORT_SIDE, TILE = 300, 60  # every photograph is reduced to this short side and cut into tiles of this side, pixels
-CROPS = {"train": 300, "val": 50, "test": 100}  # per photograph
-
-
-def photographs(size):
-    """Crops of ten colour photographs that ship inside scikit-image and scikit-learn, labelled by photograph.
-
-    Train, val and test come from disjoint tiles (1/2, 1/6, 1/3 of them); a crop covers 24 to 60 pixels of the photograph.
-    Random exposure and tint make the mean colour a weak clue. Near-uniform crops (black sky) are drawn again.
-    Deterministic. Returns (classes, arrays).
-    """
-    arrays = {part: [] for part in CROPS}
-    for label, name in enumerate(PHOTOGRAPHS):
-        rng = np.random.default_rng([PHOTOGRAPHS_VERSION, label])
-        photo = _photograph(name)
-        scale = SHORT_SIDE / min(photo.shape[:2])
-        photo = np.asarray(Image.fromarray(photo).resize(
-            (round(photo.shape[1] * scale), round(photo.shape[0] * scale)), Image.Resampling.LANCZOS))  # fmt: skip
-        tiles = [photo[y : y + TILE, x : x + TILE]
-                 for y in range(0, photo.shape[0] - TILE + 1, TILE)
-                 for x in range(0, photo.shape[1] - TILE + 1, TILE)]  # fmt: skip
-        tiles = [tiles[i] for i in rng.permutation(len(tiles)) if tiles[i].std() > 12]
-        parts = {"train": tiles[: len(tiles) // 2], "test": tiles[-(len(tiles) // 3) :]}
-        parts["val"] = tiles[len(tiles) // 2 : -(len(tiles) // 3)]
-        for part, count in CROPS.items():
-            arrays[part] += [_crop(parts[part], size, rng) for _ in range(count)]
-    labels = {f"{part}_labels": np.repeat(np.arange(len(PHOTOGRAPHS)), count) for part, count in CROPS.items()}
-    return PHOTOGRAPHS, {part: np.stack(crops) for part, crops in arrays.items()} | labels
-
-
-def _crop(tiles, size, rng):
-    for _ in range(20):
-        tile = tiles[rng.integers(len(tiles))]
-        side = int(rng.integers(24, TILE + 1))
-        y, x = rng.integers(0, TILE - side + 1, 2)
-        crop = tile[y : y + side, x : x + side]
-        if crop.std() > 8:
-            break
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    small = Image.fromarray(crop).resize((size, size), Image.Resampling.BOX)
-    light = rng.uniform(0.6, 1.25) * rng.uniform(0.8, 1.2, 3)
-    return np.clip(np.asarray(small) * light, 0, 255).round().astype(np.uint8)
-
-
-def _photograph(name):
-    import skimage.data
-    from sklearn.datasets import load_sample_image
-
-    if name in ("china", "flower"):
-        return load_sample_image(f"{name}.jpg")
-    if name == "motorcycle":
-        return skimage.data.stereo_motorcycle()[0]
-    return getattr(skimage.data, {"hubble": "hubble_deep_field"}.get(name, name))()
 
 
 # ---- augmentation -------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ TRIO = ("convmixer", "mixer", "igpt")
 class Experiment:
     question: str
     runs: callable  # (profile, overrides) -> list of Config
+    varies: tuple = ()  # fields that take a list of values
 
 
 def over(profile, overrides, **axes):
@@ -32,12 +33,13 @@ def over(profile, overrides, **axes):
     fixed = {name: value for name, value in overrides.items() if name not in axes}
     for name, value in fixed.items():
         if isinstance(value, list | tuple):
-            raise ConfigError(f"{name}: {value!r} is a list, but this notebook varies only {list(axes)}; give one value")
+            varied = f"varies only {', '.join(axes)}" if axes else "varies nothing"
+            raise ConfigError(f"{name}: {value!r} is a list, but this notebook {varied}; give one value")
     for name in axes:
         given = overrides.get(name, axes[name])
         axes[name] = list(given) if isinstance(given, list | tuple) else [given]
-        if not axes[name]:
-            raise ConfigError(f"{name}: an empty list; give at least one value")
+        if not axes[name] or len(set(axes[name])) < len(axes[name]):
+            raise ConfigError(f"{name}: {axes[name]!r} is empty or names a value twice; list each value once")
     points = (dict(zip(axes, point, strict=True)) for point in product(*axes.values()))
     return [configure(profile, **fixed, **point) for point in points]
 
@@ -54,22 +56,25 @@ def reconstructions(profile, overrides):
 
 
 def one_run(profile, overrides):
+    """By default a run of the trio, so that it is shared."""
     sizes = check_profile(profile)
-    return over(profile, overrides, seed=sizes["seeds"][:1], depth=sizes["depths"][:1], mixer=TRIO[:1])[:1]
+    return over(profile, {"seed": sizes["seeds"][0], "depth": sizes["depths"][0], "mixer": TRIO[0], **overrides})
 
 
 def nothing(profile, overrides):
-    over(profile, overrides, seed=[0], depth=[1], mixer=TRIO[:1])
+    """No run; the settings are checked all the same."""
+    over(profile, overrides)
     return []
 
 
+AXES = ("seed", "depth", "mixer")
 EXPERIMENTS = {
-    "00_start_here": Experiment("What does the whole pipeline do to one image?", nothing),
+    "00_start_here": Experiment("What does the whole pipeline do to a few images?", nothing),
     "01_inputs": Experiment("What does the network see: data, palette, quantisation error?", nothing),
     "02_networks": Experiment("Which positions does each operator mix, and what does it cost?", nothing),
     "10_one_run": Experiment("What does a single run record?", one_run),
-    "20_trio": Experiment("Do shallow attention networks reconstruct worse than convolution and mixer?", trio),
-    "40_reconstructions": Experiment("What do the reconstructions look like?", reconstructions),
+    "20_trio": Experiment("Do shallow attention networks reconstruct worse than convolution and mixer?", trio, AXES),
+    "40_reconstructions": Experiment("What do the reconstructions look like?", reconstructions, AXES),
     "90_paper": Experiment("Every table and figure, from records only.", nothing),
 }
 
@@ -87,15 +92,12 @@ def plan(name, profile, overrides=None, base="runs"):
     configs = experiment(name).runs(profile, overrides)
     store = Store(profile, base)
     changed = {field: value for field, value in overrides.items() if field not in ("data_dir", "device")}
-    label = name
-    data = None
-    if configs:
-        data = configs[0].dataset
-        if data == "folder":
-            data = Path(configs[0].data_dir).expanduser().resolve().name
-            changed |= {"dataset": data, "files": folder_signature(configs[0].data_dir)}
-        if changed:
-            label = f"{name}-{data}-{digest(changed, 6)}"
+    data = configs[0].dataset if configs else overrides.get("dataset")
+    if data == "folder":
+        folder = configs[0].data_dir if configs else overrides.get("data_dir", "")
+        data = Path(folder).expanduser().resolve().name
+        changed |= {"dataset": data, "files": folder_signature(folder)}
+    label = "-".join([name, *([data] if data and changed else []), *([digest(changed, 6)] if changed else [])])
     content = {
         "experiment": name,
         "profile": profile,
@@ -114,9 +116,9 @@ def run(name, profile, overrides=None):
     grid, configs = plan(name, profile, overrides)
     grid.save()
     if grid.missing():
-        from . import train  # torch is needed only here
+        from . import run as runs  # torch is needed only here
 
-        train.floor(configs[0], grid.store)
+        runs.floor(configs[0], grid.store)
         for i, cfg in enumerate(configs, 1):
-            train.run(cfg, grid.store, f"run {i}/{len(configs)}: ")
+            runs.run(cfg, grid.store, f"run {i}/{len(configs)}: ")
     return grid

@@ -1,6 +1,7 @@
 """Figures from records, in one style, byte-identical when drawn again. Imports no torch."""
 
 import io
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -9,14 +10,13 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .config import MIXERS
 from .stats import mean_interval
 from .store import write_atomic
 
-LABELS = {"convmixer": "ConvMixer (convolution)", "mixer": "Mixer (token MLP)", "igpt": "iGPT (attention)",
-          "conv_dense": "dense convolution", "identity": "identity (no mixing)"}  # fmt: skip
-_hues = sns.color_palette("colorblind", 10)
-COLOURS = {"convmixer": _hues[0], "mixer": _hues[1], "igpt": _hues[2], "conv_dense": _hues[9], "identity": _hues[7]}
-MARKERS = {"convmixer": "o", "mixer": "s", "igpt": "^", "conv_dense": "D", "identity": "v"}
+LABELS = {name: mixer.label for name, mixer in MIXERS.items()}
+COLOURS = dict(zip(MIXERS, cycle(sns.color_palette("colorblind", 10)), strict=False))
+MARKERS = dict(zip(MIXERS, cycle("os^DvP*X"), strict=False))
 FLOORS = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
 STYLE = {
     **sns.axes_style("ticks"),
@@ -110,7 +110,7 @@ def psnr_by_depth(grid):
 
 
 def probe_by_depth(grid):
-    """Linear-probe accuracy against depth: trained (solid) and at random init (dotted), with chance and raw pixels."""
+    """Linear-probe accuracy against depth: trained (solid) and at random init (dotted), with raw pixels."""
     figure, axes = canvas(8.6, 4.2, len(mixers(grid)))
     runs = with_columns(grid.frame(), "probe", "init_probe")
     floor = grid.floor()

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from .config import BiasnbError, ConfigError, check_names, fields_of
-from .experiments import experiment, plan
+from .experiments import AXES, experiment, plan
 from .store import ROOT, Store
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -77,12 +77,20 @@ def parameters(name, given):
 def accepted(name, given):
     """The part of the settings that a notebook has a use for, checked; one without `overrides` takes no Config field.
 
-    Raises ConfigError, also for a setting that no notebook knows."""
+    A list goes in whole where the notebook varies that field, elsewhere its first value. Raises ConfigError, also for
+    a setting that no notebook knows."""
     known = defaults(read(name), name)
     check_names(given, [*known, *fields_of()], "parameter")
-    given = {k: v for k, v in given.items() if k in known or "overrides" in known}
-    parameters(name, given)
-    return given
+    taken = {}
+    for field, value in given.items():
+        if field in known:
+            taken[field] = value
+        elif "overrides" in known:
+            value = parse_field(field, value)
+            alone = isinstance(value, list) and field in AXES and field not in experiment(name).varies
+            taken[field] = value[0] if alone else value
+    parameters(name, taken)
+    return taken
 
 
 def request(name, values):
@@ -144,7 +152,8 @@ def this_interpreter():
 
 
 def execute(name, given=None, stream=sys.stdout):
-    """Run a notebook through Papermill. Returns the path of the executed copy, `runs/<profile>/notebooks/<name>.ipynb`.
+    """Run a notebook through Papermill. Returns the path of the executed copy, `runs/<profile>/notebooks/<name>.ipynb`
+    (with changed settings, `<name>-<data>-<digest>.ipynb`).
 
     The copy appears there only if every cell ran and every record that the parameters ask for exists and validates;
     otherwise it is kept as `<name>.failed.ipynb` and NotebookError says what went wrong. An earlier good copy stays.
@@ -154,9 +163,13 @@ def execute(name, given=None, stream=sys.stdout):
     import nbformat
     import papermill
 
+    label = plan(name, profile, overrides)[0].name
     folder = Store(profile).folder / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
-    attempt, failed, final = folder / f".{name}.{os.getpid()}.ipynb", folder / f"{name}.failed.ipynb", folder / f"{name}.ipynb"
+    attempt, failed, final = (folder / f for f in (f".{label}.{os.getpid()}.ipynb", f"{label}.failed.ipynb", f"{label}.ipynb"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotebookError(f"{folder}: cannot be made ({error.strerror})") from None
     try:
         with this_interpreter() as kernel:
             papermill.execute_notebook(

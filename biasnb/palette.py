@@ -37,13 +37,12 @@ def fit(images, colours):
     from sklearn.cluster import KMeans
 
     pixels = images.reshape(-1, 3).cpu().numpy()
-    distinct = len(np.unique(pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])))
-    if colours > distinct:
-        raise PaletteError(f"colours: {colours}, but the images have {distinct} distinct colours; choose at most {distinct}")
     rng = np.random.default_rng(stream(0, "palette"))
-    sample = pixels[np.sort(rng.permutation(len(pixels))[:SAMPLE])].astype(np.float32)
+    sample = pixels[np.sort(rng.integers(len(pixels), size=SAMPLE))].astype(np.float32)
     if len(np.unique(sample, axis=0)) < colours:
         sample = np.unique(pixels, axis=0).astype(np.float32)
+        if len(sample) < colours:
+            raise PaletteError(f"colours: {colours}, but the images have {len(sample)} distinct colours; choose at most that")
     centres = KMeans(colours, n_init=1, max_iter=50, random_state=0).fit(sample).cluster_centers_
     order = np.argsort(centres @ [0.299, 0.587, 0.114])
     return Palette(torch.tensor(centres[order], dtype=torch.float32, device=images.device))
@@ -51,9 +50,10 @@ def fit(images, colours):
 
 def quantise(images, palette, chunk=1 << 16):
     """(..., 3) uint8 -> (...) int16 index of the nearest colour by squared distance, the lower index on a tie."""
-    flat = images.reshape(-1, 3)
     c = palette.colours
-    ids = [((c * c).sum(1) - 2 * part.float() @ c.T).argmin(1).short() for part in flat.split(chunk)]
+    with torch.autocast(images.device.type, enabled=False):  # distances need all their digits
+        parts = images.reshape(-1, 3).split(chunk)
+        ids = [((c * c).sum(1) - 2 * part.float() @ c.T).argmin(1).short() for part in parts]
     return torch.cat(ids).reshape(images.shape[:-1])
 
 

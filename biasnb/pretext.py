@@ -57,9 +57,9 @@ def psnr(squared_error, count):
 
 
 def evaluation_masks(split, cfg, part):
-    """The fixed masks of an evaluation split: the same for every network, seed and pretext."""
-    device = split.images.device
-    return draw_mask(len(split.labels), cfg.grid, cfg.mask_rate, generator(device, 0, "evaluation masks", part))
+    """The fixed masks of an evaluation split: the same for every network, seed and device."""
+    masks = draw_mask(len(split.labels), cfg.grid, cfg.mask_rate, generator("cpu", 0, "evaluation masks", part))
+    return masks.to(split.images.device)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from .model import features
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
 
 

@@ -2,13 +2,10 @@
 
 import contextlib
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import socket
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +22,6 @@ REQUIRED = {
     "floor": ("config", "status", "data", "environment", "psnr", "pixel_probe"),
 }
 METRICS = ("parameters", "flop_per_image", "images_per_second", "wall_seconds", "loss", "psnr", "probe", "init_probe")
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
 
 
 class StoreError(BiasnbError):
@@ -35,9 +31,9 @@ class StoreError(BiasnbError):
 def write_atomic(path, content):
     """Write bytes or text so that the final name holds the old content or the new, never a part of it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     attempt = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(attempt, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -46,7 +42,8 @@ def write_atomic(path, content):
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        attempt.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            attempt.unlink(missing_ok=True)
 
 
 def to_json(content):
@@ -142,22 +139,20 @@ class Store:
             raise StoreError(f"{self.path(key, '.npz')}: does not match the digest in its record; delete both")
         return arrays
 
-    def records(self):
-        """All records in the folder, in the order of their keys. Raises StoreError for a broken one."""
-        return [self.load(path.stem) for path in sorted(self.folder.glob("*.json"))]
-
-    def frame(self):
-        """One row per run: config fields, metrics, floors. See `frame`."""
-        return frame(self.records())
-
     def grids(self):
         """What notebooks asked for, one Grid per file in `grids/`, in the order of their names."""
-        return [Grid(self, path.stem, read_json(path)) for path in sorted((self.folder / "grids").glob("*.json"))]
+        return [
+            Grid(self, path.stem, read_json(path))
+            for path in sorted((self.folder / "grids").glob("*.json"), key=lambda path: path.stem)
+        ]
 
     def status(self, key):
         """(state, detail): done, diverged, running, failed, interrupted or missing."""
         if self.has(key):
-            return self.load(key)["status"], ""
+            try:
+                return self.load(key)["status"], ""
+            except StoreError as error:
+                return "broken", str(error)
         owner = _owner(self.path(key, ".claim"))
         if owner:
             return "running", f"on {owner['host']}, process {owner['pid']}"
@@ -168,24 +163,61 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, key):
-        """Hold a run for this process, so that no other trains it too. Raises StoreError naming the owner."""
-        path = self.path(key, ".claim")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        owner = _owner(path)
-        if owner:
-            raise StoreError(f"{key}: already running on {owner['host']}, process {owner['pid']}; wait for it or stop it")
-        path.unlink(missing_ok=True)
+        """Hold a run for this process, so that no other trains it too; yields a function that renews the claim.
+
+        A claim appears complete or not at all; one whose process is gone is taken over. Raises StoreError naming the
+        owner of a living one."""
+        path, mine = self.path(key, ".claim"), {"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid())}
+        attempt = path.with_name(f".{path.name}.{os.getpid()}.part")
+        write_atomic(attempt, json.dumps(mine))
         try:
-            with open(path, "x", encoding="utf-8") as file:
-                json.dump({"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid())}, file)
-        except FileExistsError:
-            raise StoreError(f"{key}: another process has just started it; wait for it or stop it") from None
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
-        try:
-            yield
+            while True:
+                try:
+                    os.link(attempt, path)
+                    break
+                except FileExistsError:
+                    owner = _owner(path)
+                    if owner:
+                        held = f"already running on {owner['host']}, process {owner['pid']}"
+                        raise StoreError(f"{key}: {held}; wait for it or stop it") from None
+                    _set_aside(path)
         finally:
-            path.unlink(missing_ok=True)
+            attempt.unlink(missing_ok=True)
+        try:
+            yield lambda: os.utime(path)
+        finally:
+            if _owner(path) == mine:
+                path.unlink()
+
+
+def _set_aside(path):
+    """Remove the claim of a dead owner; if another process has just renewed it, leave that one in force."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if _owner(aside):
+            os.link(aside, path)
+        aside.unlink()
+
+
+def _start(pid):
+    """Start time of a process in clock ticks, so that a reused pid is not taken for the owner; None if unknown."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def _owner(path, patience=3600):
+    """The living owner of a claim, or None. On another host: alive while the claim was renewed within `patience` s."""
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        if owner["host"] != socket.gethostname():
+            return owner if time.time() - path.stat().st_mtime < patience else None
+        os.kill(owner["pid"], 0)
+        return owner if owner["start"] == _start(owner["pid"]) else None
+    except PermissionError:
+        return owner
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -213,7 +245,7 @@ class Grid:
         asked = pd.DataFrame(self.content["runs"])
         if found.empty:
             return asked.assign(status="missing")
-        rows = asked[["key"]].merge(found, on="key", how="left")
+        rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")
         for name in asked.columns:
             rows[name] = asked[name]
         return rows.assign(status=rows["status"].fillna("missing"))
@@ -237,62 +269,12 @@ class Grid:
         return ", ".join(words + [f"{k} {v}" for k, v in changed.items() if k not in shown])
 
 
-def _start(pid):
-    """Start time of a process in clock ticks, so that a reused pid is not taken for the owner; None if unknown."""
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+def load(profile, base="results"):
+    """All run records of a profile as a pandas frame: `base` is "results" (reference) or "runs" (yours). See `frame`.
 
-
-def _owner(path, patience=3600):
-    """The living owner of a claim, or None. On another host: alive while the claim is younger than `patience` s."""
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        if owner["host"] != socket.gethostname():
-            return owner if time.time() - path.stat().st_mtime < patience else None
-        os.kill(owner["pid"], 0)
-        return owner if owner["start"] == _start(owner["pid"]) else None
-    except PermissionError:
-        return owner
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def environment(device="cpu", gpu=None, threads=None):
-    """What the numbers were made with: versions, commit, machine. Holds no path and no host name."""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
-        "device": device,
-        "gpu": gpu,
-        "threads": threads,
-    }
-
-
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git(*words):
-    try:
-        done = subprocess.run(("git", "-C", str(ROOT), *words), capture_output=True, text=True, timeout=10)
-        return done.stdout.strip() if done.returncode == 0 else None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
-def _cpu():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    Raises StoreError for a broken record."""
+    store = Store(profile, base)
+    return frame([store.load(path.stem) for path in sorted(store.folder.glob("*.json"))])
 
 
 def frame(records):

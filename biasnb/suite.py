@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from .config import BiasnbError, check_profile
@@ -43,12 +44,17 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
             state = "done"
         except BiasnbError as error:
             failed.append(name)
-            state, path = "FAILED", store.folder / "notebooks" / f"{name}.failed.ipynb"
+            state, path = "FAILED", None
             print(f"error: {error}", file=stream, flush=True)
         trained = len(set(store.folder.glob("*.json")) - before)
         rows.append((name, state, time.monotonic() - began, trained, path))
-    figures = render(store)
-    summary = summarise(profile, rows, time.monotonic() - start, figures)
+    paths = []
+    try:
+        paths = render(store)
+    except BiasnbError as error:
+        failed.append("figures")
+        print(f"error: {error}", file=stream, flush=True)
+    summary = summarise(profile, rows, time.monotonic() - start, paths)
     write_atomic(store.folder / "summary.md", summary)
     print("\n" + summary, file=stream, flush=True)
     return failed
@@ -87,7 +93,8 @@ def summarise(profile, rows, seconds, paths):
     lines += ["| notebook | state | time | new records |", "|---|---|---|---|"]
     lines += [f"| {name} | {state} | {clock(took)} | {trained} |" for name, state, took, trained, _ in rows]
     lines += ["", "Open:", ""]
-    opened = [row[4] for row in rows if row[0].startswith(("20", "40", "90"))] + [p for p in paths if p.suffix == ".png"]
+    opened = [path for name, _, _, _, path in rows if path and name.startswith(("20", "40", "90"))]
+    opened += [path for path in paths if path.suffix == ".png"]
     lines += [f"- {shown(path)}" for path in opened]
     lines += ["", *agreement(profile), ""]
     return "\n".join(lines)
@@ -103,7 +110,8 @@ def agreement(profile):
     keys = [p.stem for p in sorted(there.folder.glob("*.json")) if here.has(p.stem) and not p.stem.startswith("floor-")]
     if not keys:
         return [f"No committed reference for these runs in results/{profile}; nothing to compare."]
-    pairs = [(here.load(key), there.load(key)) for key in keys]
+    broken = [key for key in keys if "broken" in (here.status(key)[0], there.status(key)[0])]
+    pairs = [(here.load(key), there.load(key)) for key in keys if key not in broken]
     other = [a["key"] for a, b in pairs if a["status"] != b["status"]]
     pairs = [(a, b) for a, b in pairs if a["status"] == b["status"] == "done"]
     moved = sum(a["data"]["fingerprint"] != b["data"]["fingerprint"] for a, b in pairs)
@@ -115,6 +123,8 @@ def agreement(profile):
             inside = sum(x <= band for x in off)
             verdict = "yes" if inside == len(off) else f"NO, {inside} of {len(off)}"
             lines.append(f"| {name} | ± {band:g} {unit} | {off[len(off) // 2]:.2g} | {off[-1]:.2g} | {verdict} |")
+    if broken:
+        lines += ["", f"Broken records, see `biasnb status`: {', '.join(broken)}"]
     if other:
         lines += ["", f"Ended otherwise than in the reference: {', '.join(other)}"]
     if moved:
@@ -128,27 +138,33 @@ def value(record, path):
     return record
 
 
-def publish(profile):
-    """Promote the validated records of runs/<profile> that its grids ask for to results/<profile>.
+def publish(profile, names=()):
+    """Promote the validated records of runs/<profile> that its grids ask for to results/<profile>: of the grids named,
+    or of all with the profile's own settings. Everything is read and checked before anything is written; what was
+    published before stays. Raises StoreError if a record is missing or broken.
 
-    Everything is read and checked before anything is written; records of grids that are not published again stay.
-    Raises StoreError if a record is missing or broken. Returns the number of records."""
+    Returns (number of records, grids left out, records made from uncommitted code)."""
     here, there = Store(profile), Store(profile, "results")
-    grids = [grid for grid in here.grids() if grid.keys]
-    if not grids:
+    known = {grid.name: grid for grid in here.grids() if grid.keys}
+    for name in names:
+        if name not in known:
+            raise StoreError(f"{name}: no such grid in {here.folder}; there are {', '.join(known) or 'none'}")
+    chosen = [grid for grid in known.values() if grid.name in names or not (names or grid.content["overrides"])]
+    if not chosen:
         raise StoreError(f"{here.folder}: holds no grid to publish; run `biasnb reproduce --profile {profile}` first")
-    missing = [(grid.name, key) for grid in grids for key in grid.missing()]
+    missing = [(grid.name, key) for grid in chosen for key in grid.missing()]
     if missing:
         raise StoreError(f"{missing[0][0]}: {len(missing)} records are missing, first {missing[0][1]}; finish the run first")
-    files = {}
-    for key in dict.fromkeys(key for grid in grids for key in grid.keys):
+    files, dirty = {}, 0
+    for key in dict.fromkeys(key for grid in chosen for key in grid.keys):
         record = here.load(key)
+        dirty += bool(record["environment"].get("dirty"))
         files[f"{key}.json"] = here.path(key).read_bytes()
         if "arrays" in record:
             here.arrays(key)
             files[f"{key}.npz"] = here.path(key, ".npz").read_bytes()
     for name, content in files.items():
         write_atomic(there.folder / name, content)
-    for grid in grids:
-        type(grid)(there, grid.name, grid.content).save()
-    return sum(name.endswith(".json") for name in files)
+    for grid in chosen:
+        replace(grid, store=there).save()
+    return sum(name.endswith(".json") for name in files), sorted(set(known) - {grid.name for grid in chosen}), dirty

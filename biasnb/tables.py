@@ -1,13 +1,12 @@
 """Tables from records: pandas frames, written as Markdown and CSV. Imports no torch."""
 
+from itertools import combinations
+
 import pandas as pd
 
-from .figures import LABELS, with_columns
+from .figures import FLOORS, LABELS, mixers, with_columns
 from .stats import mean_interval
 from .store import write_atomic
-
-FLOORS = {"image_mean": "mean of the visible pixels", "neighbour_mean": "mean of visible neighbours",
-          "nearest_visible": "nearest visible pixel"}  # fmt: skip
 
 
 def plus_minus(values, digits):
@@ -50,17 +49,17 @@ def trio(grid):
 
 
 def differences(grid):
-    """Paired by seed: each network minus ConvMixer at the same depth, mean ± 95 % interval over n pairs."""
+    """Paired by seed: every two networks at the same depth, mean ± 95 % interval of the difference over n pairs."""
     done = with_columns(grid.frame(), "psnr", "probe")
     done = done[done.status == "done"]
     rows = []
-    for mixer in [m for m in dict.fromkeys(run["mixer"] for run in grid.content["runs"]) if m != "convmixer"]:
+    for other, mixer in combinations(mixers(grid), 2):
         for depth in sorted({run["depth"] for run in grid.content["runs"]}):
-            one, other = (done[(done.mixer == m) & (done.depth == depth)].set_index("seed") for m in (mixer, "convmixer"))
-            psnr, probe = one.psnr - other.psnr, 100 * (one.probe - other.probe)
+            one, base = (done[(done.mixer == m) & (done.depth == depth)].set_index("seed") for m in (mixer, other))
+            psnr, probe = one.psnr - base.psnr, 100 * (one.probe - base.probe)
             rows.append(
                 {
-                    "difference": f"{LABELS[mixer]} − {LABELS['convmixer']}",
+                    "difference": f"{LABELS[mixer]} − {LABELS[other]}",
                     "depth": depth,
                     "masked PSNR, dB": plus_minus(psnr, 2),
                     "probe, points": plus_minus(probe, 1),

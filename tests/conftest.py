@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from biasnb import store
-from biasnb.config import configure
 
 
 @pytest.fixture
@@ -13,11 +12,6 @@ def root(tmp_path, monkeypatch):
     for module in (store, data, suite):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def smoke():
-    return lambda **changes: configure("smoke", **changes)
 
 
 @pytest.fixture

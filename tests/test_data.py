@@ -1,10 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from biasnb import data
-from biasnb.config import Config, configure
+from biasnb import data, photographs
+from biasnb.config import Config, configure, key
 from biasnb.data import DataError
 
 
@@ -143,6 +145,54 @@ def test_photographs_are_deterministic_cached_and_disjoint(root):
     assert torch.equal(made.train.images, read.train.images)
     assert [len(getattr(made, p).labels) for p in ("train", "val", "test")] == [3000, 500, 1000]
     assert made.test.labels.bincount().tolist() == [100] * 10
+
+
+def test_train_val_and_test_crops_come_from_disjoint_tiles(monkeypatch):
+    used = []
+
+    def crop(tiles, size, rng):
+        used.append({tile.tobytes() for tile in tiles})
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(photographs, "_crop", crop)
+    photographs.crops(8)
+    per_photo = sum(photographs.CROPS.values())
+    assert len(used) == 10 * per_photo
+    for start in range(0, len(used), per_photo):
+        parts = {frozenset(tiles) for tiles in used[start : start + per_photo]}
+        assert len(parts) == 3
+        assert sum(len(part) for part in parts) == len(set().union(*parts)) >= 20
+
+
+def test_statistics_are_those_of_all_training_pixels(root):
+    d = data.load(configure("smoke"))
+    pixels = d.train.images.reshape(-1, 3).double()
+    mean, std = d.stats()
+    assert torch.allclose(mean.double(), pixels.mean(0))
+    assert torch.allclose(std.double(), pixels.std(0, unbiased=False))
+
+
+def test_a_rewritten_image_is_read_again(root, tmp_path):
+    cfg = folder(tmp_path / "pets")
+    before = data.load(cfg).fingerprint
+    path = tmp_path / "pets/train/cat/0.png"
+    old = path.stat()
+    pixels = np.array(Image.open(path))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(path, compress_level=0)
+    Image.fromarray(pixels).save(path)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + 1))
+    assert data.load(cfg).fingerprint != before
+
+
+def test_linked_class_folders_are_told_apart(root, tmp_path):
+    for name in ("one", "other"):
+        folder(tmp_path / name, n=20 if name == "one" else 21)
+        (tmp_path / f"{name}-linked").mkdir()
+        for part in ("train", "test"):
+            (tmp_path / f"{name}-linked" / part).symlink_to(tmp_path / name / part)
+    cfgs = [Config(dataset="folder", data_dir=str(tmp_path / f"{n}-linked"), image_size=8, batch=16) for n in ("one", "other")]
+    assert key(cfgs[0]) != key(cfgs[1])
 
 
 def test_a_damaged_cache_is_made_anew(root):

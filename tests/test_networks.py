@@ -6,7 +6,6 @@ from torch import nn
 
 from biasnb import embed, measure, model
 from biasnb.config import MIXERS, Config
-from biasnb.data import generator
 from biasnb.mixing import OPERATORS
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
@@ -177,4 +176,3 @@ def test_initial_draws_are_scaled_to_the_fan_in():
     assert block.mix.qkv.weight.std().item() == pytest.approx(256**-0.5, rel=0.05)
     assert block.mlp.out.weight.std().item() == pytest.approx(1024**-0.5 / 2, rel=0.05)
     assert net.head.weight.abs().max() == 0
-    assert generator("cpu", 0, "x").initial_seed() == generator("cpu", 0, "x").initial_seed()

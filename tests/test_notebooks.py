@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from synthetic import NO_TORCH
 
-from biasnb import notebook
+from biasnb import notebook, suite
 from biasnb.config import ConfigError
 from biasnb.experiments import EXPERIMENTS
 from biasnb.notebook import NotebookError
@@ -141,6 +141,9 @@ def test_90_paper_imports_no_torch(smoke):
         (["20_trio", "overrides=[1]"], "overrides: '[1]' is not a JSON dict"),
         (["90_paper", "steps=3"], "steps: no such parameter"),
         (["20_trio", "depth"], "'depth': not FIELD=VALUE"),
+        (["20_trio", "seed=0,0"], "names a value twice"),
+        (["00_start_here", "seed=0,1"], "this notebook varies nothing"),
+        (["10_one_run", "depth=1,2"], "this notebook varies nothing"),
     ],
 )
 def test_strict_runner_refuses_before_a_kernel_starts(root, capsys, monkeypatch, words, message):
@@ -212,3 +215,49 @@ def test_texts_are_typed_without_guessing():
         notebook.parse("flag", "yes", bool)
     assert notebook.parse("flag", "false", bool) is False
     assert json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["notebook", "20_trio", "--profile", "smoke", "seed=0,1"],
+        ["notebook", "--profile", "smoke", "20_trio", "seed=0,1"],
+        ["notebook", "20_trio", "seed=0,1", "--profile", "smoke"],
+    ],
+)
+def test_options_and_settings_come_in_any_order(root, monkeypatch, capsys, words):
+    from biasnb.__main__ import main
+
+    seen = []
+    monkeypatch.setattr(notebook, "execute", lambda *given: seen.append(given))
+    assert main(words) == 0
+    assert seen == [("20_trio", {"seed": "0,1", "profile": "smoke"})]
+
+
+def test_an_unknown_option_is_refused(capsys):
+    from biasnb.__main__ import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["notebook", "20_trio", "--sede", "3"])
+    assert caught.value.code == 2
+
+
+def test_reproduce_passes_each_notebook_what_it_can_use(root, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(notebook, "execute", lambda name, given, stream: seen.update({name: given}) or root / "runs/x")
+    old = Store("smoke").folder
+    old.mkdir(parents=True)
+    (old / "mine.txt").write_text("kept")
+    suite.reproduce("smoke", {"seed": "3,4", "steps": "5"}, fresh=True)
+    assert (old.with_name("smoke.old") / "mine.txt").read_text() == "kept"
+    assert seen["20_trio"] == {"profile": "smoke", "seed": [3, 4], "steps": 5}
+    assert seen["10_one_run"] == seen["00_start_here"] == {"profile": "smoke", "seed": 3, "steps": 5}
+    assert seen["90_paper"] == {"profile": "smoke"}
+    with pytest.raises(ConfigError, match="sede"):
+        suite.reproduce("smoke", {"sede": "3"})
+
+
+@pytest.mark.parametrize("settings", [{"input": "palette", "target": "palette", "colours": "8"}, {"input": "quantised"}])
+def test_start_here_runs_with_every_input(root, monkeypatch, settings):
+    path = notebook.execute("00_start_here", {"profile": "smoke", **settings})
+    assert path.is_file() and path.name.startswith("00_start_here-")

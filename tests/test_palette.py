@@ -32,3 +32,11 @@ def test_equal_images_give_an_equal_palette_and_hash(images):
     assert torch.equal(a.colours, b.colours)
     assert a.hash == b.hash
     assert a.hash != palette.fit(images(4, 8, seed=1), 8).hash
+
+
+def test_quantise_is_exact_under_autocast(images):
+    x = images(8, 16)
+    p = palette.fit(x, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        ids = palette.quantise(x, p)
+    assert torch.equal(ids, palette.quantise(x, p))

@@ -55,7 +55,7 @@ def test_rgb_loss_is_the_mean_squared_error_of_hidden_standardised_pixels(images
         target = ((x[b, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2].float() - 120) / 60).flatten()
         total += float((tokens[b, r, c] - target).square().sum())
         count += 12
-    assert float(pretext.bert_loss(net, x, mask)) == pytest.approx(total / count, rel=1e-5)
+    assert pretext.bert_loss(net, x, mask).item() == pytest.approx(total / count, rel=1e-5)
 
 
 def test_reconstruction_keeps_visible_pixels(images):

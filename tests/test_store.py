@@ -2,6 +2,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from synthetic import grid, run_record
 from biasnb import store as stores
 from biasnb import suite
 from biasnb.config import configure, key
+from biasnb.environment import environment
 from biasnb.store import Store, StoreError
+
+CHECKOUT = stores.ROOT
 
 
 def test_a_record_comes_back_as_it_was_saved(root):
@@ -25,8 +30,8 @@ def test_frame_has_one_row_per_run_with_config_and_metrics(root):
     store = Store("smoke")
     for seed in range(3):
         store.save(run_record("mixer", 2, seed, psnr=20.0 + seed))
-    frame = store.frame()
-    assert frame.seed.tolist() == [0, 1, 2] or sorted(frame.seed) == [0, 1, 2]
+    frame = stores.load("smoke", "runs")
+    assert sorted(frame.seed) == [0, 1, 2]
     assert sorted(frame.psnr) == [20.0, 21.0, 22.0]
     assert (frame.mixer == "mixer").all()
 
@@ -92,6 +97,41 @@ def test_a_run_held_by_a_living_process_is_refused_and_a_dead_one_taken_over(roo
     store.path("abc", ".claim").write_text(json.dumps(claim))
     with store.claim("abc"):
         assert store.status("abc")[0] == "running"
+    assert [p.name for p in store.folder.iterdir()] == []
+
+
+def test_of_many_processes_one_holds_the_claim(root):
+    """Started at once on a dead owner's claim: exactly one at a time, never two."""
+    script = (
+        "import sys, time; from biasnb.store import Store, StoreError\n"
+        "while time.time() < float(sys.argv[1]): pass\n"
+        "try:\n    with Store('smoke').claim('abc'): print('held'); time.sleep(1.5)\n"
+        "except StoreError as error: print('refused', error)"
+    )
+    store = Store("smoke")
+    store.folder.mkdir(parents=True)
+    for _ in range(3):
+        claim = {"host": stores.socket.gethostname(), "pid": 2**22 + 1, "start": 1}
+        store.path("abc", ".claim").write_text(json.dumps(claim))
+        env = {**os.environ, "BIASNB_ROOT": str(root), "PYTHONPATH": str(CHECKOUT)}
+        start = str(time.time() + 2.5)
+        words = [sys.executable, "-c", script, start]
+        processes = [subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        said = sorted(p.communicate()[0].split()[0] for p in processes)
+        assert said == ["held", "refused", "refused", "refused"]
+
+
+def test_a_broken_record_shows_in_the_status_and_does_not_end_it(root, capsys):
+    from biasnb.__main__ import main
+
+    store = Store("smoke")
+    record = store.save(run_record("mixer", 2, 0))
+    store.path(record["key"]).write_text("{")
+    store.save(run_record("convmixer", 7, 0))
+    assert main(["status", "--profile", "smoke"]) == 0
+    said = capsys.readouterr().out
+    assert f"{record['key']}  mixer       depth 2   seed 0   broken" in said
+    assert "(single run)" in said and "depth 7" in said
 
 
 def test_failed_runs_say_why(root):
@@ -124,10 +164,23 @@ def test_publish_promotes_complete_valid_records_only(root):
         suite.publish("smoke")
     assert not (root / "results").exists()
     victim.write_text(content)
-    assert suite.publish("smoke") == len(g.keys)
+    assert suite.publish("smoke") == (len(g.keys), [], 0)
     there = Store("smoke", "results")
     assert [x.frame().equals(g.frame()) for x in there.grids()] == [True]
     assert suite.newest("smoke").base == "runs"
+
+
+def test_publish_leaves_out_grids_with_other_settings_unless_named(root):
+    g = grid(Store("smoke"), seeds=1)
+    g.save()
+    side = replace(g, name="20_trio-side", content={**g.content, "overrides": {"lr": 1.0}, "runs": []})
+    side.save()
+    assert suite.publish("smoke")[1] == ["20_trio-side"]
+    assert [x.name for x in Store("smoke", "results").grids()] == ["20_trio"]
+    suite.publish("smoke", ["20_trio-side"])
+    assert [x.name for x in Store("smoke", "results").grids()] == ["20_trio", "20_trio-side"]
+    with pytest.raises(StoreError, match="no such grid"):
+        suite.publish("smoke", ["21_trio"])
 
 
 def test_agreement_reports_each_metric_and_what_is_outside(root):
@@ -142,7 +195,7 @@ def test_agreement_reports_each_metric_and_what_is_outside(root):
 
 
 def test_environment_names_versions_and_machine_but_no_path(root):
-    stamp = json.dumps(stores.environment("cpu", None, 2))
+    stamp = json.dumps(environment("cpu", None, 2))
     assert "torch" in stamp and "commit" in stamp
     assert str(root) not in stamp and stores.socket.gethostname() not in stamp
 

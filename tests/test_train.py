@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from biasnb import model, train
+from biasnb import checkpoint, model, run, train
 from biasnb.config import MIXERS, BiasnbError, configure, key
 from biasnb.data import Data, Split, load
 from biasnb.store import ROOT, Store, StoreError
@@ -40,7 +40,7 @@ def trained(cfg, d, folder=None, stop=None):
 
     palette = palettes.fit(d.train.images, cfg.colours) if cfg.uses_palette else None
     net = model.build(cfg, d.stats(), palette)
-    checkpoints = train.Checkpoints(folder, {"key": key(cfg)}, seconds=0) if folder else None
+    checkpoints = checkpoint.Checkpoints(folder, {"key": key(cfg)}, seconds=0) if folder else None
     if stop:
         due = checkpoints.due
         checkpoints.due = lambda now: due(now) and not stop(checkpoints)
@@ -70,7 +70,7 @@ def test_interrupted_anywhere_and_resumed_is_equal(images, tmp_path, monkeypatch
     class Stopped(Exception):
         pass
 
-    save = train.Checkpoints.save
+    save = checkpoint.Checkpoints.save
     for step in (3, 7, 11):
 
         def saved(self, at, *rest, step=step):
@@ -78,10 +78,10 @@ def test_interrupted_anywhere_and_resumed_is_equal(images, tmp_path, monkeypatch
             if at == step:
                 raise Stopped
 
-        monkeypatch.setattr(train.Checkpoints, "save", saved)
+        monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
         with pytest.raises(Stopped):
             trained(cfg, d, tmp_path)
-    monkeypatch.setattr(train.Checkpoints, "save", save)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
     resumed = trained(cfg, d, tmp_path)
     assert equal(whole[0], resumed[0])
     assert whole[1] == resumed[1]
@@ -151,18 +151,18 @@ def test_a_diverged_run_is_recorded_and_not_trained_again(root, monkeypatch):
     cfg = configure("smoke", lr=10.0, clip=1e6, steps=30, warmup=0.0)
     monkeypatch.setitem(train.LOSSES, "bert", lambda *a: train_loss(*a) * torch.tensor(float("inf")))
     store = Store("smoke")
-    record = train.run(cfg, store)
+    record = run.run(cfg, store)
     assert (record["status"], record["steps"]) == ("diverged", 0)
     assert store.status(key(cfg))[0] == "diverged"
-    monkeypatch.setattr(train, "_run", None)
-    assert train.run(cfg, store)["status"] == "diverged"
+    monkeypatch.setattr(run, "_run", None)
+    assert run.run(cfg, store)["status"] == "diverged"
 
 
 def test_a_finished_run_is_loaded_not_trained(root, monkeypatch):
     cfg, store = configure("smoke"), Store("smoke")
-    record = train.run(cfg, store)
-    monkeypatch.setattr(train, "_run", None)
-    assert train.run(cfg, store) == record
+    record = run.run(cfg, store)
+    monkeypatch.setattr(run, "_run", None)
+    assert run.run(cfg, store) == record
     arrays = store.arrays(record["key"])
     assert arrays["reconstruction"].shape == (10, 8, 8, 3)
     correct = np.unpackbits(arrays["correct"], count=1000)
@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(images, tmp_pa
     d, cfg = tiny(images), configure("smoke", **QUIET)
     whole = trained(cfg, d)
     trained(cfg, d, tmp_path)
-    newest, older = train.Checkpoints(tmp_path, {}).found()
+    newest, older = checkpoint.Checkpoints(tmp_path, {}).found()
     for spoil in (lambda b: b[:-5], lambda b: b[:300] + bytes([b[300] ^ 1]) + b[301:]):
         content = newest.read_bytes()
         newest.write_bytes(spoil(content))
@@ -191,16 +191,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(images, tmp_pa
 def test_a_checkpoint_of_other_settings_is_refused_naming_them(images, tmp_path):
     d, cfg = tiny(images), configure("smoke", **QUIET)
     net = model.build(cfg, d.stats())
-    train.pretrain(cfg, d, net, train.Checkpoints(tmp_path, {"lr": 1.0, "depth": 1}, seconds=0))
+    train.pretrain(cfg, d, net, checkpoint.Checkpoints(tmp_path, {"lr": 1.0, "depth": 1}, seconds=0))
     with pytest.raises(StoreError, match="another lr;"):
-        train.pretrain(cfg, d, net, train.Checkpoints(tmp_path, {"lr": 2.0, "depth": 1}, seconds=0))
+        train.pretrain(cfg, d, net, checkpoint.Checkpoints(tmp_path, {"lr": 2.0, "depth": 1}, seconds=0))
 
 
 def test_a_gpu_that_is_not_there_is_named():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(BiasnbError, match="device: 'cuda'"):
-        train.pick_device(configure("smoke", device="cuda"))
+        run.pick_device(configure("smoke", device="cuda"))
 
 
 class Runs:
@@ -208,7 +208,7 @@ class Runs:
 
     SETTINGS = ("steps=300", "seed=3", "augment=crop")
     SCRIPT = (
-        "import sys; from biasnb import train; train.Checkpoints.__init__.__defaults__ = (0.05,);"
+        "import sys; from biasnb import checkpoint; checkpoint.Checkpoints.__init__.__defaults__ = (0.05, None);"
         "from biasnb.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
 
