@@ -106,7 +106,7 @@ def listing(args):
 
 def status(args):
     given = typed(args.settings)
-    store, seen, kinds = Store(args.profile), {"grids"}, []
+    store, seen, kinds = Store(args.profile), set(), []
     grids = [plan(name, args.profile, {k: v for k, v in given.items() if fits(e, v)})[0] for name, e in EXPERIMENTS.items()]
     for grid in [*grids, *store.grids()]:
         for one in grid.content["runs"]:
@@ -145,7 +145,7 @@ def parser():
         return p
 
     p = command("reproduce", reproduce, "run every notebook, draw, and compare with the reference", "reproduce --profile quick")
-    p.add_argument("--fresh", action="store_true", help="start anew; earlier runs are set aside as runs/PROFILE.old")
+    p.add_argument("--fresh", action="store_true", help="start anew; earlier runs are set aside as runs/PROFILE.old1 and so on")
     p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
     p = command("run", run, "train and evaluate one network", "run --profile quick mixer=igpt depth=4")
     p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")

@@ -154,7 +154,7 @@ PROFILES = {
     },
     "quick": {
         "about": "embedded photographs, minutes on two CPU cores",
-        "config": {"kernel": 3, "mlp_ratio": 2, "batch": 32, "steps": 400, "lr": 8e-3},
+        "config": {"mlp_ratio": 2, "batch": 32, "steps": 400, "lr": 8e-3},
         "depths": (1, 3),
         "seeds": (0, 1, 2),
     },

@@ -138,7 +138,7 @@ def this_interpreter():
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "kernels" / "biasnb"
         spec.mkdir(parents=True)
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
         content = {"argv": command, "display_name": "biasnb", "language": "python", "env": {"PYTHONPATH": str(ROOT)}}
         (spec / "kernel.json").write_text(json.dumps(content))
         before = os.environ.get("JUPYTER_PATH")

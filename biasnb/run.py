@@ -39,8 +39,8 @@ def floor(cfg, store):
     with store.claim(k):
         if store.has(k):
             return store.load(k)
-        print(f"floors of {cfg.dataset}: baselines and raw-pixel probe", flush=True)
         data = load(replace(cfg, seed=0), device)
+        print(f"floors of {data.name}: baselines and raw-pixel probe", flush=True)
         record = {
             "kind": "floor",
             "key": k,

@@ -1,9 +1,9 @@
 """The whole suite: run every notebook, draw what the records say, compare with the reference, publish."""
 
-import shutil
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from .config import BiasnbError, check_profile
@@ -24,7 +24,7 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
     """Run every notebook with the profile, then draw tables and figures and compare. Returns the names that failed.
 
     `given` are parameters for every notebook, as for `notebook.execute`. `fresh` first sets earlier runs of the
-    profile aside as runs/<profile>.old (the set before that is deleted)."""
+    profile aside as runs/<profile>.old1, .old2, ..."""
     from . import notebook
 
     check_profile(profile)
@@ -32,9 +32,8 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
     given = {"profile": profile, **(given or {})}
     asked = {name: notebook.accepted(name, given) for name in EXPERIMENTS}
     if fresh and store.folder.is_dir():
-        old = store.folder.with_name(f"{profile}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        store.folder.rename(old)
+        aside = (store.folder.with_name(f"{profile}.old{n}") for n in count(1))
+        store.folder.rename(next(folder for folder in aside if not folder.exists()))
     rows, failed, start = [], [], time.monotonic()
     for i, name in enumerate(EXPERIMENTS, 1):
         print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}", file=stream, flush=True)

@@ -249,7 +249,7 @@ def test_reproduce_passes_each_notebook_what_it_can_use(root, monkeypatch):
     old.mkdir(parents=True)
     (old / "mine.txt").write_text("kept")
     suite.reproduce("smoke", {"seed": "3,4", "steps": "5"}, fresh=True)
-    assert (old.with_name("smoke.old") / "mine.txt").read_text() == "kept"
+    assert (old.with_name("smoke.old1") / "mine.txt").read_text() == "kept"
     assert seen["20_trio"] == {"profile": "smoke", "seed": [3, 4], "steps": 5}
     assert seen["10_one_run"] == seen["00_start_here"] == {"profile": "smoke", "seed": 3, "steps": 5}
     assert seen["90_paper"] == {"profile": "smoke"}
