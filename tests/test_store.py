@@ -190,7 +190,7 @@ def test_agreement_reports_each_metric_and_what_is_outside(root):
         there.save(run_record("mixer", 2, seed))
         here.save(run_record("mixer", 2, seed, psnr=22.0625 if seed else 27.0))
     text = "\n".join(suite.agreement("smoke"))
-    assert "masked PSNR | ± 0.1 dB | 0.06 | 5 | NO, 2 of 3" in text
+    assert "masked PSNR | ± 0.1 dB | 0.062 | 5 | NO, 2 of 3" in text
     assert "probe | ± 0.02  | 0 | 0 | yes" in text
 
 
