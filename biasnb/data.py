@@ -181,7 +181,7 @@ def resize(images, size):
         return np.ascontiguousarray(images)
     out = []
     for chunk in np.array_split(images, max(1, len(images) * side * side // 4_000_000)):
-        x = torch.from_numpy(np.ascontiguousarray(chunk)).permute(0, 3, 1, 2).float()
+        x = torch.from_numpy(np.array(chunk)).permute(0, 3, 1, 2).float()
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
         out.append(x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
     return np.ascontiguousarray(np.concatenate(out))
