@@ -6,7 +6,7 @@ import time
 
 
 class Progress:
-    """Report steps done out of `total`. One instance covers one run; `done` counts the steps of earlier sessions."""
+    """Report steps done out of `total`. One instance covers one run; `done` counts the steps done before an interruption."""
 
     def __init__(self, label, total, done=0, every=None, stream=None):
         self.label, self.total, self.first = label, total, done
