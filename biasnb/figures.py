@@ -1,6 +1,7 @@
 """Figures from records, in one style, byte-identical when drawn again. Imports no torch."""
 
 import io
+import textwrap
 from itertools import cycle
 
 import matplotlib
@@ -55,7 +56,14 @@ def canvas(width, height, panels=1, sharey=True):
 def caption(figure, grid, words=""):
     seeds = sorted({run["seed"] for run in grid.content["runs"]})
     spread = f"mean and 95 % t interval over n = {len(seeds)} paired seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    figure.supxlabel(f"{grid.caption()}\n{words}{spread}", fontsize=7.5, color="0.35", x=0.01, ha="left")
+    footer(figure, grid.caption(), words + spread)
+
+
+def footer(figure, *lines):
+    """Small print below a figure, each line wrapped to its width."""
+    per_line = int(14.5 * figure.get_figwidth())
+    text = "\n".join(textwrap.fill(line, per_line) for line in lines)
+    figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
 
 
 def mixers(grid):
@@ -155,8 +163,7 @@ def probe_by_layer(grid):
     axes[0].set_ylabel("linear probe, test accuracy, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     seeds = len({run["seed"] for run in grid.content["runs"]})
-    figure.supxlabel(f"{grid.caption()}\nsolid: trained; dotted: random init; thick: mean, thin: each of n = {seeds} seeds",
-                     fontsize=7.5, color="0.35", x=0.01, ha="left")  # fmt: skip
+    footer(figure, grid.caption(), f"solid: trained; dotted: random init; thick: mean, thin: each of n = {seeds} seeds")
     return figure, table
 
 
@@ -184,8 +191,7 @@ def learning_curves(grid):
     axes[0].set_ylabel("loss on hidden tokens, " + ("nats per pixel" if palette else "squared error / variance"))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     seeds = len({run["seed"] for run in grid.content["runs"]})
-    figure.supxlabel(f"{grid.caption()}\none line per seed, n = {seeds}; each point averages the steps since the last",
-                     fontsize=7.5, color="0.35", x=0.01, ha="left")  # fmt: skip
+    footer(figure, grid.caption(), f"one line per seed, n = {seeds}; each point averages the steps since the last")
     return figure, table
 
 
@@ -204,9 +210,8 @@ def reconstructions(grid):
         rows[label] = grid.store.arrays(record["key"])["reconstruction"]
     figure = pictures(rows)
     depth, seed = (records[0]["config"][name] for name in ("depth", "seed"))
-    figure.supxlabel(f"{grid.caption()}, depth {depth}, seed {seed}\nthe test image of highest contrast in each tenth, "
-                     "the same masks for every network; dB: PSNR on the hidden pixels of the whole test split",
-                     fontsize=7.5, color="0.35", x=0.01, ha="left")  # fmt: skip
+    footer(figure, f"{grid.caption()}, depth {depth}, seed {seed}", "the test image of highest contrast in each tenth, "
+           "the same masks for every network; dB: PSNR on the hidden pixels of the whole test split")  # fmt: skip
     table = [{"mixer": r["config"]["mixer"], "depth": depth, "seed": seed, "psnr": r["psnr"]["test"]} for r in records]
     return figure, pd.DataFrame(table)
 
@@ -235,7 +240,7 @@ def maps(panels, title, width=10.5):
         ax.set(xticks=[], yticks=[])
         ax.set_title(label, fontsize=9)
     figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest")
-    figure.supxlabel(title, fontsize=8, color="0.35", x=0.01, ha="left")
+    footer(figure, title)
     return figure
 
 
