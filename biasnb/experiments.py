@@ -89,11 +89,10 @@ def experiment(name):
     return EXPERIMENTS[name]
 
 
-def plan(name, profile, overrides=None, base="runs"):
+def plan(name, profile, overrides=None):
     """The Grid of an experiment: what it asks for and what of it exists. Trains nothing. Raises ConfigError."""
     overrides = dict(overrides or {})
     configs = experiment(name).runs(profile, overrides)
-    store = Store(profile, base)
     changed = {field: value for field, value in overrides.items() if field not in ("data_dir", "device")}
     data = configs[0].dataset if configs else overrides.get("dataset")
     if data == "folder":
@@ -109,7 +108,7 @@ def plan(name, profile, overrides=None, base="runs"):
         "runs": [{"key": key(cfg), **relevant(cfg)} for cfg in configs],
         "floor": floor_key(configs[0]) if configs else None,
     }
-    return Grid(store, label, content), configs
+    return Grid(Store(profile), label, content), configs
 
 
 def run(name, profile, overrides=None):

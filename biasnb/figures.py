@@ -71,6 +71,11 @@ def mixers(grid):
     return list(dict.fromkeys(run["mixer"] for run in grid.content["runs"]))
 
 
+def depths_of(grid):
+    """Depths that were asked for, ascending."""
+    return sorted({run["depth"] for run in grid.content["runs"]})
+
+
 def across_depth(ax, runs, column, mixer, shift, scale=1.0, **style):
     """Mean and 95 % interval over seeds at each depth, with the seeds as dots. `shift` separates networks sideways."""
     depths, means, halves = [], [], []
@@ -84,7 +89,7 @@ def across_depth(ax, runs, column, mixer, shift, scale=1.0, **style):
 
 
 def depth_axis(ax, grid):
-    depths = sorted({run["depth"] for run in grid.content["runs"]})
+    depths = depths_of(grid)
     ax.set_xscale("log", base=2)
     ax.set_xticks(depths, [str(d) for d in depths])
     ax.minorticks_off()
@@ -136,7 +141,7 @@ def probe_by_depth(grid):
 
 def probe_by_layer(grid):
     """Accuracy of the linear probe at every layer, one panel per depth, trained and at random init."""
-    depths = sorted({run["depth"] for run in grid.content["runs"]})
+    depths = depths_of(grid)
     rows = [{"mixer": r["config"]["mixer"], "depth": r["config"]["depth"], "seed": r["config"]["seed"], "network": name,
              "layer": row["layer"], "accuracy": 100 * row["test"]}
             for r in grid.records() for name, part in (("trained", r["probe"]), ("random init", r["init_probe"]))
@@ -169,7 +174,7 @@ def probe_by_layer(grid):
 
 def learning_curves(grid):
     """Training loss against step, one panel per depth, every seed a line."""
-    depths = sorted({run["depth"] for run in grid.content["runs"]})
+    depths = depths_of(grid)
     rows = [{"mixer": r["config"]["mixer"], "depth": r["config"]["depth"], "seed": r["config"]["seed"],
              "step": row["step"], "loss": row["loss"]} for r in grid.records() for row in r["history"]]  # fmt: skip
     table = with_columns(pd.DataFrame(rows), "mixer", "depth", "seed", "step", "loss")

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from .figures import FLOORS, LABELS, mixers, with_columns
+from .figures import FLOORS, LABELS, depths_of, mixers, with_columns
 from .stats import mean_interval
 from .store import write_atomic
 
@@ -20,6 +20,14 @@ def plus_minus(values, digits):
 def by_network(grid):
     """Groups of a grid's frame, (mixer, depth) -> rows, in the order they were asked for."""
     return grid.frame().groupby(["mixer", "depth"], sort=False)
+
+
+def baselines(grid):
+    """Rows of the untrained baselines; none if their record is missing."""
+    floor = grid.floor()
+    return (
+        [{"network": FLOORS[name], "masked PSNR, dB": f"{value:.2f}"} for name, value in floor["psnr"].items()] if floor else []
+    )
 
 
 def trio(grid):
@@ -41,9 +49,9 @@ def trio(grid):
                 "missing": int((runs.status == "missing").sum()),
             }
         )
+    rows += baselines(grid)
     floor = grid.floor()
     if floor:
-        rows += [{"network": FLOORS[name], "masked PSNR, dB": f"{value:.2f}"} for name, value in floor["psnr"].items()]
         rows.append({"network": "raw pixels", "probe, %": f"{100 * floor['pixel_probe']['test']:.1f}"})
     return tidy(rows)
 
@@ -54,7 +62,7 @@ def differences(grid):
     done = done[done.status == "done"]
     rows = []
     for other, mixer in combinations(mixers(grid), 2):
-        for depth in sorted({run["depth"] for run in grid.content["runs"]}):
+        for depth in depths_of(grid):
             one, base = (done[(done.mixer == m) & (done.depth == depth)].set_index("seed") for m in (mixer, other))
             psnr, probe = one.psnr - base.psnr, 100 * (one.probe - base.probe)
             rows.append(
@@ -93,10 +101,7 @@ def reconstruction(grid):
     """PSNR of the pictured networks beside the three baselines."""
     rows = [{"network": LABELS[r["config"]["mixer"]], "depth": r["config"]["depth"],
              "masked PSNR, dB": f"{r['psnr']['test']:.2f}"} for r in grid.records()]  # fmt: skip
-    floor = grid.floor()
-    if floor:
-        rows += [{"network": FLOORS[name], "masked PSNR, dB": f"{value:.2f}"} for name, value in floor["psnr"].items()]
-    return tidy(rows)
+    return tidy(rows + baselines(grid))
 
 
 def tidy(rows):
