@@ -4,10 +4,13 @@ import argparse
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from .config import MIXERS, PROFILES, BiasnbError, ConfigError, check_names, configure, fields_of, key
-from .experiments import EXPERIMENTS, plan
+from .config import PROFILES, BiasnbError, ConfigError, check_names, configure, fields_of
+from .experiments import EXPERIMENTS, experiment, plan
+from .keys import key
+from .operators import MIXERS
 from .store import Store
 
 EPILOG = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
@@ -57,6 +60,52 @@ def run(args):
     print(f"record       {store.path(key(cfg))}")
     print(f"masked PSNR  {record['psnr']['test']:.2f} dB (visible-neighbour mean {floor['psnr']['neighbour_mean']:.2f} dB)")
     print(f"probe        {100 * chosen['test']:.1f} % at layer {chosen['layer']} (random init {100 * start['test']:.1f} %)")
+
+
+def tune(args):
+    from .tune import tune
+
+    given = typed(args.settings)
+    configs = experiment(args.name).runs(args.profile, given)
+    if not configs:
+        raise ConfigError(f"notebook: {args.name!r} trains nothing that has a learning rate")
+    for record in tune(configs, Store(args.profile)):
+        tried = [f"{row['lr']:g}: {row['loss']:.4f}" if row["loss"] else f"{row['lr']:g}: diverged" for row in record["rates"]]
+        print(f"{record['config']['mixer']:22} lr {record['chosen']:<8g} validation loss by rate: {', '.join(tried)}")
+    print("use them with lr=tuned")
+
+
+def proofs(args):
+    from .proof import markdown
+    from .store import ROOT, write_atomic
+
+    text = markdown()
+    write_atomic(ROOT / "docs" / "operators.md", text)
+    print(text)
+
+
+def measure(args):
+    from . import run
+    from .compare import cka_layers, transfer
+    from .data import load
+    from .measure import network
+
+    given = typed(args.settings)
+    second, data_dir = given.pop("dataset", None), given.get("data_dir", "")
+    store = Store(args.profile)
+    record, data, model = run.restore(args.key, store, data_dir)
+    images = data.test.images[: run.WATCHED]
+    measures, _ = network(model, images)
+    print(f"{args.key}: {record['config']['mixer']}, depth {record['config']['depth']}, seed {record['config']['seed']}")
+    print("\n".join(f"{name:18} {value}" for name, value in measures.items()))
+    if args.other:
+        other = run.restore(args.other, store, data_dir)[2]
+        print(f"cka with {args.other}")
+        print("\n".join("  " + " ".join(f"{v:6.3f}" for v in row) for row in cka_layers(model, images, other).tolist()))
+    if second:
+        cfg = replace(model.cfg, dataset=second, data_dir=data_dir, images=0, permute="none", augment="none")
+        found = transfer(model, load(cfg, model.mean.device))
+        print(f"transfer to {second}: probe {100 * found['test']:.1f} % at layer {found['layer']}, LogME {found['logme']:.3f}")
 
 
 def notebook(args):
@@ -114,7 +163,7 @@ def status(args):
                 seen.add(one["key"])
                 kinds.append(show(store, grid.name, one))
     for path in sorted(store.folder.glob("*.json")):
-        if path.stem not in seen and not path.stem.startswith("floor-"):
+        if path.stem not in seen and "-" not in path.stem:
             kinds.append(show(store, "(single run)", {"key": path.stem}))
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
 
@@ -152,6 +201,15 @@ def parser():
     p = command("notebook", notebook, "run one notebook, strictly checked", "notebook 20_trio --profile smoke seed=0,1")
     p.add_argument("name", help="a name from `biasnb list`")
     p.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="its parameters, or Config fields")
+    p = command("tune", tune, "search the learning rate of every run of a notebook", "tune 21_cube --profile laptop")
+    p.add_argument("name", help="a name from `biasnb list`")
+    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    p = commands.add_parser("proofs", help="measure what every operator is; writes docs/operators.md")
+    p.set_defaults(action=proofs)
+    p = command("measure", measure, "measures of a trained network, from its weights", "measure KEY --other KEY dataset=leaves")
+    p.add_argument("key", help="key of a run in runs/PROFILE, see `biasnb status`")
+    p.add_argument("--other", help="another run on images of the same size, for CKA between the two")
+    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE", help="dataset=NAME (and data_dir) to transfer to")
     p = command("figures", figures, "draw tables and figures from records alone", "figures", profile=None)
     p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")
     p = command("publish", publish, "make the records of a run the committed reference", "publish --profile quick")

@@ -1,33 +1,16 @@
-"""One flat, frozen, validated configuration per run; the profiles as plain data; the key of a run."""
+"""One flat, frozen, validated configuration per run; the profiles as plain data."""
 
 import difflib
-import functools
-import hashlib
-import json
 import math
-import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
 
+from .operators import MIXERS
 
-class Mixer(NamedTuple):
-    """A mixing operator: how figures name it, and the fields that only some operators read, this one among them."""
-
-    label: str
-    reads: tuple = ()
-
-
-MIXERS = {
-    "convmixer": Mixer("ConvMixer (convolution)", ("kernel",)),
-    "mixer": Mixer("Mixer (token MLP)", ("token_ratio",)),
-    "igpt": Mixer("iGPT (attention)", ("heads",)),
-    "conv_dense": Mixer("dense convolution", ("kernel",)),
-    "identity": Mixer("identity (no mixing)"),
-}
-PHOTOGRAPHS_VERSION = 1  # part of the key: raise it when the embedded data change
+PHOTOGRAPHS_VERSION = LEAVES_VERSION = 1  # part of the key: raise them when the embedded data change
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-DATASETS = ("photographs", "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "folder")
+VERSIONS = {"photographs": PHOTOGRAPHS_VERSION, "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION}
+DATASETS = (*VERSIONS, "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "folder")
 
 
 class BiasnbError(Exception):
@@ -47,26 +30,37 @@ class Config:
     """Everything that decides the result of one run. Immutable; vary it with `dataclasses.replace`.
 
     Raises ConfigError at construction for an unknown field, a wrong type, a value out of range, and for
-    combinations that cannot work (patch and image_size, heads and width, an even kernel).
+    combinations that cannot work, saying why and what to change.
     """
 
     dataset: str = _field("photographs", "data set, 'folder' for class folders of images", DATASETS)
     data_dir: str = _field("", "the image folder, or where downloads go (default: data/ in the checkout)")
     image_size: int = _field(16, "side of the square images, pixels", low=4, high=256)
     augment: str = _field("none", "augmentation of training images", ("none", "flip", "crop"))
+    images: int = _field(0, "training images without labels, the first of the seed's order; 0: all", low=0, high=10**9)
+    labelled: int = _field(0, "labelled training images (probe, supervised); 0: all", low=0, high=10**9)
+    permute: str = _field("none", "one fixed permutation, the same for all images", ("none", "pixels", "patches", "in_patch"))
     input: str = _field("rgb", "what the network sees", ("rgb", "quantised", "palette"))
     target: str = _field("rgb", "squared error on RGB, or cross-entropy on palette colours", ("rgb", "palette"))
     colours: int = _field(64, "palette size K, colours", low=2, high=4096)
     patch: int = _field(2, "side of a token, pixels", (1, 2, 4))
-    mixer: str = _field("convmixer", "operator that mixes positions", tuple(MIXERS))
+    position: str = _field("learned", "where tokens get their place from", ("none", "learned", "sinusoid", "relative"))
+    padding: str = _field("zeros", "beyond the border", ("zeros", "circular"))
+    mixer: str = _field("convmixer", "operator that mixes positions", MIXERS)
     depth: int = _field(4, "blocks L", low=1, high=64)
     width: int = _field(64, "channels D", low=4, high=4096)
-    heads: int = _field(4, "attention heads G (igpt)", low=1, high=64)
-    kernel: int = _field(5, "side of the convolution kernel, tokens (convmixer, conv_dense)", low=1, high=31)
+    heads: int = _field(4, "mixing matrices per layer G (cells, attention)", low=1, high=64)
+    kernel: int = _field(5, "side of the window, tokens (local operators)", low=1, high=31)
+    rank: int = _field(2, "kernels K that positions combine (lowrank)", low=1, high=4096)
+    local_heads: int = _field(2, "heads that see their window only (attn_local_heads)", low=0, high=64)
     token_ratio: int = _field(2, "hidden size of the token MLP over N (mixer)", low=1, high=16)
     mlp_ratio: int = _field(4, "hidden size of the channel MLP over D", low=1, high=16)
-    pretext: str = _field("bert", "label-free task", ("bert",))
-    mask_rate: float = _field(0.5, "probability that a token is hidden", low=0.01, high=0.95)
+    skip: str = _field("both", "residual connections", ("both", "none", "channel", "spatial"))
+    blocks: str = _field("separate", "L blocks with weights of their own, or one repeated L times", ("separate", "repeated"))
+    pretext: str = _field("bert", "training task", ("bert", "ar", "denoise", "supervised", "none"))
+    mask_rate: float = _field(0.5, "probability that a token is hidden (bert)", low=0.01, high=0.95)
+    noise: float = _field(0.5, "standard deviation of the noise over that of the pixels (denoise)", low=0.01, high=10.0)
+    budget: str = _field("steps", "equal steps, or the training FLOP that identity spends in them", ("steps", "flop"))
     steps: int = _field(400, "training steps", low=1, high=10_000_000)
     batch: int = _field(64, "images per step", low=1, high=65_536)
     lr: float = _field(2e-3, "peak learning rate", low=1e-8, high=10.0)
@@ -84,20 +78,44 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+        for trouble in self._troubles():
+            raise ConfigError(trouble)
+
+    def _troubles(self):
+        """Combinations that cannot work: what, why, and what to change."""
+        reads, operator = self.reads, MIXERS[self.mixer]
         if self.image_size % self.patch:
             fits = [p for p in (1, 2, 4) if self.image_size % p == 0]
-            raise ConfigError(f"patch: {self.patch} does not divide image_size {self.image_size}; choose from {fits}")
-        if self.mixer == "igpt" and self.width % self.heads:
+            yield f"patch: {self.patch} does not divide image_size {self.image_size}; choose from {fits}"
+        if "heads" in reads and self.width % self.heads:
             fits = [g for g in range(1, self.heads + 1) if self.width % g == 0]
-            raise ConfigError(f"heads: {self.heads} does not divide width {self.width}; the nearest is {fits[-1]}")
+            yield f"heads: {self.heads} does not divide width {self.width}; the nearest is {fits[-1]}"
+        if "local_heads" in reads and self.local_heads > self.heads:
+            yield f"local_heads: {self.local_heads} of {self.heads} heads; choose at most {self.heads}"
         if self.kernel % 2 == 0:
-            raise ConfigError(f"kernel: {self.kernel} has no centre; choose an odd number, e.g. {self.kernel + 1}")
-        hidden = self.batch * self.grid**2 * self.mask_rate
-        if hidden < 16:
-            raise ConfigError(f"mask_rate: {self.mask_rate} hides {hidden:.2g} tokens of a batch on average, fewer than 16; "
-                              f"raise it, batch or image_size")  # fmt: skip
+            yield f"kernel: {self.kernel} has no centre; choose an odd number, e.g. {self.kernel + 1}"
+        if self.padding == "circular":
+            if self.pretext == "ar":
+                yield "padding: 'circular' shows pixels of the future to pretext 'ar'; choose padding 'zeros'"
+            if "kernel" in reads and self.kernel > self.grid:
+                fits = self.grid - 1 + self.grid % 2
+                yield f"kernel: {self.kernel} wraps round a grid of {self.grid} tokens onto itself; choose at most {fits}"
+        if self.position == "relative" and (operator.operator != "Attention" or operator.biased):
+            why = "has its own table of positions" if operator.operator == "Attention" else "is not softmax attention"
+            yield f"position: 'relative' is a term inside attention, but mixer {self.mixer!r} {why}; choose 'none' or 'learned'"
+        if self.mixer == "conv_two_stream" and self.pretext not in ("ar", "none"):
+            yield f"mixer: 'conv_two_stream' puts pixels in an order, pretext {self.pretext!r} has none; choose 'ar'"
+        if self.mixer == "hyena_hybrid" and self.blocks == "repeated":
+            yield "mixer: 'hyena_hybrid' is made of two kinds of block, blocks 'repeated' has one; choose blocks 'separate'"
+        if self.dataset == "leaves_coded" and self.augment != "none":
+            yield f"augment: {self.augment!r} moves pixels between the columns that 'leaves_coded' codes; choose augment 'none'"
+        if self.pretext == "bert" and (hidden := self.batch * self.grid**2 * self.mask_rate) < 16:
+            yield (f"mask_rate: {self.mask_rate} hides {hidden:.2g} tokens of a batch on average, fewer than 16; "
+                   f"raise it, batch or image_size")  # fmt: skip
         if self.dataset == "folder" and not self.data_dir:
-            raise ConfigError("data_dir: empty, and dataset is 'folder'; set it to a folder of class folders")
+            yield "data_dir: empty, and dataset is 'folder'; set it to a folder of class folders"
+        if self.dataset == "folder" and self.pretext == "supervised" and (classes := class_folders(self.data_dir)) == 1:
+            yield f"pretext: 'supervised' needs two classes or more, {self.data_dir!r} has {classes}; add one or choose 'bert'"
 
     @property
     def grid(self):
@@ -105,8 +123,32 @@ class Config:
         return self.image_size // self.patch
 
     @property
+    def reads(self):
+        """The fields among those that only some operators read that this one does."""
+        kinds = (self.mixer,) if self.mixer != "hyena_hybrid" else ("hyena", "igpt")
+        return {name for kind in kinds for name in MIXERS[kind].reads}
+
+    @property
+    def circular(self):
+        """Whether the operator takes the grid for a torus."""
+        return self.padding == "circular" and "padding" in self.reads
+
+    @property
+    def predicts(self):
+        """Whether the pretext predicts pixels."""
+        return self.pretext in ("bert", "ar", "denoise")
+
+    @property
+    def causal(self):
+        """How the future is hidden: no (False), by a strictly causal first mixing ("entry", Type A of van den Oord et
+        al., arXiv 1601.06759), or by a sequence shifted by one ("shift", image-GPT, section 3.1)."""
+        if self.pretext != "ar" and self.mixer != "conv_two_stream":
+            return False
+        return "shift" if self.mixer == "igpt" or self.blocks == "repeated" else "entry"
+
+    @property
     def uses_palette(self):
-        return self.input != "rgb" or self.target == "palette"
+        return self.input != "rgb" or (self.target == "palette" and self.predicts)
 
 
 def fields_of():
@@ -144,25 +186,43 @@ def _checked(f, value):
     return value
 
 
-# A profile is a set of Config fields and the sizes of its grids.
+# A profile is a set of Config fields, the sizes of the trio's grid, the base point of the studies around it with their
+# seeds, and the levels that the studies vary.
 PROFILES = {
     "smoke": {
         "about": "seconds, for tests",
-        "config": {"image_size": 8, "depth": 1, "width": 8, "heads": 2, "kernel": 3, "steps": 4, "batch": 16},
+        "config": {"image_size": 8, "depth": 1, "width": 8, "heads": 2, "kernel": 3, "steps": 4, "batch": 16, "colours": 8,
+                   "labelled": 200},
         "depths": (1, 2),
         "seeds": (0, 1),
+        "study": {},
+        "study_seeds": (0,),
+        "levels": {"cube_seed": (0, 1), "cube_pretext": ("bert", "ar"), "rank": (1, 2), "colours": (8, 16), "depth": (1, 2),
+                   "width": (8, 16), "patch": (2, 4), "mask_rate": (0.5, 0.75), "skip_depth": (1,),
+                   "permute": ("none", "pixels", "patches", "in_patch"), "images": (64, 0), "labelled": (100, 200)},
     },
     "quick": {
         "about": "embedded photographs, minutes on two CPU cores",
         "config": {"mlp_ratio": 2, "batch": 32, "steps": 400, "lr": 8e-3},
         "depths": (1, 3),
         "seeds": (0, 1, 2),
+        "study": {"depth": 2, "width": 32, "steps": 120, "heads": 2},
+        "study_seeds": (0,),
+        "levels": {"cube_seed": (0, 1, 2), "cube_pretext": ("bert",), "rank": (1, 2, 4), "colours": (8, 64),
+                   "depth": (1, 2, 4), "width": (16, 32, 64), "patch": (2, 4), "mask_rate": (0.15, 0.5, 0.75),
+                   "skip_depth": (2,), "permute": ("none", "pixels"), "images": (100, 500, 0), "labelled": (100, 0)},
     },
     "laptop": {
         "about": "CIFAR-10 at 16x16, a few hours on two CPU cores",
         "config": {"dataset": "cifar10", "augment": "flip", "mlp_ratio": 2, "steps": 4000, "lr": 3e-3},
         "depths": (2, 4),
         "seeds": (0, 1, 2, 3, 4),
+        "study": {"steps": 1000},
+        "study_seeds": (0, 1, 2),
+        "levels": {"cube_seed": (0, 1, 2, 3, 4), "cube_pretext": ("bert",), "rank": (1, 2, 4, 64), "colours": (8, 64, 512),
+                   "depth": (2, 4, 8), "width": (32, 64, 128), "patch": (1, 2, 4), "mask_rate": (0.15, 0.3, 0.5, 0.75),
+                   "skip_depth": (2, 4), "permute": ("none", "pixels"), "images": (500, 2500, 10_000, 0),
+                   "labelled": (500, 2500, 0)},
     },
     "paper": {
         "about": "CIFAR-10 at 32x32, one GPU",
@@ -170,6 +230,13 @@ PROFILES = {
                    "mask_rate": 0.15, "steps": 35_000, "batch": 128, "lr": 1e-3, "precision": "bf16"},
         "depths": (2, 4, 8, 16),
         "seeds": (0, 1, 2, 3, 4),
+        "study": {"patch": 2, "width": 128},
+        "study_seeds": (0, 1, 2, 3, 4),
+        "levels": {"cube_seed": (0, 1, 2, 3, 4), "cube_pretext": ("bert", "ar"), "rank": (1, 2, 4, 256),
+                   "colours": (8, 64, 512), "depth": (2, 4, 8, 16), "width": (64, 128, 256, 512), "patch": (1, 2, 4),
+                   "mask_rate": (0.05, 0.15, 0.3, 0.5, 0.75), "skip_depth": (2, 4, 8),
+                   "permute": ("none", "pixels", "patches", "in_patch"), "images": (500, 2500, 10_000, 0),
+                   "labelled": (500, 2500, 0)},
     },
 }  # fmt: skip
 
@@ -186,76 +253,8 @@ def configure(profile, **overrides):
     return Config(**{**check_profile(profile)["config"], **overrides})
 
 
-def relevant(cfg):
-    """The fields that decide the result: everything but where the data lie, the device, and unread fields."""
-    unread = {"data_dir", "device"} | {name for m in MIXERS.values() for name in m.reads} - set(MIXERS[cfg.mixer].reads)
-    if not cfg.uses_palette:
-        unread.add("colours")
-    return {name: value for name, value in sorted(asdict(cfg).items()) if name not in unread}
-
-
-def digest(content, length=16):
-    """First hexadecimal digits of the sha256 of a JSON-able value."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:length]
-
-
-def key(cfg):
-    """Name of the run: 16 hexadecimal digits, equal exactly for runs that must give the same result.
-
-    It covers the version of the embedded data, and of a folder the paths and sizes of its images: changed data is another
-    run.
-    """
-    return digest(relevant(cfg) | data_identity(cfg))
-
-
-def data_identity(cfg):
-    """What tells the data of a Config from other data of the same name, as far as it is known without reading them."""
-    if cfg.dataset == "folder":
-        return {"files": folder_signature(cfg.data_dir)}
-    return {"version": PHOTOGRAPHS_VERSION} if cfg.dataset == "photographs" else {}
-
-
-def floor_fields(cfg):
-    """The fields that decide the floors."""
-    return {name: getattr(cfg, name) for name in ("dataset", "image_size", "patch", "mask_rate")}
-
-
-def floor_key(cfg):
-    """Key of what data and masks alone decide: the untrained baselines and the raw-pixel probe."""
-    return f"floor-{digest(floor_fields(cfg) | data_identity(cfg))}"
-
-
-def folder_signature(folder, content=False):
-    """Digest of the relative paths and sizes of all images below a folder; with `content` of their time stamps too, so
-    that it also changes when a file is rewritten. Raises ConfigError if the folder is missing."""
+def class_folders(folder):
+    """Number of class folders, of the training split if there is one; 0 for a folder that is missing."""
     top = Path(folder).expanduser()
-    if not top.is_dir():
-        raise ConfigError(f"data_dir: {folder!r} is not a folder; set it to a folder of class folders of images")
-    if content:
-        return digest(_files(top, True))
-    return _quick_signature(str(top), tuple((d, os.stat(d).st_mtime_ns) for d, _, _ in _walk(top)))
-
-
-@functools.lru_cache(maxsize=8)
-def _quick_signature(top, stamps):
-    """Cached on the time stamps of the folders: a file added or removed is noticed without listing all of them."""
-    return digest(_files(Path(top), False))
-
-
-def _files(top, content):
-    found = []
-    for d, _, names in _walk(top):
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                stat = os.stat(os.path.join(d, name))
-                path = os.path.relpath(os.path.join(d, name), top).replace(os.sep, "/")
-                found.append((path, stat.st_size, stat.st_mtime_ns) if content else (path, stat.st_size))
-    return sorted(found)
-
-
-def _walk(top):
-    """os.walk over top, its splits and their class folders, links included."""
-    for d, subfolders, names in os.walk(top, followlinks=True):
-        if len(Path(d).relative_to(top).parts) >= 2:
-            subfolders.clear()
-        yield d, subfolders, names
+    top = top / "train" if (top / "train").is_dir() else top
+    return sum(d.is_dir() and not d.name.startswith(".") for d in top.iterdir()) if top.is_dir() else 0

@@ -12,12 +12,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from . import photographs
-from .config import IMAGE_SUFFIXES, PHOTOGRAPHS_VERSION, BiasnbError, folder_signature
+from . import leaves, photographs
+from .config import IMAGE_SUFFIXES, VERSIONS, BiasnbError
+from .keys import folder_signature
 from .store import ROOT, StoreError, arrays_digest, read_arrays, write_arrays
 
 VAL_FRACTION = 0.1
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
+EMBEDDED = {
+    "photographs": photographs.crops,
+    "leaves": functools.partial(leaves.fields, coded=False),
+    "leaves_coded": functools.partial(leaves.fields, coded=True),
+}
 DOWNLOADS = {
     "cifar10": "cifar-10-python.tar.gz",
     "cifar100": "cifar-100-python.tar.gz",
@@ -40,21 +46,22 @@ class Split(NamedTuple):
 class Data:
     name: str
     classes: tuple
-    train: Split
+    train: Split  # labelled, for probes and supervised training
     val: Split
     test: Split
+    pool: Split  # what is trained on
     fingerprint: str
 
     def stats(self):
-        """Mean and standard deviation of the training pixels per channel, both (3,), in units of 0 to 255."""
-        levels = torch.arange(256, dtype=torch.float64, device=self.train.images.device)
-        counts = [self.train.images[..., c].flatten().bincount(minlength=256).double() for c in range(3)]
+        """Mean and standard deviation of the pool's pixels per channel, both (3,), in units of 0 to 255."""
+        levels = torch.arange(256, dtype=torch.float64, device=self.pool.images.device)
+        counts = [self.pool.images[..., c].flatten().bincount(minlength=256).double() for c in range(3)]
         mean = torch.stack([(n * levels).sum() / n.sum() for n in counts])
         variance = torch.stack([(n * (levels - m).square()).sum() / n.sum() for n, m in zip(counts, mean, strict=True)])
         return mean.float(), variance.sqrt().clamp(min=1.0).float()
 
     def summary(self):
-        sizes = {name: len(getattr(self, name).labels) for name in ("train", "val", "test")}
+        sizes = {name: len(getattr(self, name).labels) for name in ("train", "val", "test", "pool")}
         return {"name": self.name, "fingerprint": self.fingerprint, "classes": list(self.classes), **sizes}
 
 
@@ -69,7 +76,7 @@ def generator(device, seed, *names):
 
 def load(cfg, device="cpu"):
     """The data set of a Config. A tenth of the training images, drawn by the seed, is the validation split
-    (`photographs` has its own, from other tiles). Raises DataError."""
+    (embedded sets have their own). Raises DataError."""
     signature = folder_signature(cfg.data_dir, content=True) if cfg.dataset == "folder" else ""
     name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
     split = {part: (torch.from_numpy(arrays[part]), torch.from_numpy(arrays[f"{part}_labels"]))
@@ -80,10 +87,28 @@ def load(cfg, device="cpu"):
         held = max(1, round(VAL_FRACTION * len(labels)))
         split["val"] = images[order[:held]], labels[order[:held]]
         split["train"] = images[order[held:]], labels[order[held:]]
-    if len(split["train"][1]) < cfg.batch:
-        raise DataError(f"batch: {cfg.batch} images, but {name} has {len(split['train'][1])} to train on; choose fewer")
+    split["pool"] = subset(split["train"], cfg.images, cfg.seed, "images")
+    split["train"] = subset(split["train"], cfg.labelled, cfg.seed, "labelled")
+    if cfg.pretext == "supervised":
+        split["pool"] = split["train"]
+    if cfg.pretext != "none" and len(split["pool"][1]) < cfg.batch:
+        raise DataError(f"batch: {cfg.batch} images, but {name} has {len(split['pool'][1])} to train on; choose fewer")
     parts = {part: Split(images.to(device), labels.to(device)) for part, (images, labels) in split.items()}
     return Data(name, classes, fingerprint=fingerprint, **parts)
+
+
+def subset(split, count, seed, field):
+    """The first `count` images of an order drawn by the seed, so that a larger subset holds a smaller one; of labelled
+    images only for 'labelled'. 0 gives all. Raises DataError naming the field."""
+    images, labels = split
+    if not count:
+        return split
+    order = torch.randperm(len(labels), generator=generator("cpu", seed, "subset"))
+    if field == "labelled":
+        order = order[labels[order] >= 0]
+    if count > len(order):
+        raise DataError(f"{field}: {count}, but there are {len(order)}; choose at most that, or 0 for all")
+    return images[order[:count]], labels[order[:count]]
 
 
 @functools.lru_cache(maxsize=2)
@@ -94,9 +119,9 @@ def _arrays(dataset, data_dir, size, signature):
         kept = f"{signature}-{size}"
         classes, arrays = _kept(kept, lambda: read_folder(top, size))
         name = top.resolve().name
-    elif dataset == "photographs":
+    elif dataset in EMBEDDED:
         name = dataset
-        classes, arrays = _kept(f"photographs-{PHOTOGRAPHS_VERSION}-{size}", lambda: photographs.crops(size))
+        classes, arrays = _kept(f"{dataset}-{VERSIONS[dataset]}-{size}", lambda: EMBEDDED[dataset](size))
     else:
         name = dataset
         classes, arrays = download(dataset, Path(data_dir).expanduser() if data_dir else ROOT / "data", size)

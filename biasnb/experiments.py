@@ -1,24 +1,12 @@
 """The experiments: one per notebook, each a question and the list of runs it needs."""
 
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .config import (
-    ConfigError,
-    check_profile,
-    configure,
-    digest,
-    floor_key,
-    folder_signature,
-    key,
-    nearest,
-    relevant,
-)
+from . import grids, workers
+from .config import ConfigError, nearest
+from .keys import digest, floor_key, folder_signature, key, rate_key, relevant
 from .store import Grid, Store
-
-TRIO = ("convmixer", "mixer", "igpt")
-SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
 
 
 @dataclass(frozen=True)
@@ -28,58 +16,35 @@ class Experiment:
     varies: tuple = ()  # fields that take a list of values
 
 
-def over(profile, overrides, **axes):
-    """Configs over the product of the axes. An override of an axis (a value or a list) replaces it; any other holds
-    for every run. Raises ConfigError."""
-    fixed = {name: value for name, value in overrides.items() if name not in axes}
-    for name, value in fixed.items():
-        if isinstance(value, list | tuple):
-            varied = f"varies only {', '.join(axes)}" if axes else "varies nothing"
-            raise ConfigError(f"{name}: {value!r} is a list, but this notebook {varied}; give one value")
-    for name in axes:
-        given = overrides.get(name, axes[name])
-        axes[name] = list(given) if isinstance(given, list | tuple) else [given]
-        if not axes[name] or len(set(axes[name])) < len(axes[name]):
-            raise ConfigError(f"{name}: {axes[name]!r} is empty or names a value twice; list each value once")
-    points = (dict(zip(axes, point, strict=True)) for point in product(*axes.values()))
-    return [configure(profile, **fixed, **point) for point in points]
-
-
-def trio(profile, overrides, mixers=TRIO):
-    sizes = check_profile(profile)
-    return over(profile, overrides, seed=sizes["seeds"], depth=sizes["depths"], mixer=mixers)
-
-
-def reconstructions(profile, overrides):
-    """The trio and two controls, at the largest depth that is still shallow (at most 4 blocks) and the first seed."""
-    runs = trio(profile, overrides, (*TRIO, "conv_dense", "identity"))
-    depths = {cfg.depth for cfg in runs}
-    depth = max((d for d in depths if d <= SHALLOW), default=min(depths))
-    return [cfg for cfg in runs if cfg.depth == depth and cfg.seed == runs[0].seed]
-
-
-def one_run(profile, overrides):
-    """By default a run of the trio, so that it is shared."""
-    sizes = check_profile(profile)
-    return over(profile, {"seed": sizes["seeds"][0], "depth": sizes["depths"][0], "mixer": TRIO[0], **overrides})
-
-
-def nothing(profile, overrides):
-    """No run; the settings are checked all the same."""
-    over(profile, overrides)
-    return []
-
-
 AXES = ("seed", "depth", "mixer")
 EXPERIMENTS = {
-    "00_start_here": Experiment("What does the whole pipeline do to a few images?", nothing),
-    "01_inputs": Experiment("What does the network see: data, palette, quantisation error?", nothing),
-    "02_networks": Experiment("Which positions does each operator mix, and what does it cost?", nothing),
-    "10_one_run": Experiment("What does a single run record?", one_run),
-    "20_trio": Experiment("Do shallow attention networks reconstruct worse than convolution and mixer?", trio, AXES),
-    "40_reconstructions": Experiment("What do the reconstructions look like?", reconstructions, AXES),
-    "90_paper": Experiment("Every table and figure, from records only.", nothing),
-}
+    "00_start_here": Experiment("What does the whole pipeline do to a few images?", grids.nothing),
+    "01_inputs": Experiment("What does the network see: data, palette, quantisation error?", grids.nothing),
+    "02_networks": Experiment("Which positions does each operator mix, and what does it cost?", grids.nothing),
+    "10_one_run": Experiment("What does a single run record?", grids.one_run),
+    "20_trio": Experiment("Do shallow attention networks reconstruct worse than convolution and mixer?", grids.trio, AXES),
+    "21_cube": Experiment("What do locality, weight sharing and input dependence do, one by one and together?", grids.cube,
+                          ("seed", "mixer", "pretext")),
+    "22_representation": Experiment("What does it cost to see and to predict colours as one-hot indices?", grids.representation,
+                                    ("seed", "mixer", "input", "target")),
+    "23_pretext": Experiment("Does the training task change which operator is best?", grids.pretext,
+                             ("seed", "mixer", "pretext")),
+    "24_geometry": Experiment("How do depth, width, patch and mask rate move the operators?", grids.geometry,
+                              ("seed", "mixer", "depth", "width", "patch", "mask_rate")),
+    "25_skip": Experiment("Which operators need their skip connections, and blocks of their own?", grids.skip,
+                          ("seed", "mixer", "depth", "skip")),
+    "26_permutation": Experiment("Which operators notice that the pixels of all images were permuted?", grids.permutation,
+                                 ("seed", "mixer", "permute")),
+    "27_sample_size": Experiment("Does a bias help more when images are few?", grids.sample_size,
+                                 ("seed", "mixer", "images", "labelled")),
+    "28_position": Experiment("Where do tokens need to get their place from?", grids.position, ("seed",)),
+    "30_symmetry": Experiment("How equivariant to shifts are the networks, and when does that help?", grids.symmetry,
+                              ("seed",)),
+    "31_receptive_field": Experiment("From how far do the networks read, before and after training?", grids.cells,
+                                     ("seed", "mixer")),
+    "40_reconstructions": Experiment("What do the reconstructions look like?", grids.reconstructions, AXES),
+    "90_paper": Experiment("Every table and figure, from records only.", grids.nothing),
+}  # fmt: skip
 
 
 def experiment(name):
@@ -89,10 +54,23 @@ def experiment(name):
     return EXPERIMENTS[name]
 
 
+def configs_of(name, profile, overrides):
+    """The Configs of an experiment; lr 'tuned' takes each one's rate from the searches of `biasnb tune`. Raises
+    ConfigError, also for a rate that has not been searched."""
+    if overrides.get("lr") != "tuned":
+        return experiment(name).runs(profile, overrides)
+    store = Store(profile)
+    configs = experiment(name).runs(profile, {field: value for field, value in overrides.items() if field != "lr"})
+    for cfg in configs:
+        if cfg.pretext != "none" and not store.has(rate_key(cfg)):
+            raise ConfigError(f"lr: 'tuned', but mixer {cfg.mixer!r} has no searched rate; run `biasnb tune {name}` first")
+    return [cfg if cfg.pretext == "none" else replace(cfg, lr=store.load(rate_key(cfg))["chosen"]) for cfg in configs]
+
+
 def plan(name, profile, overrides=None):
     """The Grid of an experiment: what it asks for and what of it exists. Trains nothing. Raises ConfigError."""
     overrides = dict(overrides or {})
-    configs = experiment(name).runs(profile, overrides)
+    configs = configs_of(name, profile, overrides)
     changed = {field: value for field, value in overrides.items() if field not in ("data_dir", "device")}
     data = configs[0].dataset if configs else overrides.get("dataset")
     if data == "folder":
@@ -105,8 +83,7 @@ def plan(name, profile, overrides=None):
         "profile": profile,
         "data": data,
         "overrides": changed,
-        "runs": [{"key": key(cfg), **relevant(cfg)} for cfg in configs],
-        "floor": floor_key(configs[0]) if configs else None,
+        "runs": [{"key": key(cfg), "floor": floor_key(cfg), **relevant(cfg)} for cfg in configs],
     }
     return Grid(Store(profile), label, content), configs
 
@@ -118,9 +95,5 @@ def run(name, profile, overrides=None):
     grid, configs = plan(name, profile, overrides)
     grid.save()
     if grid.missing():
-        from . import run as runs  # torch is needed only here
-
-        runs.floor(configs[0], grid.store)
-        for i, cfg in enumerate(configs, 1):
-            runs.run(cfg, grid.store, f"run {i}/{len(configs)}: ")
+        workers.train(configs, grid.store)
     return grid

@@ -1,79 +1,29 @@
 """Figures from records, in one style, byte-identical when drawn again. Imports no torch."""
 
 import io
-import textwrap
-from itertools import cycle
 
 import matplotlib
-import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .config import MIXERS
+from . import studies
 from .stats import mean_interval
 from .store import write_atomic
-
-LABELS = {name: mixer.label for name, mixer in MIXERS.items()}
-COLOURS = dict(zip(MIXERS, cycle(sns.color_palette("colorblind", 10)), strict=False))
-MARKERS = dict(zip(MIXERS, cycle("os^DvP*X"), strict=False))
-FLOORS = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
-STYLE = {
-    **sns.axes_style("ticks"),
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "svg.hashsalt": "biasnb",
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-}
-
-
-class Picture(Figure):
-    """A figure that a notebook shows by itself; no pyplot, no global state."""
-
-    def _repr_png_(self):
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=self.dpi)
-        return buffer.getvalue()
-
-
-def canvas(width, height, panels=1, sharey=True):
-    """A figure and its axes in a row, in the suite's style."""
-    figure = Picture(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]
-    for ax in axes:
-        ax.grid(axis="y", color="0.92", linewidth=0.8)
-        ax.set_axisbelow(True)
-    return figure, axes
-
-
-def caption(figure, grid, words=""):
-    seeds = sorted({run["seed"] for run in grid.content["runs"]})
-    spread = f"mean and 95 % t interval over n = {len(seeds)} paired seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    footer(figure, grid.caption(), words + spread)
-
-
-def footer(figure, *lines):
-    """Small print below a figure, each line wrapped to its width."""
-    per_line = int(14.5 * figure.get_figwidth())
-    text = "\n".join(textwrap.fill(line, per_line) for line in lines)
-    figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
-
-
-def mixers(grid):
-    """Mixers in the order they were asked for."""
-    return list(dict.fromkeys(run["mixer"] for run in grid.content["runs"]))
-
-
-def depths_of(grid):
-    """Depths that were asked for, ascending."""
-    return sorted({run["depth"] for run in grid.content["runs"]})
+from .style import (
+    COLOURS,
+    FLOORS,
+    LABELS,
+    MARKERS,
+    STYLE,
+    canvas,
+    caption,
+    depths_of,
+    footer,
+    level,
+    mixers,
+    pictures,
+    with_columns,
+)
 
 
 def across_depth(ax, runs, column, mixer, shift, scale=1.0, **style):
@@ -95,13 +45,6 @@ def depth_axis(ax, grid):
     ax.minorticks_off()
     ax.set_xlim(depths[0] / 1.35, depths[-1] * 1.35)
     ax.set_xlabel("depth L, blocks")
-
-
-def level(ax, value, text):
-    """A dashed horizontal line, named at its right end."""
-    ax.axhline(value, color="0.45", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
-    ax.annotate(text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
-                va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
 
 
 def psnr_by_depth(grid):
@@ -167,7 +110,7 @@ def probe_by_layer(grid):
             level(ax, 100 * floor["pixel_probe"]["test"], "raw pixels" if depth == depths[-1] else "")
     axes[0].set_ylabel("linear probe, test accuracy, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
-    seeds = len({run["seed"] for run in grid.content["runs"]})
+    seeds = len({run["seed"] for run in grid.runs})
     footer(figure, grid.caption(), f"solid: trained; dotted: random init; thick: mean, thin: each of n = {seeds} seeds")
     return figure, table
 
@@ -192,10 +135,10 @@ def learning_curves(grid):
         ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 5)))
         ax.set_xlabel("training step")
         ax.set_title(f"depth {depth}", loc="left")
-    palette = grid.content["runs"][0]["target"] == "palette"
+    palette = grid.runs[0]["target"] == "palette"
     axes[0].set_ylabel("loss on hidden tokens, " + ("nats per pixel" if palette else "squared error / variance"))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
-    seeds = len({run["seed"] for run in grid.content["runs"]})
+    seeds = len({run["seed"] for run in grid.runs})
     footer(figure, grid.caption(), f"one line per seed, n = {seeds}; each point averages the steps since the last")
     return figure, table
 
@@ -206,10 +149,7 @@ def reconstructions(grid):
     if not records:
         return None, pd.DataFrame(columns=["mixer", "depth", "seed", "psnr"])
     first = grid.store.arrays(records[0]["key"])
-    images, mask = first["images"], first["mask"]
-    p = images.shape[1] // mask.shape[1]
-    hidden = mask.repeat(p, 1).repeat(p, 2)[..., None]
-    rows = {"original": images, "input": np.where(hidden, 128, images).astype(np.uint8)}
+    rows = {"original": first["images"], "input": first["input"]}
     for record in records:
         label = f"{LABELS[record['config']['mixer']]}\n{record['psnr']['test']:.1f} dB"
         rows[label] = grid.store.arrays(record["key"])["reconstruction"]
@@ -221,52 +161,20 @@ def reconstructions(grid):
     return figure, pd.DataFrame(table)
 
 
-def pictures(rows, width=10.5):
-    """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square."""
-    columns = max(len(images) for images in rows.values())
-    figure = Picture(figsize=(width, 0.82 * width / (columns + 2.2) * len(rows) + 0.9), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        for ax in line:
-            ax.set(xticks=[], yticks=[], frame_on=False)
-        for ax, image in zip(line, images, strict=False):
-            ax.imshow(image, interpolation="nearest")
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0.01, hspace=0.01)
-    return figure
-
-
-def maps(panels, title, width=10.5):
-    """Heat maps side by side: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
-    figure = Picture(figsize=(width, width / len(panels) + 0.7), layout="constrained")
-    for ax, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        shown = np.ma.masked_equal(values / values.max(), 0)
-        image = ax.imshow(shown, cmap="viridis", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(label, fontsize=9)
-    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest")
-    footer(figure, title)
-    return figure
-
-
-def swatches(palettes, width=10.5):
-    """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
-    figure = Picture(figsize=(width, 0.45 * len(palettes) + 0.2), layout="constrained")
-    for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
-        ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
-        ax.set(xticks=[], yticks=[])
-        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    return figure
-
-
-def with_columns(table, *names):
-    """The frame with these columns, empty where it lacks them."""
-    return table.reindex(columns=[*table.columns, *[name for name in names if name not in table.columns]])
-
-
+LEVELS = {"levels": studies.levels}
 FIGURES = {
     "10_one_run": {"curves": learning_curves, "layers": probe_by_layer},
     "20_trio": {"psnr": psnr_by_depth, "probe": probe_by_depth, "layers": probe_by_layer, "curves": learning_curves},
+    "21_cube": {"cube": studies.cube, "effects": studies.effects},
+    "22_representation": {"levels": studies.combinations},
+    "23_pretext": LEVELS,
+    "24_geometry": LEVELS,
+    "25_skip": LEVELS,
+    "26_permutation": LEVELS,
+    "27_sample_size": LEVELS,
+    "28_position": {"levels": studies.combinations},
+    "30_symmetry": {"symmetry": studies.symmetry, "switch": studies.switch, "spectrum": studies.spectrum},
+    "31_receptive_field": {"fields": studies.fields, "distance": studies.distance, "similarity": studies.similarity},
     "40_reconstructions": {"rows": reconstructions},
 }
 

@@ -103,7 +103,7 @@ def request(name, values):
 
 def parse_field(field, value):
     """Text as a value of a Config field, or a list of values. Raises ConfigError."""
-    if not isinstance(value, str) or field == "data_dir":
+    if not isinstance(value, str) or field == "data_dir" or (field, value) == ("lr", "tuned"):
         return value
     many = [parse(field, part.strip(), fields_of()[field]) for part in value.strip("[]").split(",")]
     return many if len(many) > 1 or value.startswith("[") else many[0]

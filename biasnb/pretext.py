@@ -1,11 +1,10 @@
-"""BERT for images: hide tokens, predict their pixels. The common yardstick is the PSNR on hidden pixels, in dB."""
+"""Training tasks: masked tokens, the next token, noise, labels. Networks that predict pixels share one yardstick, the PSNR of
+the pixels they had to predict, in dB."""
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 
 from .data import generator
 from .embed import patchify, unpatchify
@@ -22,33 +21,106 @@ def pixel_mask(mask, patch):
     return mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
 
 
-def bert_loss(model, images, mask):
-    """Mean loss over the hidden tokens: squared error of standardised RGB, or cross-entropy in nats per pixel.
+def draw(cfg, labels, generator):
+    """What a task needs beside B images: for 'bert' the mask (B, H, W), True where hidden; for 'denoise' normal noise
+    (B, S, S, 3); for 'supervised' the labels (B,); for 'ar' nothing."""
+    if cfg.pretext == "bert":
+        return draw_mask(len(labels), cfg.grid, cfg.mask_rate, generator)
+    if cfg.pretext == "denoise":
+        size = cfg.image_size
+        return torch.randn(len(labels), size, size, 3, generator=generator, device=generator.device)
+    return labels if cfg.pretext == "supervised" else None
 
-    images (B, S, S, 3) uint8, mask (B, H, W). Visible pixels never enter the loss; the head runs on hidden tokens only.
+
+def spoilt(model, images, given):
+    """Arranged images as the network gets them: with noise added under 'denoise', as they are otherwise."""
+    if model.cfg.pretext != "denoise":
+        return images
+    return (images.float() + model.cfg.noise * model.std * given).clamp(0, 255)
+
+
+def hidden_grid(model, images, given):
+    """Arranged images and what `draw` gave -> (B, H, W, D), from which the head predicts."""
+    return model(model.encode(spoilt(model, images, given)), given if model.cfg.pretext == "bert" else None)
+
+
+def pixel_loss(model, images, given):
+    """Mean loss over the tokens to predict, the hidden ones under 'bert' and all otherwise: squared error of standardised
+    RGB, or cross-entropy in nats per pixel.
+
+    images (B, S, S, 3) uint8. Under 'bert' visible pixels never enter the loss, and the head runs on hidden tokens only;
+    under 'ar' the network is causal by construction, so that every token is predicted from those before it.
     """
     cfg = model.cfg
-    predicted = model.head(model(model.encode(images), mask)[mask]).float()  # (M, p*p*3 or p*p*K)
+    images = model.arrange(images)
+    where = given if cfg.pretext == "bert" else (slice(None),) * 3
+    predicted = model.head(hidden_grid(model, images, given)[where]).float()  # (..., p*p*3 or p*p*K)
     if cfg.target == "rgb":
-        return F.mse_loss(predicted, patchify(model.standardise(images), cfg.patch)[mask])
-    ids = patchify(quantise(images, model.palette)[..., None], cfg.patch)[mask]
-    return F.cross_entropy(predicted.view(-1, cfg.colours), ids.flatten().long())
+        return F.mse_loss(predicted, patchify(model.standardise(images), cfg.patch)[where])
+    ids = patchify(quantise(images, model.palette)[..., None], cfg.patch)[where]
+    return F.cross_entropy(predicted.reshape(-1, cfg.colours), ids.flatten().long())
 
 
-LOSSES = {"bert": bert_loss}
+def classify(model, images):
+    """(B, S, S, 3) uint8 -> (B, C) logits from the token average of the last hidden grid."""
+    return model.head(model(model.encode(model.arrange(images))).mean((1, 2))).float()
+
+
+def label_loss(model, images, labels):
+    """Cross-entropy of the labels, in nats."""
+    return F.cross_entropy(classify(model, images), labels)
+
+
+LOSSES = {"bert": pixel_loss, "ar": pixel_loss, "denoise": pixel_loss, "supervised": label_loss}
+
+
+def pixels_of(model, vectors):
+    """Hidden vectors (B, H, W, D) -> predicted colours (B, S, S, 3), 0 to 255 (palette: posterior mean), arranged."""
+    predicted = unpatchify(model.head(vectors).float(), model.cfg.patch)
+    if model.cfg.target == "rgb":
+        return predicted * model.std + model.mean
+    return predicted.softmax(-1) @ model.palette.colours
 
 
 @torch.no_grad()
-def reconstruct(model, images, mask):
-    """(B, S, S, 3) float, 0 to 255: visible pixels as they are, hidden ones predicted (palette: posterior mean)."""
-    cfg = model.cfg
-    predicted = model.head(model(model.encode(images), mask)).float()
-    if cfg.target == "rgb":
-        pixels = unpatchify(predicted, cfg.patch) * model.std + model.mean
-    else:
-        logits = unpatchify(predicted, cfg.patch)
-        pixels = logits.softmax(-1) @ model.palette.colours
-    return torch.where(pixel_mask(mask, cfg.patch)[..., None], pixels.clamp(0, 255), images.float())
+def reconstruct(model, images, given):
+    """(B, S, S, 3) float, 0 to 255: under 'bert' visible pixels as they are and hidden ones predicted; under 'denoise' and
+    'ar' every pixel predicted, under 'ar' from the true pixels before it."""
+    pixels = model.restore(pixels_of(model, hidden_grid(model, model.arrange(images), given)).clamp(0, 255))
+    return torch.where(predicted_pixels(model, images, given)[..., None], pixels, images.float())
+
+
+def predicted_pixels(model, images, given):
+    """(B, S, S) bool: the pixels that the task predicts."""
+    if model.cfg.pretext != "bert":
+        return torch.ones(images.shape[:3], dtype=torch.bool, device=images.device)
+    return model.restore(pixel_mask(given, model.cfg.patch))
+
+
+@torch.no_grad()
+def complete(model, images, known, generator=None, spread=0.0):
+    """Images (B, S, S, 3) with the tokens that are not `known` (H, W) filled in one by one, in raster order, by an
+    autoregressive network; (B, S, S, 3) float, 0 to 255.
+
+    With a generator every token is a sample: palette colours from the predicted distribution, RGB from a normal one around
+    the prediction with standard deviation `spread`, in units of that of the pixels. Without, it is the mean prediction.
+    """
+    cfg, p = model.cfg, model.cfg.patch
+    x = model.arrange(images).float()
+    for row, column in (~known).nonzero().tolist():
+        spot = slice(row * p, row * p + p), slice(column * p, column * p + p)
+        vectors = model(model.encode(x))[:, row : row + 1, column : column + 1]
+        if cfg.target == "palette" and generator:
+            chances = model.head(vectors).float().view(-1, cfg.colours).softmax(-1)
+            drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            token = model.palette.colours[drawn].view(-1, p, p, 3)
+        else:
+            token = pixels_of(model, vectors)
+            if generator:
+                noise = torch.randn(token.shape, generator=generator, device=token.device)
+                token = token + spread * model.std * noise
+        x[:, spot[0], spot[1]] = token.clamp(0, 255)
+    return model.restore(x)
 
 
 def psnr(squared_error, count):
@@ -62,71 +134,51 @@ def evaluation_masks(split, cfg, part):
     return masks.to(split.images.device)
 
 
+def evaluation_draw(cfg, split, part):
+    """What `draw` gives for an evaluation split, fixed; a list with one entry per image."""
+    if cfg.pretext == "bert":
+        return evaluation_masks(split, cfg, part)
+    given = draw(cfg, split.labels.cpu(), generator("cpu", 0, "evaluation", part))
+    return given if given is None else given.to(split.images.device)
+
+
 @torch.no_grad()
 def evaluate(model, split, part, chunk=100):
-    """{"loss", "psnr"} on one split under its fixed masks; loss averaged over hidden tokens, PSNR over hidden pixels."""
-    masks = evaluation_masks(split, model.cfg, part)
-    loss = error = hidden = 0.0
-    for images, mask in zip(split.images.split(chunk), masks.split(chunk), strict=True):
-        count = int(mask.sum())
-        if count:
-            loss += float(LOSSES[model.cfg.pretext](model, images, mask)) * count
-            error += float((reconstruct(model, images, mask) - images.float()).square().sum(dtype=torch.float64))
-            hidden += count
-    return {"loss": loss / hidden, "psnr": psnr(error, hidden * model.cfg.patch**2 * 3)}
+    """{"loss", "psnr", "accuracy"} on one split under its fixed masks or noise: the loss averaged over predicted tokens or
+    labels, PSNR over predicted pixels; None for what a task has not."""
+    cfg = model.cfg
+    given = evaluation_draw(cfg, split, part)
+    loss = error = right = total = pixels = 0
+    for i in range(0, len(split.labels), chunk):
+        images, hint = split.images[i : i + chunk], None if given is None else given[i : i + chunk]
+        count = int(hint.sum()) if cfg.pretext == "bert" else len(images)
+        if not count:
+            continue
+        loss += float(LOSSES[cfg.pretext](model, images, hint)) * count
+        total += count
+        if cfg.predicts:
+            error += float((reconstruct(model, images, hint) - images.float()).square().sum(dtype=torch.float64))
+            pixels += int(predicted_pixels(model, images, hint).sum())
+        else:
+            right += int((classify(model, images).argmax(1) == hint).sum())
+    return {
+        "loss": loss / total,
+        "psnr": psnr(error, pixels * 3) if cfg.predicts else None,
+        "accuracy": None if cfg.predicts else right / total,
+    }
 
 
-# ---- baselines that train nothing ---------------------------------------------------------------------------------
-
-
-def image_mean(images, hidden):
-    """Every hidden pixel becomes the mean of the image's visible pixels. images (B, S, S, 3) float, hidden (B, S, S)."""
-    seen = ~hidden[..., None]
-    mean = (images * seen).sum((1, 2), keepdim=True) / seen.sum((1, 2), keepdim=True).clamp(min=1)
-    return torch.where(seen, images, mean)
-
-
-def neighbour_mean(images, hidden):
-    """Every hidden pixel becomes the mean of the visible pixels in the smallest window around it that holds any."""
-    seen = (~hidden[:, None]).float()
-    x = images.permute(0, 3, 1, 2) * seen
-    filled, missing = images.clone(), hidden.clone()
-    for reach in range(1, images.shape[1]):
-        if not missing.any():
-            break
-        window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
-        count = F.avg_pool2d(seen, **window)
-        mean = (F.avg_pool2d(x, **window) / count.clamp(min=1e-9)).permute(0, 2, 3, 1)
-        here = missing & (count[:, 0] > 1e-9)
-        filled[here] = mean[here]
-        missing &= ~here
-    return filled
-
-
-def nearest_visible(images, hidden):
-    """Every hidden pixel becomes the visible pixel at the smallest Euclidean distance."""
-    filled = images.cpu().numpy().copy()
-    for image, mask in zip(filled, hidden.cpu().numpy(), strict=True):
-        if not mask.all():
-            rows, columns = distance_transform_edt(mask, return_distances=False, return_indices=True)
-            image[:] = image[rows, columns]
-    return torch.from_numpy(filled).to(images.device)
-
-
-BASELINES = {"image_mean": image_mean, "neighbour_mean": neighbour_mean, "nearest_visible": nearest_visible}
-
-
-def baseline_psnr(split, cfg, part, chunk=500):
-    """PSNR in dB of each baseline on one split under its fixed masks."""
-    hidden = pixel_mask(evaluation_masks(split, cfg, part), cfg.patch)
-    errors = dict.fromkeys(BASELINES, 0.0)
-    for images, mask in zip(split.images.split(chunk), hidden.split(chunk), strict=True):
-        for name, fill in BASELINES.items():
-            errors[name] += float((fill(images.float(), mask) - images.float()).square().sum(dtype=torch.float64))
-    return {name: psnr(error, int(hidden.sum()) * 3) for name, error in errors.items()}
-
-
-def palette_psnr(images, palette):
-    """PSNR in dB of quantising all pixels: the ceiling of a palette head."""
-    error = (palette.colours[quantise(images, palette).long()] - images.float()).square()
-    return psnr(float(error.sum(dtype=torch.float64)), int(np.prod(images.shape)))
+def examples(model, images, given):
+    """What a figure shows of a network: {"input", "reconstruction"}, (n, S, S, 3) uint8. Under 'bert' what is hidden is
+    grey; under 'ar' the lower half is, and is completed (palette: by samples); under 'denoise' the input is noisy."""
+    cfg = model.cfg
+    if cfg.pretext == "ar":
+        known = torch.arange(cfg.grid**2, device=images.device).view(cfg.grid, cfg.grid) < cfg.grid**2 // 2
+        grey = ~model.restore(pixel_mask(known.expand(len(images), -1, -1), cfg.patch))
+        filled = complete(model, images, known, generator(images.device, 0, "completion") if cfg.target == "palette" else None)
+    else:
+        filled = reconstruct(model, images, given)
+        grey = predicted_pixels(model, images, given) if cfg.pretext == "bert" else None
+    seen = model.restore(spoilt(model, model.arrange(images), given)).float()
+    seen = seen if grey is None else torch.where(grey[..., None], 128.0, seen)
+    return {name: x.round().byte().cpu().numpy() for name, x in (("input", seen), ("reconstruction", filled))}

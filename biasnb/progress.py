@@ -6,10 +6,10 @@ import time
 
 
 class Progress:
-    """Report steps done out of `total`. One instance covers one run; `done` counts the steps done before an interruption."""
+    """Report steps (or another `unit`) done out of `total`; `done` counts those done before an interruption."""
 
-    def __init__(self, label, total, done=0, every=None, stream=None):
-        self.label, self.total, self.first = label, total, done
+    def __init__(self, label, total, done=0, every=None, stream=None, unit="steps"):
+        self.label, self.total, self.first, self.unit = label, total, done, unit
         self.stream = stream or sys.stdout
         self.lab = None
         if "JPY_SESSION_NAME" in os.environ and "ipykernel" in sys.modules:  # JupyterLab, not Papermill
@@ -31,7 +31,7 @@ class Progress:
         rate = (done - self.first) / max(now - self.start, 1e-9)
         left = (self.total - done) / rate if rate else float("inf")
         share = 100 * done // self.total
-        return f"{self.label}: {done}/{self.total} steps, {share} %, {rate:.1f} steps/s, {clock(left)} left, {note}"
+        return f"{self.label}: {done}/{self.total} {self.unit}, {share} %, {rate:.1f} {self.unit}/s, {clock(left)} left, {note}"
 
     def finish(self, note):
         self._write(f"{self.label}: {note} in {clock(time.monotonic() - self.start)}", last=True)

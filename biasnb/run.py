@@ -7,20 +7,25 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from . import measure
 from . import palette as palettes
+from .baselines import baseline_psnr, palette_psnr
 from .checkpoint import Checkpoints
-from .config import BiasnbError, floor_fields, floor_key, key, relevant
+from .config import BiasnbError, Config
 from .data import load
 from .environment import environment
-from .model import build, flop_per_image, parameters_by_part
-from .pretext import baseline_psnr, evaluate, evaluation_masks, palette_psnr, reconstruct
+from .keys import floor_fields, floor_key, key, relevant
+from .model import build, context_coverage, flop_per_image, parameters_by_part
+from .pretext import evaluate, evaluation_draw, examples
 from .probe import probe_network, probe_pixels
 from .store import StoreError, write_atomic
 from .train import Diverged, pretrain
 
-SHOWN = 10
+SHOWN = 10  # images whose reconstructions are kept
+WATCHED = 32  # images that measures run on
 
 
 def pick_device(cfg):
@@ -62,8 +67,32 @@ def prepare(cfg):
     """(data, network at its initial weights) of a Config, on its device. Raises BiasnbError."""
     device = pick_device(cfg)
     data = load(cfg, device)
-    palette = palettes.fit(data.train.images, cfg.colours) if cfg.uses_palette else None
-    return data, build(cfg, data.stats(), palette, device)
+    palette = palettes.fit(data.pool.images, cfg.colours) if cfg.uses_palette else None
+    return data, build(cfg, data.stats(), palette, device, len(data.classes))
+
+
+def restore(key, store, data_dir=""):
+    """(record, data, network with its trained weights) of a finished run; `data_dir` is where its data lie.
+
+    Raises StoreError if its weights are missing, BiasnbError as `prepare` does."""
+    record = store.load(key)
+    data, model = prepare(Config(**record["config"], data_dir=data_dir))
+    path = store.path(key, ".safetensors")
+    try:
+        model.load_state_dict(load_tensors(path.read_bytes()))
+    except OSError as error:
+        raise StoreError(f"{path}: weights cannot be read ({error.strerror}); train the run again to have them") from None
+    return record, data, model
+
+
+def budgeted(cfg, model, data):
+    """The Config with its number of steps: under an equal-FLOP budget as many as cost what `steps` steps of `identity`,
+    with everything else the same, cost."""
+    if cfg.budget == "steps" or cfg.pretext == "none":
+        return cfg
+    position = "none" if cfg.position == "relative" else cfg.position
+    floor = build(replace(cfg, mixer="identity", position=position), data.stats(), model.palette, classes=len(data.classes))
+    return replace(cfg, steps=max(1, round(cfg.steps * flop_per_image(floor) / flop_per_image(model))))
 
 
 def run(cfg, store, prefix=""):
@@ -98,6 +127,10 @@ def _run(cfg, k, store, prefix, beat):
     palette, device = model.palette, model.mean.device
     about = {"data": data.fingerprint, "palette": palette.hash if palette else None, "device": device.type}
     checkpoints = Checkpoints(store.folder / "checkpoints" / k, relevant(cfg) | about, beat=beat)
+    index = shown(data.test)
+    images, watched = data.test.images[index], data.test.images[:: max(1, len(data.test.labels) // WATCHED)][:WATCHED]
+    init_probe = probe_network(model, data)
+    init_measures, _ = measure.network(model, watched)
     record = {
         "kind": "run",
         "key": k,
@@ -107,38 +140,48 @@ def _run(cfg, k, store, prefix, beat):
         "environment": stamp(device.type),
         "parameters": parameters_by_part(model),
         "flop_per_image": flop_per_image(model),
+        "context_coverage": context_coverage(model),
+        "init_measures": init_measures,
     }
-    init_probe = probe_network(model, data)
+    planned = budgeted(cfg, model, data)
+    scores = {part: {"loss": None, "psnr": None, "accuracy": None} for part in ("val", "test")}
+    log = {"history": [], "speeds": [], "seconds": 0.0}
     try:
-        log = pretrain(cfg, data, model, checkpoints, f"{prefix}{cfg.mixer}, depth {cfg.depth}, seed {cfg.seed}")
+        if cfg.pretext != "none":
+            log = pretrain(planned, data, model, checkpoints, f"{prefix}{describe(cfg)}")
+            scores = {part: evaluate(model, getattr(data, part), part) for part in scores}
     except Diverged as error:
         print(f"{k}: {error}", flush=True)
         record |= {"status": "diverged", "steps": error.step, "last_loss": error.last, "history": error.history}
+        arrays = None
     else:
-        scores = {part: evaluate(model, getattr(data, part), part) for part in ("val", "test")}
-        probe = probe_network(model, data)
-        index = shown(data.test)
-        images, mask = data.test.images[index], evaluation_masks(data.test, cfg, "test")[index]
-        arrays = {
-            "images": images.cpu().numpy(),
-            "mask": mask.cpu().numpy(),
-            "reconstruction": reconstruct(model, images, mask).round().byte().cpu().numpy(),
-            "correct": np.packbits(probe.pop("correct").cpu().numpy()),
-        }
+        probe = probe_network(model, data) if cfg.pretext != "none" else dict(init_probe)
+        measures, field = measure.network(model, watched)
+        arrays = {"images": images.cpu().numpy(), "correct": np.packbits(probe.pop("correct").cpu().numpy()),
+                  "receptive_field": field}  # fmt: skip
+        if cfg.predicts:
+            given = evaluation_draw(cfg, data.test, "test")
+            arrays |= examples(model, images, given if given is None else given[index])
         init_probe.pop("correct")
         record |= {
             "status": "done",
-            "steps": cfg.steps,
+            "steps": planned.steps if cfg.pretext != "none" else 0,
             "history": log["history"],
-            "loss": {part: score["loss"] for part, score in scores.items()},
-            "psnr": {part: score["psnr"] for part, score in scores.items()},
+            **{name: {part: score[name] for part, score in scores.items()} for name in ("loss", "psnr", "accuracy")},
             "probe": probe,
             "init_probe": init_probe,
-            "images_per_second": statistics.median(log["speeds"][1:] or log["speeds"]),
+            "measures": measures,
+            "images_per_second": statistics.median(log["speeds"][1:] or log["speeds"] or [0.0]),
             "wall_seconds": log["seconds"],
         }
         weights = {name: p.cpu().contiguous() for name, p in model.state_dict().items()}
         write_atomic(store.path(k, ".safetensors"), save_tensors(weights, {"config": json.dumps(relevant(cfg))}))
-    record = store.save(record, arrays if record["status"] == "done" else None)
+    record = store.save(record, arrays)
     checkpoints.clear()
     return record
+
+
+def describe(cfg):
+    """A few words for the progress line."""
+    task = "" if cfg.pretext == "bert" else f" {cfg.pretext}"
+    return f"{cfg.mixer}{task}, depth {cfg.depth}, seed {cfg.seed}"

@@ -16,16 +16,22 @@ import pandas as pd
 from .config import BiasnbError
 
 ROOT = Path(os.environ.get("BIASNB_ROOT") or Path(__file__).resolve().parents[1])
-SCHEMA = 1
+SCHEMA = 2
 REQUIRED = {
     "run": ("config", "status", "steps", "data", "environment", "history"),
+    "rate": ("config", "status", "rates", "chosen"),
     "floor": ("config", "status", "data", "environment", "psnr", "pixel_probe"),
 }
-METRICS = ("parameters", "flop_per_image", "images_per_second", "wall_seconds", "loss", "psnr", "probe", "init_probe")
+METRICS = ("parameters", "flop_per_image", "context_coverage", "images_per_second", "wall_seconds", "loss", "psnr", "accuracy",
+           "probe", "init_probe", "measures", "init_measures")  # fmt: skip
 
 
 class StoreError(BiasnbError):
     """A record, array or grid file that is missing or does not validate."""
+
+
+class Held(StoreError):
+    """A run that another living process is training."""
 
 
 def write_atomic(path, content):
@@ -179,7 +185,7 @@ class Store:
                     owner = _owner(path)
                     if owner:
                         held = f"already running on {owner['host']}, process {owner['pid']}"
-                        raise StoreError(f"{key}: {held}; wait for it or stop it") from None
+                        raise Held(f"{key}: {held}; wait for it or stop it") from None
                     _set_aside(path)
         finally:
             attempt.unlink(missing_ok=True)
@@ -222,7 +228,7 @@ def _owner(path, patience=3600):
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs that one notebook asked for: {experiment, profile, data, overrides, runs: [{key, fields}], floor}."""
+    """The runs that one notebook asked for: {experiment, profile, data, overrides, runs: [{key, floor, fields}]}."""
 
     store: Store
     name: str
@@ -232,17 +238,36 @@ class Grid:
         write_atomic(self.store.folder / "grids" / f"{self.name}.json", to_json(self.content))
 
     @property
+    def runs(self):
+        return self.content["runs"]
+
+    @property
     def keys(self):
-        """Keys of all records it needs, the floor's too."""
-        return [run["key"] for run in self.content["runs"]] + ([self.content["floor"]] if self.content["floor"] else [])
+        """Keys of all records it needs, the floors' too."""
+        return list(dict.fromkeys([run["key"] for run in self.runs] + [run["floor"] for run in self.runs]))
 
     def missing(self):
         return [key for key in self.keys if not self.store.has(key)]
 
+    def factors(self):
+        """The fields beside the seed that vary between runs of one mixer; the depth if none does."""
+        values = {}
+        for run in self.runs:
+            for name, value in run.items():
+                values.setdefault(name, {}).setdefault(run["mixer"], set()).add(value)
+        varied = [name for name, seen in values.items() if name not in ("key", "floor", "seed")
+                  and any(len(levels) > 1 for levels in seen.values())]  # fmt: skip
+        return sorted(varied) or ["depth"]
+
     def frame(self):
-        """One row per run that was asked for; a run without a record has the status 'missing' and no metrics."""
-        found = frame([self.store.load(run["key"]) for run in self.content["runs"] if self.store.has(run["key"])])
-        asked = pd.DataFrame(self.content["runs"])
+        """One row per run that was asked for; a run without a record has the status 'missing' and no metrics. The floors'
+        metrics are columns too: floor_psnr (visible-neighbour mean) and floor_probe (raw pixels)."""
+        found = frame([self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])])
+        asked = pd.DataFrame(self.runs)
+        floors = {key: self.store.load(key) for key in set(asked.get("floor", ())) if self.store.has(key)}
+        values = {key: (floor["psnr"]["neighbour_mean"], floor["pixel_probe"]["test"]) for key, floor in floors.items()}
+        for i, name in enumerate(("floor_psnr", "floor_probe")):
+            asked[name] = [values.get(key, (float("nan"),) * 2)[i] for key in asked.get("floor", ())]
         if found.empty:
             return asked.assign(status="missing")
         rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")
@@ -251,22 +276,23 @@ class Grid:
         return rows.assign(status=rows["status"].fillna("missing"))
 
     def floor(self):
-        """The floor record, or None if it is missing."""
-        return self.store.load(self.content["floor"]) if self.store.has(self.content["floor"]) else None
+        """The floor record of its first run, or None if it is missing."""
+        return self.store.load(self.runs[0]["floor"]) if self.runs and self.store.has(self.runs[0]["floor"]) else None
 
     def records(self):
         """The records of the finished runs, in the order they were asked for."""
-        found = [self.store.load(run["key"]) for run in self.content["runs"] if self.store.has(run["key"])]
+        found = [self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])]
         return [record for record in found if record["status"] == "done"]
 
     def caption(self):
-        """Data, profile and changed settings, for figures and tables."""
-        run = self.content["runs"][0]
+        """Data, profile, the settings that all runs share, and what was changed, for figures and tables."""
+        run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
         changed = {k: v for k, v in self.content["overrides"].items() if k not in ("dataset", "files", "image_size")}
         words = [f"{self.content['data']} {run['image_size']}x{run['image_size']}", f"profile {self.content['profile']}"]
-        words += [f"patch {run['patch']}", f"width {run['width']}", f"mask rate {run['mask_rate']:g}", f"{run['steps']} steps"]
-        shown = ("patch", "width", "mask_rate", "steps", "seed", "depth", "mixer")
-        return ", ".join(words + [f"{k} {v}" for k, v in changed.items() if k not in shown])
+        named = {"pretext": "pretext", "patch": "patch", "width": "width", "depth": "depth", "mask_rate": "mask rate"}
+        words += [f"{named[name]} {run[name]}" for name in named if name in shared]
+        words += [f"{run['steps']} steps"] if "steps" in shared else []
+        return ", ".join(words + [f"{k} {v}" for k, v in changed.items() if k not in (*named, "steps", "seed", "mixer")])
 
 
 def load(profile, base="results"):
@@ -288,6 +314,7 @@ def frame(records):
         if r["status"] == "done":
             row |= {name: r[name] for name in ("flop_per_image", "images_per_second", "wall_seconds")}
             row |= {"loss": r["loss"]["test"], "val_loss": r["loss"]["val"], "psnr": r["psnr"]["test"]}
+            row |= {"accuracy": r["accuracy"]["test"], "context_coverage": r["context_coverage"]}
             row |= {f"parameters_{part}": n for part, n in r["parameters"].items()}
             row |= {"probe": r["probe"]["chosen"]["test"], "probe_layer": r["probe"]["chosen"]["layer"]}
             row |= {"init_probe": r["init_probe"]["chosen"]["test"], "knn": r["probe"]["chosen"]["knn"]}

@@ -106,7 +106,7 @@ def shown(path):
 def agreement(profile):
     """This machine against results/<profile>, metric by metric, over the runs that both have: lines of Markdown."""
     here, there = Store(profile), Store(profile, "results")
-    keys = [p.stem for p in sorted(there.folder.glob("*.json")) if here.has(p.stem) and not p.stem.startswith("floor-")]
+    keys = [p.stem for p in sorted(there.folder.glob("*.json")) if here.has(p.stem) and "-" not in p.stem]
     if not keys:
         return [f"No committed reference for these runs in results/{profile}; nothing to compare."]
     broken = [key for key in keys if "broken" in (here.status(key)[0], there.status(key)[0])]

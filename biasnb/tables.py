@@ -2,11 +2,13 @@
 
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 
-from .figures import FLOORS, LABELS, depths_of, mixers, with_columns
 from .stats import mean_interval
 from .store import write_atomic
+from .studies import cube_effects, shown, traits
+from .style import FLOORS, LABELS, depths_of, mixers, with_columns
 
 
 def plus_minus(values, digits):
@@ -18,8 +20,8 @@ def plus_minus(values, digits):
 
 
 def by_network(grid):
-    """Groups of a grid's frame, (mixer, depth) -> rows, in the order they were asked for."""
-    return grid.frame().groupby(["mixer", "depth"], sort=False)
+    """Groups of a grid's frame, (mixer, *factors) -> rows, in the order they were asked for."""
+    return grid.frame().groupby(["mixer", *grid.factors()], sort=False, dropna=False)
 
 
 def baselines(grid):
@@ -30,30 +32,34 @@ def baselines(grid):
     )
 
 
-def trio(grid):
-    """One row per network and depth: mean ± 95 % interval over n seeds; missing and diverged runs are counted."""
+def summary(grid):
+    """One row per network and level: mean ± 95 % interval over n seeds beside the floors of the same data and masks; missing
+    and diverged runs are counted. What no run has is left out."""
     rows = []
-    for (mixer, depth), runs in by_network(grid):
-        done = with_columns(runs[runs.status == "done"], "psnr", "loss", "probe", "init_probe", "knn")
+    for (mixer, *levels), runs in by_network(grid):
+        wanted = ("psnr", "loss", "probe", "init_probe", "knn", "accuracy", "context_coverage")
+        done = with_columns(runs[runs.status == "done"], *wanted)
+        bert = "bert" in set(runs.pretext)
         rows.append(
             {
                 "network": LABELS[mixer],
-                "depth": depth,
-                "masked PSNR, dB": plus_minus(done.psnr, 2),
-                "masked loss": plus_minus(done.loss, 3),
+                **{name: shown(name, level) for name, level in zip(grid.factors(), levels, strict=True)},
+                "masked PSNR, dB" if bert else "PSNR, dB": plus_minus(done.psnr, 2),
+                "neighbour mean, dB": plus_minus(runs.floor_psnr.iloc[:1], 2) if bert else "",
+                "loss": plus_minus(done.loss, 3),
+                "accuracy, %": plus_minus(100 * done.accuracy, 1),
                 "probe, %": plus_minus(100 * done.probe, 1),
                 "probe at random init, %": plus_minus(100 * done.init_probe, 1),
+                "raw pixels, %": plus_minus(100 * runs.floor_probe.iloc[:1], 1),
                 "k-NN, %": plus_minus(100 * done.knn, 1),
+                "context read, %": plus_minus(100 * done.context_coverage, 1) if runs.pretext.iloc[0] == "ar" else "",
                 "n": len(done),
                 "diverged": int((runs.status == "diverged").sum()),
                 "missing": int((runs.status == "missing").sum()),
             }
         )
-    rows += baselines(grid)
-    floor = grid.floor()
-    if floor:
-        rows.append({"network": "raw pixels", "probe, %": f"{100 * floor['pixel_probe']['test']:.1f}"})
-    return tidy(rows)
+    table = tidy(rows)
+    return table[[name for name in table if set(table[name]) - {"", "—"}]]
 
 
 def differences(grid):
@@ -78,9 +84,9 @@ def differences(grid):
 
 
 def cost(grid):
-    """Parameters by part, FLOP of a forward pass and measured speed, per network and depth."""
+    """Parameters by part, FLOP of a forward pass and measured speed, per network and level."""
     rows = []
-    for (mixer, depth), runs in by_network(grid):
+    for (mixer, *levels), runs in by_network(grid):
         done = runs[runs.status == "done"]
         if done.empty:
             continue
@@ -88,12 +94,45 @@ def cost(grid):
         rows.append(
             {
                 "network": LABELS[mixer],
-                "depth": depth,
+                **{name: shown(name, level) for name, level in zip(grid.factors(), levels, strict=True)},
                 **{f"{part} parameters": n for part, n in parts.items()},
                 "MFLOP per image": round(done.flop_per_image.iloc[0] / 1e6, 2),
                 "images/s in training": round(done.images_per_second.median()),
             }
         )
+    return tidy(rows)
+
+
+def effects(grid):
+    """Main effects and interactions of the cube, paired by seed: mean ± 95 % interval over n seeds."""
+    found = cube_effects(grid)
+    rows = []
+    for (task, effect), part in found.groupby(["pretext", "effect"], sort=False):
+        psnr, probe = (part[part.metric == metric].value for metric in ("psnr", "probe"))
+        rows.append({"pretext": task, "effect": effect, "PSNR, dB": plus_minus(psnr, 2), "probe, points": plus_minus(probe, 1),
+                     "n": len(psnr)})  # fmt: skip
+    return tidy(rows)
+
+
+def measures(grid):
+    """Measures of every network of the first data set, at random init → after training, means over seeds."""
+    rows, found = [], {}
+    for record in grid.records():
+        if record["config"]["dataset"] == grid.runs[0]["dataset"]:
+            found.setdefault(record["config"]["mixer"], []).append((record["init_measures"], record["measures"]))
+    wanted = {
+        "roll error, last layer": lambda m: m["roll_error"][-1],
+        "Lie error, last layer": lambda m: (m["lie_error"] or [np.nan])[-1],
+        "receptive field, 50 % side, px": lambda m: m["receptive_field"]["side50"],
+        "receptive field, 99 % side, px": lambda m: m["receptive_field"]["side99"],
+        "mixing distance, layer 1, tokens": lambda m: np.mean(m["mixing_distance"][0]),
+        "mixing distance, last layer, tokens": lambda m: np.mean(m["mixing_distance"][-1]),
+    }
+    for mixer, pairs in found.items():
+        row = {"network": LABELS[mixer], "local, shared, dynamic": traits(mixer)}
+        for name, value in wanted.items():
+            row[name] = " → ".join(f"{np.mean([value(pair[i]) for pair in pairs]):.3g}" for i in (0, 1))
+        rows.append({**row, "n": len(pairs)})
     return tidy(rows)
 
 
@@ -109,11 +148,17 @@ def tidy(rows):
     return pd.DataFrame(rows, dtype=object).fillna("")
 
 
+SUMMARY = {"summary": summary}
 TABLES = {
-    "10_one_run": {"run": trio},
-    "20_trio": {"trio": trio, "differences": differences, "cost": cost},
+    "10_one_run": {"run": summary},
+    "20_trio": {"trio": summary, "differences": differences, "cost": cost},
+    "21_cube": {"cube": summary, "effects": effects, "cost": cost},
+    **dict.fromkeys(("22_representation", "23_pretext", "24_geometry", "25_skip", "26_permutation", "27_sample_size",
+                     "28_position"), SUMMARY),
+    "30_symmetry": {"summary": summary, "measures": measures},
+    "31_receptive_field": {"measures": measures},
     "40_reconstructions": {"psnr": reconstruction},
-}
+}  # fmt: skip
 
 
 def write(grid, folder):

@@ -9,7 +9,7 @@ import torch
 from .checkpoint import Interrupts
 from .config import BiasnbError
 from .data import augmentation, generator
-from .pretext import LOSSES, draw_mask
+from .pretext import LOSSES, draw
 from .progress import Progress
 
 
@@ -30,9 +30,9 @@ def learning_rate(cfg, step):
 
 
 def optimiser(model, cfg):
-    """AdamW; matrices decay, gains and embeddings do not."""
-    plain = [n for n, p in model.named_parameters() if "norm" in n or n.startswith("embed.")]
-    named = dict(model.named_parameters())
+    """AdamW; matrices decay, gains and embeddings do not, and what is frozen is left out."""
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    plain = [n for n in named if "norm" in n or n.endswith("gate") or n.startswith("embed.")]
     groups = [
         {"params": [p for n, p in named.items() if n not in plain], "weight_decay": cfg.weight_decay},
         {"params": [named[n] for n in plain], "weight_decay": 0.0},
@@ -41,18 +41,18 @@ def optimiser(model, cfg):
 
 
 def pretrain(cfg, data, model, checkpoints=None, label=None):
-    """Train `model` in place on data.train.
+    """Train `model` in place on data.pool.
 
     Every random draw comes from a stream named by seed, purpose and step, so a run goes on from a checkpoint exactly
-    as if it had never stopped. Returns {"history": rows of {step, loss, lr, gradient_norm}, "speeds": images/s of
-    each row's window, "seconds": of training}. Raises Diverged before an update that is not finite.
+    as if it had never stopped. Returns {"history": rows of {step, loss, lr, gradient_norm, weight_norm},
+    "speeds": images/s of each row's window, "seconds": of training}. Raises Diverged before an update that is not finite.
     """
-    device = data.train.images.device
+    device, pool = data.pool.images.device, data.pool
     solver = optimiser(model, cfg)
     step, log = 0, {"history": [], "window": [], "speeds": [], "seconds": 0.0}
     if checkpoints:
         step, log = checkpoints.resume(model, solver) or (step, log)
-    n, per_epoch = len(data.train.labels), len(data.train.labels) // cfg.batch
+    n, per_epoch = len(pool.labels), len(pool.labels) // cfg.batch
     every = max(1, cfg.steps // 50)
     report = Progress(label or cfg.mixer, cfg.steps, step)
     order = order_epoch = None
@@ -64,14 +64,15 @@ def pretrain(cfg, data, model, checkpoints=None, label=None):
                 order = torch.randperm(n, generator=generator(device, cfg.seed, "order", epoch), device=device)
                 order_epoch = epoch
             rng = generator(device, cfg.seed, "masks", step)
-            mask = draw_mask(cfg.batch, cfg.grid, cfg.mask_rate, rng)
-            images = data.train.images[order[i * cfg.batch : (i + 1) * cfg.batch]]
+            chosen = order[i * cfg.batch : (i + 1) * cfg.batch]
+            given = draw(cfg, pool.labels[chosen], rng)
+            images = pool.images[chosen]
             images = augmentation(cfg.batch, cfg.image_size, cfg.augment, rng)(images)
 
             for group in solver.param_groups:
                 group["lr"] = learning_rate(cfg, step)
             with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-                loss = LOSSES[cfg.pretext](model, images, mask)
+                loss = LOSSES[cfg.pretext](model, images, given)
             solver.zero_grad()
             loss.backward()
             norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
@@ -85,7 +86,9 @@ def pretrain(cfg, data, model, checkpoints=None, label=None):
             now = time.perf_counter()
             if step % every == 0 or step == cfg.steps:
                 mean = statistics.fmean(log["window"])
-                log["history"].append({"step": step, "loss": mean, "lr": group["lr"], "gradient_norm": norm})
+                size = float(torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()])).norm())
+                row = {"step": step, "loss": mean, "lr": group["lr"], "gradient_norm": norm, "weight_norm": size}
+                log["history"].append(row)
                 log["speeds"].append((step - marked) * cfg.batch / (now - mark))
                 log["window"].clear()
                 log["seconds"] += now - mark

@@ -1,0 +1,159 @@
+"""The grids: which runs each notebook needs, one function per notebook, (profile, overrides) -> list of Configs.
+
+A study varies few things around one base point, the profile's `study`; equal Configs of several grids are one run."""
+
+from dataclasses import replace
+from itertools import product
+
+from .config import ConfigError, check_profile, configure
+from .operators import MIXERS, TRIO, family
+
+SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
+
+
+def over(profile, overrides, **axes):
+    """Configs over the product of the axes. An override of an axis (a value or a list) replaces it; any other holds
+    for every run. Raises ConfigError."""
+    fixed = {name: value for name, value in overrides.items() if name not in axes}
+    for name, value in fixed.items():
+        if isinstance(value, list | tuple):
+            varied = f"varies only {', '.join(axes)}" if axes else "varies nothing"
+            raise ConfigError(f"{name}: {value!r} is a list, but this notebook {varied}; give one value")
+    for name in axes:
+        given = overrides.get(name, axes[name])
+        axes[name] = list(given) if isinstance(given, list | tuple) else [given]
+        if not axes[name] or len(set(axes[name])) < len(axes[name]):
+            raise ConfigError(f"{name}: {axes[name]!r} is empty or names a value twice; list each value once")
+    points = (dict(zip(axes, point, strict=True)) for point in product(*axes.values()))
+    return [configure(profile, **fixed, **point) for point in points]
+
+
+def trio(profile, overrides, mixers=None):
+    sizes = check_profile(profile)
+    return over(profile, overrides, seed=sizes["seeds"], depth=sizes["depths"], mixer=mixers or family("trio"))
+
+
+def reconstructions(profile, overrides):
+    """The trio and two controls, at the largest depth that is still shallow (at most 4 blocks) and the first seed."""
+    runs = trio(profile, overrides, (*TRIO, "conv_dense", "identity"))
+    depths = {cfg.depth for cfg in runs}
+    depth = max((d for d in depths if d <= SHALLOW), default=min(depths))
+    return [cfg for cfg in runs if cfg.depth == depth and cfg.seed == runs[0].seed]
+
+
+def one_run(profile, overrides):
+    """By default a run of the trio, so that it is shared."""
+    sizes = check_profile(profile)
+    return over(profile, {"seed": sizes["seeds"][0], "depth": sizes["depths"][0], "mixer": TRIO[0], **overrides})
+
+
+def study(profile, overrides, **axes):
+    """`over` around the base point of the profile's studies, over its seeds."""
+    sizes = check_profile(profile)
+    base = {name: value for name, value in sizes["study"].items() if name not in axes}
+    return over(profile, {**base, **overrides}, seed=sizes["study_seeds"], **axes)
+
+
+def star(profile, overrides, mixers, *factors):
+    """The base point and every level of each factor, the others at their base. A list given for a factor replaces its
+    levels; a single value moves the base and leaves the factor out."""
+    levels = {name: check_profile(profile)["levels"][name] for name in factors}
+    lists = {name: overrides[name] for name in factors if isinstance(overrides.get(name), list | tuple)}
+    fixed = {name: value for name, value in overrides.items() if name not in lists}
+    configs = study(profile, fixed, mixer=mixers)
+    for name in factors:
+        if name not in fixed:
+            configs += study(profile, fixed, **{name: lists.get(name, levels[name])}, mixer=mixers)
+    return list(dict.fromkeys(configs))
+
+
+def placed(configs, overrides):
+    """Cells in their own form: absolute positions where attention has a free table, none elsewhere, unless asked for."""
+    absolute = {name for name, op in MIXERS.items() if op.dynamic and op.biased and not op.shared}
+    if "position" in overrides:
+        return configs
+    return [replace(cfg, position="learned" if cfg.mixer in absolute else "none") for cfg in configs]
+
+
+def cube(profile, overrides):
+    """The cells, their controls, and what lies between cells, low-rank sharing at several ranks."""
+    levels = check_profile(profile)["levels"]
+    axes = {"pretext": levels["cube_pretext"]}
+    runs = study(profile, overrides, **axes, mixer=family("cell", "control", "between"))
+    if "mixer" not in overrides:
+        runs += study(profile, {"seed": levels["cube_seed"], **overrides}, **axes, mixer=family("cell"))
+        if "rank" not in overrides:
+            runs += study(profile, overrides, **axes, rank=levels["rank"], mixer=("lowrank",))
+    return placed(list(dict.fromkeys(runs)), overrides)
+
+
+def representation(profile, overrides):
+    """Input x target, and palettes of other sizes."""
+    levels = check_profile(profile)["levels"]
+    runs = study(profile, overrides, input=("rgb", "quantised", "palette"), target=("rgb", "palette"), mixer=family("trio"))
+    if not {"input", "target", "colours"} & set(overrides):
+        palette = {"input": "palette", "target": "palette", **overrides}
+        runs += study(profile, palette, colours=levels["colours"], mixer=family("trio"))
+    return list(dict.fromkeys(runs))
+
+
+def pretext(profile, overrides):
+    """Five tasks for the trio; under 'ar' also convolution with and without a blind spot."""
+    runs = study(profile, overrides, pretext=("bert", "ar", "denoise", "supervised", "none"), mixer=family("trio"))
+    if not {"pretext", "mixer"} & set(overrides):
+        runs += study(profile, {"pretext": "ar", **overrides}, mixer=("conv", "conv_two_stream"))
+    return runs
+
+
+def geometry(profile, overrides):
+    return star(profile, overrides, family("trio"), "depth", "width", "patch", "mask_rate")
+
+
+def skip(profile, overrides):
+    """Skip connections x depth, and one block repeated."""
+    depths = check_profile(profile)["levels"]["skip_depth"]
+    runs = study(profile, overrides, skip=("both", "spatial", "channel", "none"), depth=depths, mixer=family("trio"))
+    if not {"skip", "blocks"} & set(overrides):
+        runs += study(profile, {"blocks": "repeated", **overrides}, depth=depths, mixer=family("trio"))
+    return runs
+
+
+def permutation(profile, overrides):
+    """The same cells on images and on images whose pixels are all moved in one fixed way; not augmented, as a mirrored
+    image would be another permutation."""
+    kinds = check_profile(profile)["levels"]["permute"]
+    return placed(study(profile, {"augment": "none", **overrides}, permute=kinds, mixer=family("cell")), overrides)
+
+
+def sample_size(profile, overrides):
+    return star(profile, overrides, family("trio"), "images", "labelled")
+
+
+def position(profile, overrides):
+    """Where attention, mixer and convolution get positions from; convolution also on the torus, without a border."""
+    runs = study(profile, overrides, position=("none", "learned", "sinusoid", "relative"), mixer=("igpt",))
+    runs += study(profile, overrides, position=("none", "learned"), mixer=("mixer",))
+    runs += study(profile, overrides, position=("none", "learned"), padding=("zeros", "circular"), mixer=("convmixer",))
+    return list(dict.fromkeys(runs))
+
+
+def cells(profile, overrides):
+    """The cube's cells, without its controls and under its first pretext, so that they are shared."""
+    pretexts = check_profile(profile)["levels"]["cube_pretext"]
+    return placed(study(profile, {"pretext": pretexts[0], **overrides}, mixer=family("cell")), overrides)
+
+
+def symmetry(profile, overrides):
+    """The cells, and the static ones on a field where the translation prior is true and on its twin, where it is false."""
+    twins = () if "dataset" in overrides else ("leaves", "leaves_coded")
+    runs = cells(profile, overrides)
+    if twins:
+        fields = {"augment": "none", **overrides}
+        runs += placed(study(profile, fields, dataset=twins, mixer=("conv", "gconv", "lc", "full")), overrides)
+    return runs
+
+
+def nothing(profile, overrides):
+    """No run; the settings are checked all the same."""
+    over(profile, overrides)
+    return []

@@ -1,0 +1,128 @@
+"""One style for all pictures, and the parts they are made of. Imports no torch."""
+
+import io
+import textwrap
+from itertools import cycle
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from .operators import MIXERS
+
+LABELS = {name: mixer.label for name, mixer in MIXERS.items()}
+COLOURS = dict(zip(MIXERS, cycle(sns.color_palette("colorblind", 10)), strict=False))
+MARKERS = dict(zip(MIXERS, cycle("os^DvP*X"), strict=False))
+FLOORS = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
+STYLE = {
+    **sns.axes_style("ticks"),
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "biasnb",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself; no pyplot, no global state."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
+def canvas(width, height, panels=1, sharey=True):
+    """A figure and its axes in a row, in the suite's style; none yet for 0 panels."""
+    figure = Picture(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0] if panels else []
+    for ax in axes:
+        ax.grid(axis="y", color="0.92", linewidth=0.8)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def caption(figure, grid, words=""):
+    seeds = sorted({run["seed"] for run in grid.runs})
+    spread = f"mean and 95 % t interval over n = {len(seeds)} paired seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
+    footer(figure, grid.caption(), words + spread)
+
+
+def footer(figure, *lines):
+    """Small print below a figure, each line wrapped to its width."""
+    per_line = int(14.5 * figure.get_figwidth())
+    text = "\n".join(textwrap.fill(line, per_line) for line in lines)
+    figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
+
+
+def mixers(grid):
+    """Mixers in the order they were asked for."""
+    return list(dict.fromkeys(run["mixer"] for run in grid.runs))
+
+
+def depths_of(grid):
+    """Depths that were asked for, ascending."""
+    return sorted({run["depth"] for run in grid.runs})
+
+
+def level(ax, value, text):
+    """A dashed horizontal line, named at its right end."""
+    ax.axhline(value, color="0.45", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    ax.annotate(text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
+
+
+def pictures(rows, width=10.5):
+    """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square."""
+    columns = max(len(images) for images in rows.values())
+    figure = Picture(figsize=(width, 0.82 * width / (columns + 2.2) * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        for ax in line:
+            ax.set(xticks=[], yticks=[], frame_on=False)
+        for ax, image in zip(line, images, strict=False):
+            ax.imshow(image, interpolation="nearest")
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0.01, hspace=0.01)
+    return figure
+
+
+def maps(panels, title, width=10.5, columns=None, own=True, ticks=None):
+    """Heat maps: label -> (H, W) array, each scaled to its own maximum, or all from 0 to 1; exact zeros stay white."""
+    columns = min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Picture(figsize=(width, rows * (width / columns + (0.3 if rows > 1 else 0)) * 0.9 + 0.7), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax, (label, values) in zip(axes, panels.items(), strict=False):
+        shown = np.ma.masked_equal(values / max(values.max(), 1e-12) if own else values, 0)
+        image = ax.imshow(shown, cmap="viridis", vmin=0, vmax=1)
+        ax.set(xticks=range(len(values)) if ticks else [], yticks=range(len(values)) if ticks else [])
+        ax.set_xlabel(ticks or "", fontsize=8)
+        ax.set_title(label, fontsize=9)
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest" if own else "0 to 1")
+    if title:
+        footer(figure, title)
+    return figure
+
+
+def swatches(palettes, width=10.5):
+    """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
+    figure = Picture(figsize=(width, 0.45 * len(palettes) + 0.2), layout="constrained")
+    for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
+        ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def with_columns(table, *names):
+    """The frame with these columns, empty where it lacks them."""
+    return table.reindex(columns=[*table.columns, *[name for name in names if name not in table.columns]])

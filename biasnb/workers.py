@@ -1,0 +1,128 @@
+"""Several runs at once: on a CPU small networks train faster side by side, one thread each, than one after the other.
+
+`python -m biasnb.workers PROFILE` is one worker: it reads Configs as one line of JSON, trains each that nobody else has
+claimed, and stops, leaving a checkpoint, when its parent is gone."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+
+from .config import BiasnbError, Config
+from .keys import floor_key, key
+from .operators import MIXERS
+from .progress import Progress
+from .store import ROOT, Held, Store
+
+AT_MOST = 16
+STOP_SECONDS = 20
+
+
+def train(configs, store):
+    """Make the records that are missing: by one worker per core, or here on a GPU, for a single run, and for operators that
+    only this process knows. Raises BiasnbError for the first that failed; an interrupt stops all workers, and their runs
+    go on from their checkpoints the next time."""
+    missing = {key(cfg): cfg for cfg in configs if lacks(cfg, store)}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = min(cores, len(missing), AT_MOST)
+    own = any(not isinstance(MIXERS[cfg.mixer].operator, str) for cfg in configs)
+    if count > 1 and not own and not on_gpu(configs):
+        return side_by_side(count, missing, store)
+    from . import run as runs  # torch is needed only here
+
+    for i, cfg in enumerate(missing.values(), 1):
+        runs.floor(cfg, store)
+        runs.run(cfg, store, f"run {i}/{len(missing)}: ")
+
+
+def lacks(cfg, store):
+    """Whether a run or its floors have no record yet."""
+    return not (store.has(key(cfg)) and store.has(floor_key(cfg)))
+
+
+def on_gpu(configs):
+    """Whether these runs would use a GPU; imports torch only where a driver is installed."""
+    if all(cfg.device == "cpu" for cfg in configs) or not shutil.which("nvidia-smi"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def side_by_side(count, missing, store):
+    command = [sys.executable, "-m", "biasnb.workers", store.profile]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    asked = json.dumps([asdict(cfg) for cfg in missing.values()]) + "\n"
+    report, workers, left = Progress(f"{count} workers", len(missing), unit="runs"), [], set(missing)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with open(store.folder / "workers.log", "w") as log, stopping(workers):
+        for _ in range(count):
+            workers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE,
+                                            stdout=log, stderr=log, text=True))  # fmt: skip
+            workers[-1].stdin.write(asked)
+            workers[-1].stdin.flush()
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(0.1)
+            left = {k for k in left if lacks(missing[k], store)}
+            report(len(missing) - len(left), f"{len(list(store.folder.glob('*.claim')))} running")
+    left = [k for k, cfg in missing.items() if lacks(cfg, store)]
+    if left:
+        state, detail = store.status(left[0])
+        raise BiasnbError(f"{left[0]}: {state}, {detail or f'see {log.name}'} ({len(left)} of {len(missing)} runs not done)")
+    report.finish(f"{len(missing)} runs trained")
+
+
+@contextlib.contextmanager
+def stopping(workers):
+    """Whatever ends the block, no worker outlives it: each leaves a checkpoint and goes."""
+    try:
+        yield
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+        for worker in workers:
+            with contextlib.suppress(OSError):
+                worker.stdin.close()
+            try:
+                worker.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+
+
+def main(profile):
+    """One worker; the exit code says whether a run failed."""
+    configs = [Config(**fields) for fields in json.loads(sys.stdin.readline())]
+    threading.Thread(target=stop_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    import torch
+
+    from . import run as runs
+
+    torch.set_num_threads(1)
+    store, code = Store(profile), 0
+    for cfg in configs:
+        try:
+            runs.run(cfg, store)
+            runs.floor(cfg, store)
+        except Held:
+            continue
+        except BiasnbError as error:
+            print(f"error: {error}", flush=True)
+            code = 1
+    return code
+
+
+def stop_with_parent():
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,396 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
+from torch import nn
+
+from biasnb import compare, measure, model, palette
+from biasnb.config import Config
+from biasnb.data import Split
+
+STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
+TORUS = {"padding": "circular", "position": "none"}
+
+
+def network(**fields):
+    cfg = Config(**{"image_size": 8, "patch": 1, "width": 16, "heads": 4, "depth": 2, "kernel": 3, "batch": 16, **fields})
+    colours = palette.fit(smooth(20, cfg.image_size), 8) if cfg.uses_palette else None
+    return model.build(cfg, STATS, colours)
+
+
+def smooth(n, size, seed=0):
+    """(n, S, S, 3) uint8 images that change slowly."""
+    coarse = torch.rand(n, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+    fine = F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+    return (255 * fine).byte().permute(0, 2, 3, 1)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Grids(nn.Module):
+    """A network whose token grids are given."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = layers
+
+    def arrange(self, images):
+        return images
+
+    encode = arrange
+
+    def forward(self, x, out):
+        out["layers"] = self.layers
+
+
+class Matrix(nn.Module):
+    """An operator with given mixing matrices (G, N, N)."""
+
+    def __init__(self, a):
+        super().__init__()
+        self.a = a
+
+    def matrix(self, x):
+        return self.a[None]
+
+    def forward(self, x):
+        return (self.a.mean(0) @ x.flatten(1, 2)).view_as(x)
+
+
+class Hidden(nn.Module):
+    """An operator that does not tell its matrix."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, x):
+        return self.mix(x)
+
+
+def mixing_distance(mix, images, **fields):
+    net = network(depth=1, **fields)
+    net.blocks[0].mix = mix
+    return measure.mixing_distance(net, images)[0]
+
+
+# ---- equivariance -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("mixer", ["conv", "convmixer", "conv_dense"])
+def test_a_circular_convolution_without_positions_commutes_with_rolls(images, mixer, patch):
+    free = measure.roll_error(network(mixer=mixer, patch=patch, **TORUS), images(4, 8))
+    assert len(free) == 3 and max(free) < 1e-5
+    placed = measure.roll_error(network(mixer=mixer, patch=patch, padding="circular"), images(4, 8))
+    assert min(placed) > 0.01
+
+
+@torch.no_grad()
+def test_roll_error_is_that_of_the_definition(images):
+    net, x = network(mixer="attn", patch=2), images(3, 8)
+    grids, rolled = (measure.observe(net, net.encode(y))[0] for y in (x, x.roll((2, 4), (1, 2))))
+    h, expected = grids[-1], rolled[-1]
+    ratios = [float((b - a.roll((1, 2), (0, 1))).norm() / a.norm()) for a, b in zip(h, expected, strict=True)]
+    assert measure.roll_error(net, x)[-1] == pytest.approx(np.mean(ratios), rel=1e-5)
+
+
+def test_random_positions_raise_the_lie_error_of_a_convolution():
+    x = smooth(8, 32)
+    free = measure.lie_error(network(mixer="convmixer", image_size=32, **TORUS), x)
+    placed = measure.lie_error(network(mixer="convmixer", image_size=32, padding="circular"), x)
+    assert free[0] < 1e-10
+    assert all(10 * a < b for a, b in zip(free, placed, strict=True))
+
+
+def shifted(x, t, dim):
+    """x sampled t places further along a dimension, |t| < 1, by Keys' cubic interpolation, reflected at the border."""
+    n = x.shape[dim]
+    start = int(np.floor(t))
+    u = t - start
+    weights = (-u / 2 + u**2 - u**3 / 2, 1 - 2.5 * u**2 + 1.5 * u**3, u / 2 + 2 * u**2 - 1.5 * u**3, (u**3 - u**2) / 2)
+    at = torch.arange(n) + start
+    around = [(n - 1 - (n - 1 - (at + k).abs()).abs()).abs() for k in (-1, 0, 1, 2)]
+    return sum(w * x.index_select(dim, i) for w, i in zip(weights, around, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fields", [{"mixer": "convmixer"}, {"mixer": "attn", "patch": 2}, {"mixer": "igpt", "pretext": "ar"}])
+def test_lie_error_agrees_with_finite_differences(images, fields):
+    net, t = network(**fields).double(), 1e-6
+    x, p = net.encode(images(3, 8)), net.cfg.patch
+    errors = np.zeros(3)
+    for dim in (1, 2):
+        ends = [[shifted(h, -s / p, dim) for h in measure.observe(net, shifted(x, s, dim))[0]] for s in (t, -t)]
+        for layer, (h, a, b) in enumerate(zip(measure.observe(net, x)[0], *ends, strict=True)):
+            ratio = ((a - b) / (2 * t)).square().sum((1, 2, 3)) / h.square().sum((1, 2, 3))
+            errors[layer] += float(ratio.mean()) / 2
+    assert measure.lie_error(net, images(3, 8)) == pytest.approx(errors.tolist(), rel=1e-5)
+
+
+def test_palette_indices_have_no_lie_error(images):
+    assert measure.lie_error(network(input="palette", colours=8), images(2, 8)) is None
+
+
+# ---- receptive field ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("input", ["rgb", "palette"])
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_one_convolution_sees_its_window_only(images, input, patch, kernel):
+    net = network(mixer="conv_dense", depth=1, patch=patch, kernel=kernel, input=input, colours=8)
+    field = measure.receptive_field(net, images(4, 8))
+    seen = torch.zeros(8, 8, dtype=torch.bool)
+    low, high = (net.cfg.grid // 2 - kernel // 2) * patch, (net.cfg.grid // 2 + kernel // 2 + 1) * patch
+    seen[low:high, low:high] = True
+    assert torch.equal(field["map"] > 0, seen)
+    assert float(field["map"].sum()) == pytest.approx(1)
+    assert field["side50"] <= field["side99"] <= kernel * patch
+    assert kernel > 1 or field["side50"] == patch
+
+
+def test_receptive_field_of_a_known_map():
+    net = network(mixer="mean", depth=1, image_size=7, skip="none", kernel=3, position="none")
+    for branch in (net.blocks[0].norm1, net.blocks[0].mlp, net.blocks[0].norm2):
+        branch.forward = lambda x: x
+    field = measure.receptive_field(net, smooth(2, 7))
+    assert torch.allclose(field["map"][2:5, 2:5], torch.full((3, 3), 1 / 9))
+    assert (field["side50"], field["side99"]) == (3, 3)
+    assert field["distance"] == pytest.approx((4 + 4 * 2**0.5) / 9, rel=1e-5)
+
+
+@pytest.mark.parametrize("mixer", ["conv", "igpt", "mixer", "conv_two_stream"])
+@pytest.mark.parametrize("input", ["rgb", "palette"])
+def test_autoregression_sees_the_past_only(images, mixer, input):
+    net = network(mixer=mixer, pretext="ar", patch=2, input=input, colours=8)
+    field = measure.receptive_field(net, images(4, 8))["map"]
+    future = torch.arange(16).view(4, 4).repeat_interleave(2, 0).repeat_interleave(2, 1) >= 10
+    assert not field[future].any() and float(field.sum()) == pytest.approx(1)
+
+
+def test_a_network_that_reads_nothing_has_no_receptive_field(images):
+    field = measure.receptive_field(network(mixer="identity", pretext="ar"), images(2, 8))
+    assert field["side99"] == field["distance"] == float(field["map"].sum()) == 0
+
+
+# ---- mixing distance ----------------------------------------------------------------------------------------------
+
+
+def test_the_identity_mixes_over_no_distance(images):
+    assert mixing_distance(Matrix(torch.eye(64)[None]), images(3, 8)) == [0]
+    assert mixing_distance(Hidden(Matrix(torch.eye(64)[None])), images(3, 8)) == [0]
+
+
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+def test_a_uniform_matrix_mixes_over_the_uniform_distance(images, padding):
+    place = np.indices((8, 8)).reshape(2, -1).T
+    apart = np.abs(place[:, None] - place[None])
+    if padding == "circular":
+        apart = np.minimum(apart, 8 - apart)
+    expected = np.linalg.norm(apart, axis=2).mean()
+    assert measure.uniform_distance(8, padding == "circular") == pytest.approx(expected, rel=1e-6)
+    assert mixing_distance(Matrix(torch.full((1, 64, 64), -1 / 64)), images(3, 8), padding=padding) == pytest.approx([expected])
+
+
+def test_a_shift_by_one_mixes_over_one_token_per_head(images):
+    left = torch.zeros(64, 64)
+    for i in range(64):
+        if i % 8:
+            left[i, i - 1] = 2.0  # rows of the first column stay empty and are skipped
+    both = torch.stack([left, left.T, torch.zeros(64, 64)])
+    assert mixing_distance(Matrix(both), images(3, 8)) == pytest.approx([1, 1, 0])
+    ring = torch.eye(64).view(8, 8, 64).roll(1, 1).view(1, 64, 64)
+    assert mixing_distance(Matrix(ring), images(3, 8), padding="circular") == pytest.approx([1])
+
+
+def test_attention_distance_is_the_mean_over_images_and_queries(images):
+    net, x = network(mixer="attn", depth=1), images(3, 8)
+    block, (h, _) = net.blocks[0], measure.observe(net, net.encode(x))[0]
+    a, distance = block.mix.matrix(block.norm1(h)), measure.distances(8)
+    expected = torch.einsum("bgij,ij->g", a, distance) / (3 * 64)
+    assert measure.mixing_distance(net, x)[0] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_the_jacobian_finds_the_matrix_of_a_linear_operator(images):
+    net = network(mixer="full", depth=1, heads=1)
+    a = net.blocks[0].mix.matrix(None)[0, 0].abs()
+    rows, weights = measure.jacobian_rows(net.blocks[0].mix, (normal(16, 8, 8, 16),), 16)
+    assert len(set(rows.tolist())) == 8
+    assert torch.allclose(F.normalize(weights, p=1), F.normalize(a[rows], p=1), rtol=1e-3)
+
+
+def test_random_signs_estimate_the_norm_of_the_jacobian():
+    mix = network(mixer="convmixer", width=32).blocks[0].mix
+    x = normal(1, 8, 8, 32).expand(64, -1, -1, -1)
+    rows, weights = measure.jacobian_rows(mix, (x,), 64)
+    centre = int(rows[0])
+    jacobian = torch.autograd.functional.jacobian(lambda y: mix(y)[0].flatten(0, 1)[centre], x[:1])
+    exact = jacobian.square().sum((0, 1, 4)).sqrt().flatten()
+    estimate = weights[rows == centre].square().mean(0).sqrt()
+    assert torch.equal(estimate > 0, exact > 0)
+    assert float((estimate - exact).norm() / exact.norm()) < 0.25
+
+
+# ---- spectrum -----------------------------------------------------------------------------------------------------
+
+
+def test_white_noise_has_a_flat_spectrum():
+    (curve,) = measure.spectrum(Grids(normal(64, 16, 16, 32)), torch.zeros(1))
+    assert curve == pytest.approx([0] + 7 * [np.log(2) / 2] + [0], abs=0.06)
+
+
+def test_the_spectrum_of_a_low_passed_map_falls():
+    noise = normal(16, 16, 16, 8)
+    k = torch.fft.fftfreq(16) * 16
+    gain = torch.exp(-(k[:, None] ** 2 + k**2) / 8)[..., None]
+    low = torch.fft.ifft2(torch.fft.fft2(noise, dim=(1, 2)) * gain, dim=(1, 2)).real
+    flat, curve = measure.spectrum(Grids(noise, low), torch.zeros(1))
+    assert (np.diff(curve)[1:] < 0).all()
+    assert np.subtract(curve, flat)[:5] == pytest.approx([-(k**2) / 4 for k in range(5)], abs=0.02)
+
+
+def test_the_spectrum_ignores_scale_and_fits_odd_grids():
+    h = normal(4, 7, 7, 8)
+    one, other = measure.spectrum(Grids(h, 100 * h), torch.zeros(1))
+    assert len(one) == 4 and one == pytest.approx(other, abs=1e-5)
+
+
+# ---- CKA ----------------------------------------------------------------------------------------------------------
+
+
+def features(n, width, seed=0):
+    return normal(n, width, seed=seed).double()
+
+
+def test_cka_of_a_representation_with_itself_is_one_whatever_its_rotation_and_scale():
+    x = features(40, 10)
+    rotation, _ = torch.linalg.qr(features(10, 10, 1))
+    assert compare.cka(x, x) == pytest.approx(1)
+    assert compare.cka(x, 7 * x @ rotation + 3) == pytest.approx(1)
+    assert compare.cka(x.float(), x @ features(10, 10, 2)) < 0.95
+
+
+def test_cka_of_unrelated_features_is_zero_on_average():
+    values = [compare.cka(features(16, 64, 2 * s), features(16, 32, 2 * s + 1)) for s in range(200)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 200**0.5
+    assert min(values) < 0 < max(values)
+
+
+def hsic(x, y):
+    """The unbiased estimator as Song et al. write it (JMLR 13, 2012)."""
+    n, one = len(x), np.ones(len(x))
+    k, m = (a @ a.T * (1 - np.eye(n)) for a in (x.numpy(), y.numpy()))
+    total = np.trace(k @ m) + one @ k @ one * (one @ m @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * one @ k @ m @ one
+    return total / (n * (n - 3))
+
+
+def test_cka_averages_the_unbiased_hsic_over_batches():
+    x, y = features(30, 5), features(30, 5)[:, :3] + features(30, 3, 1)
+    parts = list(zip(x.split(10), y.split(10), strict=True))
+    xy, xx, yy = (np.mean([hsic(*pick(a, b)) for a, b in parts])
+                  for pick in (lambda a, b: (a, b), lambda a, b: (a, a), lambda a, b: (b, b)))  # fmt: skip
+    assert compare.cka(x, y, batch=10) == pytest.approx(xy / (xx * yy) ** 0.5)
+    assert compare.cka(x, y) == pytest.approx(hsic(x, y) / (hsic(x, x) * hsic(y, y)) ** 0.5)
+    assert compare.cka(x, y) == compare.cka(x, y, batch=30)
+    assert compare.cka(x, y, batch=28) == compare.cka(x[:28], y[:28])  # two images have no unbiased HSIC
+
+
+def test_cka_between_layers_of_two_networks(images):
+    one, other, x = network(depth=2), network(depth=1, seed=1), images(16, 8)
+    own, across = compare.cka_layers(one, x), compare.cka_layers(one, x, other)
+    assert own.shape == (3, 3) and across.shape == (3, 2)
+    assert torch.allclose(own.diagonal(), torch.ones(3).double()) and torch.allclose(own, own.T)
+    expected = compare.cka(model.features(one, x)[:, 2].detach(), model.features(other, x)[:, 1].detach())
+    assert float(across[2, 1]) == pytest.approx(expected)
+
+
+# ---- LogME and transfer -------------------------------------------------------------------------------------------
+
+
+def labelled(n, width, seed=0):
+    y = torch.arange(n) % 3
+    return features(n, width, seed) + 1.5 * features(3, width, 99)[y], y
+
+
+def evidence(x, y):
+    """Largest log evidence of y = x w + noise over both precisions, per image, by brute force."""
+
+    def negative(logs):
+        alpha, beta = np.exp(logs)
+        return -multivariate_normal(cov=x @ x.T / alpha + np.eye(len(x)) / beta).logpdf(y) / len(x)
+
+    starts = [(0.0, 0.0), (4.0, 2.0), (-2.0, 3.0)]
+    return -min(
+        minimize(negative, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12}).fun for start in starts
+    )
+
+
+@pytest.mark.parametrize("width", [4, 30])
+def test_logme_is_the_maximum_of_the_evidence(width):
+    x, y = labelled(24, width)
+    expected = np.mean([evidence(x.numpy(), (y == c).numpy().astype(float)) for c in range(3)])
+    assert compare.logme(x, y, 3) == pytest.approx(expected, abs=1e-6)
+    assert compare.logme(x.float(), y, 5) == pytest.approx(expected, abs=1e-5)  # classes without an image do not count
+
+
+def test_logme_ranks_features_by_what_they_tell():
+    x, y = labelled(120, 8)
+    noise = features(120, 8, 5)
+    values = [compare.logme(z, y, 3) for z in (noise, x + 4 * noise, x + noise, x)]
+    assert values == sorted(values)
+
+
+def test_logme_is_finite_for_features_that_tell_all_or_nothing():
+    y = torch.arange(30) % 3
+    for x in (torch.zeros(30, 4), torch.ones(30, 4), F.one_hot(y).float()):
+        assert np.isfinite(compare.logme(x, y, 3))
+
+
+def test_transfer_probes_another_data_set():
+    def split(n, seed):
+        y = torch.arange(n) % 2
+        noise = torch.randint(0, 100, (n, 8, 8, 3), generator=torch.Generator().manual_seed(seed))
+        return Split((noise + 100 * y[:, None, None, None] * torch.tensor([1, 0, 0])).byte(), y)
+
+    data = SimpleNamespace(train=split(60, 0), val=split(20, 1), test=split(40, 2), classes=("grey", "red"))
+    result = compare.transfer(network(), data)
+    assert result["test"] == 1 and len(result["logme_layers"]) == 3 and result["logme"] == max(result["logme_layers"])
+
+
+# ---- all together -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [
+    {"mixer": "convmixer"}, {"mixer": "mixer", "skip": "none"}, {"mixer": "igpt", "pretext": "ar"}, {"mixer": "hyena", **TORUS},
+    {"mixer": "lattn", "pretext": "ar"}, {"mixer": "conv", "blocks": "repeated"}, {"mixer": "conv_two_stream", "pretext": "ar"},
+    {"mixer": "lc", "input": "palette", "colours": 8}, {"mixer": "full", "permute": "pixels"},
+])  # fmt: skip
+def test_every_network_is_measured(images, fields):
+    net = network(patch=2, **fields)
+    measures, field = measure.network(net, images(40, 8))
+    assert json.loads(json.dumps(measures, allow_nan=False)) == measures
+    shapes = {name: np.shape(measures[name]) for name in ("roll_error", "spectrum", "cka")}
+    assert shapes == {"roll_error": (3,), "spectrum": (3, 3), "cka": (3, 3)}
+    assert len(measures["mixing_distance"]) == 2
+    assert (measures["lie_error"] is None) == (net.cfg.input == "palette")
+    assert field.shape == (8, 8) and field.dtype == np.float32
+    again, same = measure.network(net, images(40, 8)[:32])
+    assert again == measures and np.array_equal(same, field)
+
+
+def test_measuring_leaves_a_network_as_it_was(images):
+    net = network()
+    before = {name: p.clone() for name, p in net.state_dict().items()}
+    with torch.no_grad():
+        measure.network(net, images(8, 8))
+    assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
