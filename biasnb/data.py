@@ -90,6 +90,7 @@ def load(cfg, device="cpu"):
     split["pool"] = subset(split["train"], cfg.images, cfg.seed, "images")
     split["train"] = subset(split["train"], cfg.labelled, cfg.seed, "labelled")
     if cfg.pretext == "supervised":
+        split = {part: (images[labels >= 0], labels[labels >= 0]) for part, (images, labels) in split.items()}
         split["pool"] = split["train"]
     if cfg.pretext != "none" and len(split["pool"][1]) < cfg.batch:
         raise DataError(f"batch: {cfg.batch} images, but {name} has {len(split['pool'][1])} to train on; choose fewer")

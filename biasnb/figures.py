@@ -6,7 +6,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from . import studies
+from . import portraits, studies
 from .stats import mean_interval
 from .store import write_atomic
 from .style import (
@@ -173,8 +173,8 @@ FIGURES = {
     "26_permutation": LEVELS,
     "27_sample_size": LEVELS,
     "28_position": {"levels": studies.combinations},
-    "30_symmetry": {"symmetry": studies.symmetry, "switch": studies.switch, "spectrum": studies.spectrum},
-    "31_receptive_field": {"fields": studies.fields, "distance": studies.distance, "similarity": studies.similarity},
+    "30_symmetry": {"symmetry": portraits.symmetry, "switch": portraits.switch, "spectrum": portraits.spectrum},
+    "31_receptive_field": {"fields": portraits.fields, "distance": portraits.distance, "similarity": portraits.similarity},
     "40_reconstructions": {"rows": reconstructions},
 }
 

@@ -35,7 +35,7 @@ def trio(profile, overrides, mixers=None):
 
 def reconstructions(profile, overrides):
     """The trio and two controls, at the largest depth that is still shallow (at most 4 blocks) and the first seed."""
-    runs = trio(profile, overrides, (*TRIO, "conv_dense", "identity"))
+    runs = trio(profile, overrides, (*family("trio"), "conv_dense", "identity"))
     depths = {cfg.depth for cfg in runs}
     depth = max((d for d in depths if d <= SHALLOW), default=min(depths))
     return [cfg for cfg in runs if cfg.depth == depth and cfg.seed == runs[0].seed]
@@ -68,8 +68,9 @@ def star(profile, overrides, mixers, *factors):
 
 
 def placed(configs, overrides):
-    """Cells in their own form: absolute positions where attention has a free table, none elsewhere, unless asked for."""
-    absolute = {name for name, op in MIXERS.items() if op.dynamic and op.biased and not op.shared}
+    """Operators in their own form, unless asked for another: what depends on its input gets absolute positions, except
+    attention whose only bias is relative; a fixed A has its positions in itself."""
+    absolute = {name for name, op in MIXERS.items() if op.dynamic and not (op.biased and op.shared)}
     if "position" in overrides:
         return configs
     return [replace(cfg, position="learned" if cfg.mixer in absolute else "none") for cfg in configs]
@@ -144,9 +145,10 @@ def cells(profile, overrides):
 
 
 def symmetry(profile, overrides):
-    """The cells, and the static ones on a field where the translation prior is true and on its twin, where it is false."""
+    """The cells on the torus, and the static ones on a field where the translation prior is true and on its twin, where it
+    is false."""
     twins = () if "dataset" in overrides else ("leaves", "leaves_coded")
-    runs = cells(profile, overrides)
+    runs = cells(profile, {"padding": "circular", **overrides})
     if twins:
         fields = {"augment": "none", **overrides}
         runs += placed(study(profile, fields, dataset=twins, mixer=("conv", "gconv", "lc", "full")), overrides)

@@ -407,9 +407,13 @@ class TokenMLP(nn.Module):
         tokens = x.flatten(1, 2).transpose(1, 2)  # (B, D, N)
         return F.linear(self.act(F.linear(tokens, hidden)), out).transpose(1, 2).reshape(x.shape)
 
+    @torch.no_grad()
     def favour_self(self):
-        add_identity(self.hidden.weight)
-        add_identity(self.out.weight)
+        n = self.out.weight.shape[0]
+        hidden, out = self.hidden.weight.view(n, -1, n), self.out.weight.view(n, n, -1)  # units by degree
+        for unit, sign in zip(range(hidden.shape[1]), (1.0, -1.0), strict=False):  # gelu(x) - gelu(-x) = x
+            hidden[:, unit].diagonal().add_(sign)
+            out[:, :, unit].diagonal().add_(sign)
 
 
 class TwoStream(nn.Module):
@@ -440,3 +444,10 @@ class TwoStream(nn.Module):
         h = convolve(horizontal, self.horizontal * self.past, self.cfg, self.cfg.width)
         above = F.pad(self.down(v), (0, 0, 0, 0, 1, 0))[:, :-1]
         return torch.cat([self.out(v), self.out(h) + above])
+
+    @torch.no_grad()
+    def favour_self(self):
+        k = self.horizontal.shape[3]
+        self.vertical[:, :, k // 2, k // 2] += 1.0
+        self.horizontal[..., k // 2] += 1.0
+        add_identity(self.out.weight)

@@ -74,7 +74,7 @@ class Isotropic(nn.Module):
         self.blocks = nn.ModuleList(Block(operator(cfg, layer), cfg) for layer in range(different))
         self.streams = 2 if cfg.mixer == "conv_two_stream" else 1
         self.norm = nn.RMSNorm(cfg.width, eps=EPS)
-        pixels = cfg.patch**2 * (3 if cfg.target == "rgb" else cfg.colours)
+        pixels = cfg.patch**2 * (cfg.colours if cfg.predicts and cfg.target == "palette" else 3)
         self.head = linear(cfg.width, classes if cfg.pretext == "supervised" else pixels)
 
     @property

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from .config import BiasnbError, ConfigError, check_names, fields_of
-from .experiments import AXES, experiment, plan
+from .experiments import EXPERIMENTS, experiment, plan
 from .store import ROOT, Store
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -81,13 +81,13 @@ def accepted(name, given):
     a setting that no notebook knows."""
     known = defaults(read(name), name)
     check_names(given, [*known, *fields_of()], "parameter")
-    taken = {}
+    taken, varied = {}, {field for e in EXPERIMENTS.values() for field in e.varies}
     for field, value in given.items():
         if field in known:
             taken[field] = value
         elif "overrides" in known:
             value = parse_field(field, value)
-            alone = isinstance(value, list) and field in AXES and field not in experiment(name).varies
+            alone = isinstance(value, list) and field in varied and field not in experiment(name).varies
             taken[field] = value[0] if alone else value
     parameters(name, taken)
     return taken

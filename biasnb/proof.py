@@ -124,8 +124,8 @@ def markdown():
         "# Operators and their biases, measured",
         "",
         "Made by `biasnb proofs`; every number is measured, none is declared. Random weights, float64, 5 x 5 tokens, "
-        "12 channels, 3 heads, 3 x 3 windows. **●** is what [operators.py](../biasnb/operators.py) says of the operator; the tests hold "
-        "it against the numbers.",
+        "12 channels, 3 heads, 3 x 3 windows. **●** is what [operators.py](../biasnb/operators.py) says of the operator; the "
+        "tests hold it against the numbers.",
         "",
         "- **roll error**: relative change when the torus is rolled before instead of after the operator. Weight sharing: 0.",
         f"- **positions read**: of {GRID**2}, with a derivative that is not exactly 0. Locality: at most the window's 9.",
@@ -140,14 +140,12 @@ def markdown():
     ]
     for mixer in MIXERS:
         found = row(mixer)
-        cells = [{True: "●", False: "○"}[found[name]] for name in COLUMNS[:3]]
-        cells += [number(found[name]) for name in COLUMNS[3:]]
-        lines.append(f"| `{mixer}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{mixer}` | " + " | ".join(cell(found[name]) for name in COLUMNS) + " |")
     return "\n".join(lines) + "\n"
 
 
-def number(value):
-    """A measured number, to two digits; 'rounding' below 1e-12 and above exactly 0."""
-    if value is None:
-        return "—"
+def cell(value):
+    """A trait as ● or ○; a measured number to two digits, 'rounding' if it is below 1e-12 but not exactly 0."""
+    if value is None or value is True or value is False:
+        return {None: "—", True: "●", False: "○"}[value]
     return "0" if value == 0 else "rounding" if value < 1e-12 else f"{value:.2g}"

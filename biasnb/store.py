@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import BiasnbError
+from .config import BiasnbError, fields_of
 
 ROOT = Path(os.environ.get("BIASNB_ROOT") or Path(__file__).resolve().parents[1])
 SCHEMA = 2
@@ -257,7 +257,7 @@ class Grid:
                 values.setdefault(name, {}).setdefault(run["mixer"], set()).add(value)
         varied = [name for name, seen in values.items() if name not in ("key", "floor", "seed")
                   and any(len(levels) > 1 for levels in seen.values())]  # fmt: skip
-        return sorted(varied) or ["depth"]
+        return [name for name in fields_of() if name in varied] or ["depth"]
 
     def frame(self):
         """One row per run that was asked for; a run without a record has the status 'missing' and no metrics. The floors'
@@ -284,11 +284,14 @@ class Grid:
         found = [self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])]
         return [record for record in found if record["status"] == "done"]
 
-    def caption(self):
-        """Data, profile, the settings that all runs share, and what was changed, for figures and tables."""
+    def caption(self, data=None):
+        """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
         run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
         changed = {k: v for k, v in self.content["overrides"].items() if k not in ("dataset", "files", "image_size")}
-        words = [f"{self.content['data']} {run['image_size']}x{run['image_size']}", f"profile {self.content['profile']}"]
+        words = [
+            f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
+            f"profile {self.content['profile']}",
+        ]
         named = {"pretext": "pretext", "patch": "patch", "width": "width", "depth": "depth", "mask_rate": "mask rate"}
         words += [f"{named[name]} {run[name]}" for name in named if name in shared]
         words += [f"{run['steps']} steps"] if "steps" in shared else []

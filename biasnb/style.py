@@ -2,17 +2,30 @@
 
 import io
 import textwrap
-from itertools import cycle
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from .operators import MIXERS
 
-LABELS = {name: mixer.label for name, mixer in MIXERS.items()}
-COLOURS = dict(zip(MIXERS, cycle(sns.color_palette("colorblind", 10)), strict=False))
-MARKERS = dict(zip(MIXERS, cycle("os^DvP*X"), strict=False))
+PALETTE = sns.color_palette("colorblind", 10)
+
+
+class Look(dict):
+    """Mixer -> how figures show it, also for an operator that was added later."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __missing__(self, mixer):
+        return self.make(list(MIXERS).index(mixer), MIXERS[mixer])
+
+
+LABELS = Look(lambda i, op: op.label)
+COLOURS = Look(lambda i, op: PALETTE[i % len(PALETTE)])
+MARKERS = Look(lambda i, op: "os^DvP*X"[i % 8])
 FLOORS = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
 STYLE = {
     **sns.axes_style("ticks"),
@@ -48,10 +61,16 @@ def canvas(width, height, panels=1, sharey=True):
     return figure, axes
 
 
-def caption(figure, grid, words=""):
-    seeds = sorted({run["seed"] for run in grid.runs})
-    spread = f"mean and 95 % t interval over n = {len(seeds)} paired seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    footer(figure, grid.caption(), words + spread)
+def caption(figure, grid, words="", data=None):
+    """Small print: what was run, how to read the marks, and over how many seeds."""
+    runs = pd.DataFrame(grid.runs)
+    counts = sorted(set(runs.groupby(["mixer", *grid.factors()], dropna=False).size()))
+    if counts[-1:] in ([], [1]):
+        spread = f"one seed ({grid.runs[0]['seed']})" if grid.runs else ""
+    else:
+        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+        spread = f"mean and 95 % t interval over n = {n} paired seeds"
+    footer(figure, grid.caption(data), words + spread)
 
 
 def footer(figure, *lines):
@@ -107,7 +126,7 @@ def maps(panels, title, width=10.5, columns=None, own=True, ticks=None):
         ax.set_title(label, fontsize=9)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest" if own else "0 to 1")
+    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest" if own else "0: unrelated, 1: the same")
     if title:
         footer(figure, title)
     return figure

@@ -28,7 +28,8 @@ def train(configs, store):
     """Make the records that are missing: by one worker per core, or here on a GPU, for a single run, and for operators that
     only this process knows. Raises BiasnbError for the first that failed; an interrupt stops all workers, and their runs
     go on from their checkpoints the next time."""
-    missing = {key(cfg): cfg for cfg in configs if lacks(cfg, store)}
+    needed = {(key(cfg), floor_key(cfg)): cfg for cfg in dict.fromkeys(configs)}
+    missing = {keys: cfg for keys, cfg in needed.items() if lacks(keys, store)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = min(cores, len(missing), AT_MOST)
     own = any(not isinstance(MIXERS[cfg.mixer].operator, str) for cfg in configs)
@@ -41,9 +42,9 @@ def train(configs, store):
         runs.run(cfg, store, f"run {i}/{len(missing)}: ")
 
 
-def lacks(cfg, store):
-    """Whether a run or its floors have no record yet."""
-    return not (store.has(key(cfg)) and store.has(floor_key(cfg)))
+def lacks(keys, store):
+    """Whether a record is missing: of a run or of its floors."""
+    return not all(store.has(k) for k in keys)
 
 
 def on_gpu(configs):
@@ -68,13 +69,15 @@ def side_by_side(count, missing, store):
             workers[-1].stdin.write(asked)
             workers[-1].stdin.flush()
         while any(worker.poll() is None for worker in workers):
-            time.sleep(0.1)
-            left = {k for k in left if lacks(missing[k], store)}
+            time.sleep(0.2)
+            left = {keys for keys in left if lacks(keys, store)}
             report(len(missing) - len(left), f"{len(list(store.folder.glob('*.claim')))} running")
-    left = [k for k, cfg in missing.items() if lacks(cfg, store)]
+    left = [k for keys in missing for k in keys if not store.has(k)]
     if left:
-        state, detail = store.status(left[0])
-        raise BiasnbError(f"{left[0]}: {state}, {detail or f'see {log.name}'} ({len(left)} of {len(missing)} runs not done)")
+        states = {k: store.status(k) for k in left}
+        k = next((k for k in left if states[k][0] != "missing"), left[0])
+        state, detail = states[k]
+        raise BiasnbError(f"{k}: {state}, {detail or f'see {log.name}'} ({len(left)} of {len(missing)} runs not done)")
     report.finish(f"{len(missing)} runs trained")
 
 
