@@ -52,7 +52,7 @@ class Config:
     heads: int = _field(4, "mixing matrices per layer G (cells, attention)", low=1, high=64)
     kernel: int = _field(5, "side of the window, tokens (local operators)", low=1, high=31)
     rank: int = _field(2, "kernels K that positions combine (lowrank)", low=1, high=4096)
-    local_heads: int = _field(2, "heads that see their window only (attn_local_heads)", low=0, high=64)
+    local_heads: int = _field(1, "heads that see their window only (attn_local_heads)", low=0, high=64)
     token_ratio: int = _field(2, "hidden size of the token MLP over N (mixer)", low=1, high=16)
     mlp_ratio: int = _field(4, "hidden size of the channel MLP over D", low=1, high=16)
     skip: str = _field("both", "residual connections", ("both", "none", "channel", "spatial"))
@@ -198,7 +198,7 @@ PROFILES = {
         "study": {},
         "study_seeds": (0,),
         "levels": {"cube_seed": (0, 1), "cube_pretext": ("bert", "ar"), "rank": (1, 2), "colours": (8, 16), "depth": (1, 2),
-                   "width": (8, 16), "patch": (2, 4), "mask_rate": (0.5, 0.75), "skip_depth": (1,),
+                   "width": (8, 16), "patch": (2, 4), "kernel": (1, 3), "mask_rate": (0.5, 0.75), "skip_depth": (1,),
                    "permute": ("none", "pixels", "patches", "in_patch"), "images": (64, 0), "labelled": (100, 200)},
     },
     "quick": {
@@ -209,8 +209,9 @@ PROFILES = {
         "study": {"depth": 2, "width": 32, "steps": 120, "heads": 2},
         "study_seeds": (0,),
         "levels": {"cube_seed": (0, 1, 2), "cube_pretext": ("bert",), "rank": (1, 2, 4), "colours": (8, 64),
-                   "depth": (1, 2, 4), "width": (16, 32, 64), "patch": (2, 4), "mask_rate": (0.15, 0.5, 0.75),
-                   "skip_depth": (2,), "permute": ("none", "pixels"), "images": (100, 500, 0), "labelled": (100, 0)},
+                   "depth": (1, 2, 4), "width": (16, 32, 64), "patch": (2, 4), "kernel": (3, 5, 7),
+                   "mask_rate": (0.15, 0.5, 0.75), "skip_depth": (2,), "permute": ("none", "pixels"), "images": (100, 500, 0),
+                   "labelled": (100, 0)},
     },
     "laptop": {
         "about": "CIFAR-10 at 16x16, a few hours on two CPU cores",
@@ -220,9 +221,9 @@ PROFILES = {
         "study": {"steps": 1000},
         "study_seeds": (0, 1, 2),
         "levels": {"cube_seed": (0, 1, 2, 3, 4), "cube_pretext": ("bert",), "rank": (1, 2, 4, 64), "colours": (8, 64, 512),
-                   "depth": (2, 4, 8), "width": (32, 64, 128), "patch": (1, 2, 4), "mask_rate": (0.15, 0.3, 0.5, 0.75),
-                   "skip_depth": (2, 4), "permute": ("none", "pixels"), "images": (500, 2500, 10_000, 0),
-                   "labelled": (500, 2500, 0)},
+                   "depth": (2, 4, 8), "width": (32, 64, 128), "patch": (1, 2, 4), "kernel": (3, 5, 9),
+                   "mask_rate": (0.15, 0.3, 0.5, 0.75), "skip_depth": (2, 4), "permute": ("none", "pixels"),
+                   "images": (500, 2500, 10_000, 0), "labelled": (500, 2500, 0)},
     },
     "paper": {
         "about": "CIFAR-10 at 32x32, one GPU",
@@ -234,7 +235,7 @@ PROFILES = {
         "study_seeds": (0, 1, 2, 3, 4),
         "levels": {"cube_seed": (0, 1, 2, 3, 4), "cube_pretext": ("bert", "ar"), "rank": (1, 2, 4, 256),
                    "colours": (8, 64, 512), "depth": (2, 4, 8, 16), "width": (64, 128, 256, 512), "patch": (1, 2, 4),
-                   "mask_rate": (0.05, 0.15, 0.3, 0.5, 0.75), "skip_depth": (2, 4, 8),
+                   "kernel": (3, 5, 9), "mask_rate": (0.05, 0.15, 0.3, 0.5, 0.75), "skip_depth": (2, 4, 8),
                    "permute": ("none", "pixels", "patches", "in_patch"), "images": (500, 2500, 10_000, 0),
                    "labelled": (500, 2500, 0)},
     },

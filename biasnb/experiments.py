@@ -29,8 +29,8 @@ EXPERIMENTS = {
                                     ("seed", "mixer", "input", "target")),
     "23_pretext": Experiment("Does the training task change which operator is best?", grids.pretext,
                              ("seed", "mixer", "pretext")),
-    "24_geometry": Experiment("How do depth, width, patch and mask rate move the operators?", grids.geometry,
-                              ("seed", "mixer", "depth", "width", "patch", "mask_rate")),
+    "24_geometry": Experiment("How do depth, width, patch, window, mask rate and budget move the operators?", grids.geometry,
+                              ("seed", "mixer", "depth", "width", "patch", "kernel", "mask_rate", "budget")),
     "25_skip": Experiment("Which operators need their skip connections, and blocks of their own?", grids.skip,
                           ("seed", "mixer", "depth", "skip")),
     "26_permutation": Experiment("Which operators notice that the pixels of all images were permuted?", grids.permutation,
@@ -70,7 +70,7 @@ def configs_of(name, profile, overrides):
 def plan(name, profile, overrides=None):
     """The Grid of an experiment: what it asks for and what of it exists. Trains nothing. Raises ConfigError."""
     overrides = dict(overrides or {})
-    configs = configs_of(name, profile, overrides)
+    configs = list({key(cfg): cfg for cfg in configs_of(name, profile, overrides)}.values())
     changed = {field: value for field, value in overrides.items() if field not in ("data_dir", "device")}
     data = configs[0].dataset if configs else overrides.get("dataset")
     if data == "folder":

@@ -29,7 +29,8 @@ from .style import (
 def across_depth(ax, runs, column, mixer, shift, scale=1.0, **style):
     """Mean and 95 % interval over seeds at each depth, with the seeds as dots. `shift` separates networks sideways."""
     depths, means, halves = [], [], []
-    for depth, part in runs[(runs.mixer == mixer) & (runs.status == "done")].groupby("depth"):
+    done = runs[(runs.mixer == mixer) & (runs.status == "done")].dropna(subset=[column])
+    for depth, part in done.groupby("depth"):
         mean, half, n = mean_interval(scale * part[column])
         depths.append(depth * 2**shift)
         means.append(mean)
@@ -135,7 +136,7 @@ def learning_curves(grid):
         ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 5)))
         ax.set_xlabel("training step")
         ax.set_title(f"depth {depth}", loc="left")
-    palette = grid.runs[0]["target"] == "palette"
+    palette = grid.runs[0].get("target") == "palette"
     axes[0].set_ylabel("loss on hidden tokens, " + ("nats per pixel" if palette else "squared error / variance"))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     seeds = len({run["seed"] for run in grid.runs})
@@ -148,17 +149,36 @@ def reconstructions(grid):
     records = grid.records()
     if not records:
         return None, pd.DataFrame(columns=["mixer", "depth", "seed", "psnr"])
-    first = grid.store.arrays(records[0]["key"])
-    rows = {"original": first["images"], "input": first["input"]}
-    for record in records:
-        label = f"{LABELS[record['config']['mixer']]}\n{record['psnr']['test']:.1f} dB"
-        rows[label] = grid.store.arrays(record["key"])["reconstruction"]
-    figure = pictures(rows)
     depth, seed = (records[0]["config"][name] for name in ("depth", "seed"))
+    figure = rows_of(grid, records, "reconstruction")
     footer(figure, f"{grid.caption()}, depth {depth}, seed {seed}", "the test image of highest contrast in each tenth, "
            "the same masks for every network; dB: PSNR on the hidden pixels of the whole test split")  # fmt: skip
     table = [{"mixer": r["config"]["mixer"], "depth": depth, "seed": seed, "psnr": r["psnr"]["test"]} for r in records]
     return figure, pd.DataFrame(table)
+
+
+def completions(grid):
+    """Autoregressive networks: lower halves filled in pixel by pixel, and images drawn from nothing; first seed."""
+    records = [r for r in grid.records() if r["config"]["pretext"] == "ar" and r["config"]["seed"] == grid.runs[0]["seed"]]
+    table = pd.DataFrame([{"mixer": r["config"]["mixer"], "seed": r["config"]["seed"], "psnr": r["psnr"]["test"]}
+                          for r in records], columns=["mixer", "seed", "psnr"])  # fmt: skip
+    if not records:
+        return None, table
+    figure = rows_of(grid, records, "reconstruction", "sample")
+    footer(figure, grid.caption(), "lower halves completed in raster order, each pixel given all before it (mean prediction, "
+           "palette: samples); samples: drawn from nothing; dB: PSNR of one-step predictions on the test split")  # fmt: skip
+    return figure, table
+
+
+def rows_of(grid, records, *arrays):
+    """Original and input of the first record, then the arrays of each."""
+    first = grid.store.arrays(records[0]["key"])
+    rows = {"original": first["images"], "input": first["input"]}
+    for name in arrays:
+        for record in records:
+            what = f"{record['psnr']['test']:.1f} dB" if name == "reconstruction" else name
+            rows[f"{LABELS[record['config']['mixer']]}\n{what}"] = grid.store.arrays(record["key"])[name]
+    return pictures(rows)
 
 
 LEVELS = {"levels": studies.levels}
@@ -167,7 +187,7 @@ FIGURES = {
     "20_trio": {"psnr": psnr_by_depth, "probe": probe_by_depth, "layers": probe_by_layer, "curves": learning_curves},
     "21_cube": {"cube": studies.cube, "effects": studies.effects},
     "22_representation": {"levels": studies.combinations},
-    "23_pretext": LEVELS,
+    "23_pretext": {**LEVELS, "completions": completions},
     "24_geometry": LEVELS,
     "25_skip": LEVELS,
     "26_permutation": LEVELS,

@@ -57,7 +57,7 @@ def study(profile, overrides, **axes):
 def star(profile, overrides, mixers, *factors):
     """The base point and every level of each factor, the others at their base. A list given for a factor replaces its
     levels; a single value moves the base and leaves the factor out."""
-    levels = {name: check_profile(profile)["levels"][name] for name in factors}
+    levels = {**check_profile(profile)["levels"], "budget": ("steps", "flop")}
     lists = {name: overrides[name] for name in factors if isinstance(overrides.get(name), list | tuple)}
     fixed = {name: value for name, value in overrides.items() if name not in lists}
     configs = study(profile, fixed, mixer=mixers)
@@ -107,7 +107,7 @@ def pretext(profile, overrides):
 
 
 def geometry(profile, overrides):
-    return star(profile, overrides, family("trio"), "depth", "width", "patch", "mask_rate")
+    return star(profile, overrides, family("trio"), "depth", "width", "patch", "kernel", "mask_rate", "budget")
 
 
 def skip(profile, overrides):

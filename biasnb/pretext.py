@@ -123,6 +123,16 @@ def complete(model, images, known, generator=None, spread=0.0):
     return model.restore(x)
 
 
+def sample(model, n, variance):
+    """(n, S, S, 3) uint8 images drawn pixel by pixel from an autoregressive network; for RGB with the `variance` of its
+    predictions, the mean squared error of standardised pixels. Always the same draws."""
+    cfg, device = model.cfg, model.mean.device
+    blank = torch.zeros(n, cfg.image_size, cfg.image_size, 3, dtype=torch.uint8, device=device)
+    known = torch.zeros(cfg.grid, cfg.grid, dtype=torch.bool, device=device)
+    drawn = complete(model, blank, known, generator(device, 0, "samples"), math.sqrt(variance))
+    return drawn.round().byte().cpu().numpy()
+
+
 def psnr(squared_error, count):
     """Peak signal-to-noise ratio in dB from the summed squared error of `count` values on the scale 0 to 255."""
     return 10 * math.log10(255**2 * count / max(squared_error, 1e-12))

@@ -2,6 +2,8 @@
 
 Nothing here asks an operator what it is; the tests compare these numbers with what `operators.MIXERS` says of it."""
 
+import contextlib
+
 import torch
 
 from .config import Config, ConfigError
@@ -103,6 +105,18 @@ def raster(mixer):
     return float(reads.triu().max() / reads.max().clamp(min=1e-300)), past
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Matrices this small are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def row(mixer):
     """All numbers of one operator; None where a question makes no sense for it."""
     op = MIXERS[mixer]

@@ -19,7 +19,7 @@ from .data import load
 from .environment import environment
 from .keys import floor_fields, floor_key, key, relevant
 from .model import build, context_coverage, flop_per_image, parameters_by_part
-from .pretext import evaluate, evaluation_draw, examples
+from .pretext import evaluate, evaluation_draw, examples, sample
 from .probe import probe_network, probe_pixels
 from .store import StoreError, write_atomic
 from .train import Diverged, pretrain
@@ -162,6 +162,8 @@ def _run(cfg, k, store, prefix, beat):
         if cfg.predicts:
             given = evaluation_draw(cfg, data.test, "test")
             arrays |= examples(model, images, given if given is None else given[index])
+            if cfg.pretext == "ar":
+                arrays["sample"] = sample(model, len(images), scores["val"]["loss"])
         init_probe.pop("correct")
         record |= {
             "status": "done",

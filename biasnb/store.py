@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import socket
 import time
@@ -317,6 +318,8 @@ def frame(records):
         if r["status"] == "done":
             row |= {name: r[name] for name in ("flop_per_image", "images_per_second", "wall_seconds")}
             row |= {"loss": r["loss"]["test"], "val_loss": r["loss"]["val"], "psnr": r["psnr"]["test"]}
+            if r["config"].get("target") == "palette":
+                row["bits_per_pixel"] = r["loss"]["test"] / math.log(2)
             row |= {"accuracy": r["accuracy"]["test"], "context_coverage": r["context_coverage"]}
             row |= {f"parameters_{part}": n for part, n in r["parameters"].items()}
             row |= {"probe": r["probe"]["chosen"]["test"], "probe_layer": r["probe"]["chosen"]["layer"]}

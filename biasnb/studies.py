@@ -182,7 +182,7 @@ def effects(grid):
                 interval_dots(ax, y, values, "full" if " x " in name else "conv", vertical=False)
             ax.axvline(0, color="0.3", linewidth=0.8)
             ax.set_yticks(range(len(names)), names)
-            ax.set_ylim(len(names) - 0.5, -0.5)
+            ax.set_ylim(max(1, len(names)) - 0.5, -0.5)
             ax.grid(axis="x", color="0.92", linewidth=0.8)
             ax.set_title(f"pretext {task}" if len(tasks) > 1 else "", loc="left")
             ax.set_xlabel("effect on " + {"psnr": "PSNR, dB", "probe": "the probe, points"}[metric])

@@ -123,7 +123,7 @@ def maps(panels, title, width=10.5, columns=None, own=True, ticks=None):
         image = ax.imshow(shown, cmap="viridis", vmin=0, vmax=1)
         ax.set(xticks=range(len(values)) if ticks else [], yticks=range(len(values)) if ticks else [])
         ax.set_xlabel(ticks or "", fontsize=8)
-        ax.set_title(label, fontsize=9)
+        ax.set_title(label, fontsize=9 if columns < 6 else 7.5)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest" if own else "0: unrelated, 1: the same")

@@ -37,7 +37,7 @@ def summary(grid):
     and diverged runs are counted. What no run has is left out."""
     rows = []
     for (mixer, *levels), runs in by_network(grid):
-        wanted = ("psnr", "loss", "probe", "init_probe", "knn", "accuracy", "context_coverage")
+        wanted = ("psnr", "loss", "probe", "init_probe", "knn", "accuracy", "context_coverage", "bits_per_pixel")
         done = with_columns(runs[runs.status == "done"], *wanted)
         bert = "bert" in set(runs.pretext)
         rows.append(
@@ -47,6 +47,7 @@ def summary(grid):
                 "masked PSNR, dB" if bert else "PSNR, dB": plus_minus(done.psnr, 2),
                 "neighbour mean, dB": plus_minus(runs.floor_psnr.iloc[:1], 2) if bert else "",
                 "loss": plus_minus(done.loss, 3),
+                "bits per pixel": plus_minus(done.bits_per_pixel, 3),
                 "accuracy, %": plus_minus(100 * done.accuracy, 1),
                 "probe, %": plus_minus(100 * done.probe, 1),
                 "probe at random init, %": plus_minus(100 * done.init_probe, 1),
@@ -116,10 +117,11 @@ def effects(grid):
 
 def measures(grid):
     """Measures of every network of the first data set, at random init → after training, means over seeds."""
-    rows, found = [], {}
+    rows, found, growth = [], {}, {}
     for record in grid.records():
         if record["config"]["dataset"] == grid.runs[0]["dataset"]:
             found.setdefault(record["config"]["mixer"], []).append((record["init_measures"], record["measures"]))
+            growth.setdefault(record["config"]["mixer"], []).append(record["history"])
     wanted = {
         "roll error, last layer": lambda m: m["roll_error"][-1],
         "Lie error, last layer": lambda m: (m["lie_error"] or [np.nan])[-1],
@@ -132,7 +134,8 @@ def measures(grid):
         row = {"network": LABELS[mixer], "local, shared, dynamic": traits(mixer)}
         for name, value in wanted.items():
             row[name] = " → ".join(f"{np.mean([value(pair[i]) for pair in pairs]):.3g}" for i in (0, 1))
-        rows.append({**row, "n": len(pairs)})
+        norms = [history[-1]["weight_norm"] / history[0]["weight_norm"] for history in growth[mixer] if history]
+        rows.append({**row, "growth of the weights' norm": f"{np.mean(norms):.2f}x" if norms else "", "n": len(pairs)})
     return tidy(rows)
 
 
@@ -152,7 +155,7 @@ SUMMARY = {"summary": summary}
 TABLES = {
     "10_one_run": {"run": summary},
     "20_trio": {"trio": summary, "differences": differences, "cost": cost},
-    "21_cube": {"cube": summary, "effects": effects, "cost": cost},
+    "21_cube": {"summary": summary, "effect_sizes": effects, "cost": cost},
     **dict.fromkeys(("22_representation", "23_pretext", "24_geometry", "25_skip", "26_permutation", "27_sample_size",
                      "28_position"), SUMMARY),
     "30_symmetry": {"summary": summary, "measures": measures},

@@ -1,0 +1,100 @@
+"""What operators are made of: which positions may be read, tables over positions, convolution, near-identity weights."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def linear(inputs, outputs):
+    """Biases are left out everywhere, as in image-GPT."""
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+def offsets(cfg):
+    """(N, N, 2): p_j - p_i in tokens, the shorter way round on a torus."""
+    side = torch.arange(cfg.grid)
+    p = torch.cartesian_prod(side, side)
+    d = p[None] - p[:, None]
+    return (d + cfg.grid // 2) % cfg.grid - cfg.grid // 2 if cfg.circular else d
+
+
+def order(cfg, layer):
+    """(N, N) bool: everything, or under AR the raster past: j < i where pixels enter, j <= i once they are shifted."""
+    n = cfg.grid**2
+    everything = torch.ones(n, n, dtype=torch.bool)
+    return everything.tril(-(cfg.causal == "entry" and layer == 0)) if cfg.causal else everything
+
+
+def window(cfg):
+    """(N, N) bool: ||p_i - p_j||_inf <= h with kernel = 2h + 1."""
+    return offsets(cfg).abs().amax(2) <= cfg.kernel // 2
+
+
+def reach(cfg, layer, local):
+    return order(cfg, layer) & window(cfg) if local else order(cfg, layer)
+
+
+def convolve(x, weight, cfg, groups=1):
+    """(B, H, W, D) by a k x k kernel (D, D/groups, k, k), zeros or the torus beyond the border."""
+    h = [side // 2 for side in weight.shape[-2:]]
+    x = x.permute(0, 3, 1, 2)
+    if cfg.circular:
+        x, h = F.pad(x, (h[1], h[1], h[0], h[0]), mode="circular"), [0, 0]
+    return F.conv2d(x, weight, padding=h, groups=groups).permute(0, 2, 3, 1)
+
+
+def taps_of(cfg, layer):
+    """(k, k) mask of a kernel: all taps, or the raster past of its centre (PixelCNN, arXiv 1601.06759)."""
+    k = cfg.kernel
+    mask = torch.ones(k * k)
+    if cfg.causal:
+        mask[k * k // 2 + (cfg.causal != "entry" or layer > 0) :] = 0
+    return mask.view(k, k)
+
+
+class Table(nn.Module):
+    """Entries of G matrices: one per offset p_j - p_i if shared, else one per position and tap. () -> (G, N, N).
+
+    Entries outside a window are arbitrary: whoever uses the table masks them."""
+
+    def __init__(self, cfg, heads, local, shared, std):
+        super().__init__()
+        n, d = cfg.grid**2, offsets(cfg)
+        side, middle = (cfg.kernel, cfg.kernel // 2) if local else (2 * cfg.grid - 1, cfg.grid - 1)
+        if cfg.circular and not local:
+            side, middle = cfg.grid, cfg.grid // 2
+        taps = side**2 if local or shared else n
+        address = ((d + middle) * torch.tensor([side, 1])).sum(2).clamp(0, taps - 1) if local or shared else torch.arange(n)
+        self.register_buffer("address", address.expand(n, n), persistent=False)
+        self.weight = nn.Parameter(torch.empty(heads, 1 if shared else n, taps))
+        self.scales = {"weight": std}
+
+    def forward(self, weight=None):
+        weight = self.weight if weight is None else weight
+        n = len(self.address)
+        return weight.expand(-1, n, -1).gather(2, self.address.expand(len(weight), n, n))
+
+    @torch.no_grad()
+    def favour_self(self, amount):
+        rows = torch.arange(self.weight.shape[1])
+        self.weight[:, rows, self.address.diagonal()[rows]] += amount
+
+
+def masked_softmax(scores, allowed):
+    """Softmax over the allowed entries of a row; a row that may read nothing is zero."""
+    empty = ~allowed.any(-1, keepdim=True)
+    return scores.masked_fill(~(allowed | empty), -math.inf).softmax(-1) * ~empty
+
+
+@torch.no_grad()
+def add_identity(weight, amount=1.0):
+    """W + I; for a hidden layer of 2 D or more W + [I; -I], as gelu(x) - gelu(-x) = x."""
+    rows, columns = weight.shape
+    for sign, start in ((1, 0), (-1, min(weight.shape))):
+        part = weight[start:] if rows > columns else weight[:, start:]
+        if min(part.shape) == min(weight.shape):
+            part.diagonal().add_(sign * amount)
+        if rows == columns:
+            break

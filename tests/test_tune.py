@@ -1,0 +1,82 @@
+import math
+
+import pytest
+
+from biasnb import experiments, tune, workers
+from biasnb.config import BiasnbError, ConfigError, configure
+from biasnb.keys import key, rate_key
+from biasnb.store import Store
+
+
+def search(loss):
+    """Rates in the order in which they are tried for a loss that is a function of the rate."""
+    found = {}
+    while (lr := tune.next_rate(found)) is not None:
+        found[lr] = loss(lr)
+    return list(found)
+
+
+def test_the_search_goes_down_until_the_loss_rises_and_then_looks_beside_the_best():
+    best_at = lambda best: search(lambda lr: abs(math.log(lr / best)))  # noqa: E731
+    assert best_at(0.01) == [0.03, 0.01, 0.003, 0.017, 0.0058]
+    assert best_at(0.001)[:5] == [0.03, 0.01, 0.003, 0.001, 0.0003]
+    assert best_at(1.0) == [0.03, 0.01, 0.052, 0.017]
+    assert best_at(1e-6)[:6] == list(tune.LADDER)
+
+
+def test_diverged_rates_are_passed_over():
+    tried = search(lambda lr: math.inf if lr > 0.005 else lr)
+    assert tried[:4] == [0.03, 0.01, 0.003, 0.001]
+
+
+def losses(monkeypatch, store, loss):
+    """Instead of training, records whose validation loss is a function of mixer and rate."""
+    trained = []
+
+    def train(configs, _):
+        for cfg in configs:
+            trained.append((cfg.mixer, cfg.seed, cfg.lr))
+            value = loss(cfg)
+            record = {"status": "diverged"} if value is None else {"status": "done", "loss": {"val": value}}
+            kept[key(cfg)] = record
+
+    kept, load = {}, store.load
+    monkeypatch.setattr(workers, "train", train)
+    monkeypatch.setattr(type(store), "load", lambda self, k: kept[k] if k in kept else load(k))
+    return trained
+
+
+def test_every_operator_gets_the_rate_with_the_lowest_validation_loss_of_its_first_seed(root, monkeypatch):
+    store = Store("smoke")
+    best = {"conv": 0.01, "attn": 0.003}
+    trained = losses(monkeypatch, store, lambda cfg: 1 + abs(math.log(cfg.lr / best[cfg.mixer])))
+    asked = {"mixer": ["conv", "attn"], "seed": [0, 1], "pretext": "bert"}
+    configs = experiments.configs_of("21_cube", "smoke", asked)
+    assert {cfg.seed for cfg in configs} == {0, 1}
+    records = tune.tune(configs, store)
+    assert {r["config"]["mixer"]: r["chosen"] for r in records} == best
+    assert {seed for _, seed, _ in trained} == {0}
+    assert all(row["key"] and row["loss"] for r in records for row in r["rates"])
+    count = len(trained)
+    assert tune.tune(configs, store) == records
+    assert len(trained) == count
+    tuned = experiments.configs_of("21_cube", "smoke", {**asked, "lr": "tuned"})
+    assert {(cfg.mixer, cfg.seed): cfg.lr for cfg in tuned} == {(m, s): best[m] for m in best for s in (0, 1)}
+
+
+def test_an_operator_that_always_diverges_is_named(root, monkeypatch):
+    store = Store("smoke")
+    losses(monkeypatch, store, lambda cfg: None)
+    with pytest.raises(BiasnbError, match="diverges for mixer 'conv'"):
+        tune.tune([configure("smoke", mixer="conv")], store)
+
+
+def test_a_rate_that_was_not_searched_is_refused_naming_the_command(root):
+    with pytest.raises(ConfigError, match="lr: 'tuned', but mixer 'convmixer' has no searched rate; run `biasnb tune 20_trio`"):
+        experiments.plan("20_trio", "smoke", {"lr": "tuned"})
+
+
+def test_the_key_of_a_search_covers_all_but_rate_and_seed():
+    cfg = configure("smoke")
+    assert rate_key(cfg) == rate_key(configure("smoke", lr=0.5, seed=3))
+    assert rate_key(cfg) != rate_key(configure("smoke", steps=5))
