@@ -58,7 +58,13 @@ def run(args):
     floor = run.floor(cfg, store)
     chosen, start = record["probe"]["chosen"], record["init_probe"]["chosen"]
     print(f"record       {store.path(key(cfg))}")
-    print(f"masked PSNR  {record['psnr']['test']:.2f} dB (visible-neighbour mean {floor['psnr']['neighbour_mean']:.2f} dB)")
+    psnr, accuracy = (record[name]["test"] for name in ("psnr", "accuracy"))
+    if cfg.pretext == "bert":
+        print(f"masked PSNR  {psnr:.2f} dB (visible-neighbour mean {floor['psnr']['neighbour_mean']:.2f} dB)")
+    elif psnr is not None:
+        print(f"PSNR         {psnr:.2f} dB")
+    if accuracy is not None:
+        print(f"accuracy     {100 * accuracy:.1f} %")
     print(f"probe        {100 * chosen['test']:.1f} % at layer {chosen['layer']} (random init {100 * start['test']:.1f} %)")
 
 

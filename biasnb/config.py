@@ -94,6 +94,8 @@ class Config:
             yield f"local_heads: {self.local_heads} of {self.heads} heads; choose at most {self.heads}"
         if self.kernel % 2 == 0:
             yield f"kernel: {self.kernel} has no centre; choose an odd number, e.g. {self.kernel + 1}"
+        if self.permute == "in_patch" and self.patch == 1:
+            yield "permute: 'in_patch' moves nothing in a patch of 1 pixel; choose patch 2 or 4, or permute 'patches'"
         if self.padding == "circular":
             if self.pretext == "ar":
                 yield "padding: 'circular' shows pixels of the future to pretext 'ar'; choose padding 'zeros'"

@@ -150,7 +150,7 @@ def symmetry(profile, overrides):
     twins = () if "dataset" in overrides else ("leaves", "leaves_coded")
     runs = cells(profile, {"padding": "circular", **overrides})
     if twins:
-        fields = {"augment": "none", **overrides}
+        fields = {**overrides, "augment": "none"}  # on both twins, as the coded one takes no other
         runs += placed(study(profile, fields, dataset=twins, mixer=("conv", "gconv", "lc", "full")), overrides)
     return runs
 

@@ -21,6 +21,8 @@ def relevant(cfg):
         unread.add("colours")
     if not cfg.predicts:
         unread.add("target")
+    if cfg.pretext == "supervised":  # trains on the labelled images
+        unread.add("images")
     if cfg.pretext == "none":
         unread |= TRAINING
     return {name: value for name, value in sorted(asdict(cfg).items()) if name not in unread}

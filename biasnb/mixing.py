@@ -113,7 +113,8 @@ class Static(Mix):
 
     def favour_self(self):
         super().favour_self()
-        self.table.favour_self(1.0)
+        own = self.scale.diagonal()  # 0 at an autoregressive entry, where nothing may see itself
+        self.table.favour_self(torch.where(own > 0, 1 / own, 0.0))
 
 
 class StaticSoftmax(Static):
@@ -126,6 +127,10 @@ class StaticSoftmax(Static):
     def matrix(self, x, query=None):
         return masked_softmax(self.table(), self.allowed)[None]
 
+    def favour_self(self):
+        Mix.favour_self(self)
+        self.table.favour_self(torch.full((len(self.allowed),), 2 * math.log(len(self.allowed))))
+
 
 class LowRank(Static):
     """Low-rank weight sharing (Elsayed et al., arXiv 2002.02959): each position combines K kernels,
@@ -136,6 +141,8 @@ class LowRank(Static):
         self.table.weight = nn.Parameter(torch.empty(cfg.heads, cfg.rank, cfg.kernel**2))
         self.combination = nn.Parameter(torch.empty(cfg.heads, cfg.grid**2, cfg.rank))
         self.scales = {"combination": 1.0}
+        shrink = math.e / (cfg.rank + math.e - 1)  # variance of a softmax average of K kernels over that of one
+        self.table.scales = {"weight": (cfg.kernel**2 * shrink) ** -0.5}
         self.scale = self.allowed.float()
 
     def matrix(self, x, query=None):
@@ -317,8 +324,9 @@ class TokenMLP(nn.Module):
         n = self.out.weight.shape[0]
         hidden, out = self.hidden.weight.view(n, -1, n), self.out.weight.view(n, n, -1)  # units by degree
         for unit, sign in zip(range(hidden.shape[1]), (1.0, -1.0), strict=False):  # gelu(x) - gelu(-x) = x
-            hidden[:, unit].diagonal().add_(sign)
-            out[:, :, unit].diagonal().add_(sign)
+            for part, scale in ((hidden[:, unit], "reads"), (out[:, :, unit], "read_by")):
+                rows = getattr(self, scale).amax(1).view(n, -1)[:, 0] if self.causal else torch.ones(n)
+                part.diagonal().add_(sign / rows.clamp(min=1))
 
 
 class TwoStream(nn.Module):

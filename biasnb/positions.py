@@ -78,8 +78,9 @@ class Table(nn.Module):
 
     @torch.no_grad()
     def favour_self(self, amount):
+        """Add amounts (N,) to A_ii; of a shared table the first."""
         rows = torch.arange(self.weight.shape[1])
-        self.weight[:, rows, self.address.diagonal()[rows]] += amount
+        self.weight[:, rows, self.address.diagonal()[rows]] += amount[rows]
 
 
 def masked_softmax(scores, allowed):

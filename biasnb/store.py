@@ -208,9 +208,11 @@ def _set_aside(path):
 
 
 def _start(pid):
-    """Start time of a process in clock ticks, so that a reused pid is not taken for the owner; None if unknown."""
+    """Start time of a process in clock ticks, so that a reused pid is not taken for the owner; None if unknown, or if it has
+    ended and its parent has not noticed."""
     with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) if fields[0] not in "ZX" else None
 
 
 def _owner(path, patience=3600):

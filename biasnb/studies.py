@@ -1,5 +1,7 @@
 """Figures of the studies: a metric over the levels of what was varied, the cube and its effects. Imports no torch."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 
@@ -8,6 +10,7 @@ from .stats import factorial, mean_interval
 from .style import COLOURS, LABELS, MARKERS, canvas, caption, mixers, with_columns
 
 AXES = ("local", "shared", "dynamic")
+EFFECTS = {factors: " x ".join(AXES[i] for i in factors) for n in (1, 2, 3) for factors in combinations(range(3), n)}
 NAMES = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %", "accuracy": "test accuracy, %"}
 FIELDS = {"mask_rate": "mask rate", "in_patch": "in patch", "skip": "skip connections", "images": "images without labels",
           "labelled": "labelled images", "input": "input", "permute": "permutation", "dataset": "data set"}  # fmt: skip
@@ -162,8 +165,7 @@ def cube_effects(grid):
                      for m, v in zip(part.mixer, part[metric], strict=True)}  # fmt: skip
             if len(cells) == 8 and not any(pd.isna(v) for v in cells.values()):
                 for factors, value in factorial(cells).items():
-                    name = " x ".join(AXES[i] for i in factors)
-                    rows.append({"pretext": task, "metric": metric, "effect": name, "seed": seed, "value": value})
+                    rows.append({"pretext": task, "metric": metric, "effect": EFFECTS[factors], "seed": seed, "value": value})
     return with_columns(pd.DataFrame(rows), "pretext", "metric", "effect", "seed", "value")
 
 
@@ -176,13 +178,13 @@ def effects(grid):
     for line, task in zip(axes, tasks, strict=True):
         for ax, metric in zip(line, ("psnr", "probe"), strict=True):
             part = table[(table.pretext == task) & (table.metric == metric)]
-            names = list(dict.fromkeys(part.effect))
+            names = list(EFFECTS.values())
             for y, name in enumerate(names):
                 values = part[part.effect == name].value.tolist()
                 interval_dots(ax, y, values, "full" if " x " in name else "conv", vertical=False)
             ax.axvline(0, color="0.3", linewidth=0.8)
             ax.set_yticks(range(len(names)), names)
-            ax.set_ylim(max(1, len(names)) - 0.5, -0.5)
+            ax.set_ylim(len(names) - 0.5, -0.5)
             ax.grid(axis="x", color="0.92", linewidth=0.8)
             ax.set_title(f"pretext {task}" if len(tasks) > 1 else "", loc="left")
             ax.set_xlabel("effect on " + {"psnr": "PSNR, dB", "probe": "the probe, points"}[metric])

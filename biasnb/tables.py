@@ -1,13 +1,13 @@
 """Tables from records: pandas frames, written as Markdown and CSV. Imports no torch."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
 
 from .stats import mean_interval
 from .store import write_atomic
-from .studies import cube_effects, shown, traits
+from .studies import EFFECTS, cube_effects, shown, traits
 from .style import FLOORS, LABELS, depths_of, mixers, with_columns
 
 
@@ -78,7 +78,7 @@ def differences(grid):
                     "depth": depth,
                     "masked PSNR, dB": plus_minus(psnr, 2),
                     "probe, points": plus_minus(probe, 1),
-                    "n": int(psnr.notna().sum()),
+                    "n": int(probe.notna().sum()),
                 }
             )
     return tidy(rows)
@@ -89,18 +89,14 @@ def cost(grid):
     rows = []
     for (mixer, *levels), runs in by_network(grid):
         done = runs[runs.status == "done"]
-        if done.empty:
-            continue
-        parts = {part: int(done[f"parameters_{part}"].iloc[0]) for part in ("mixing", "channel", "embedding")}
-        rows.append(
-            {
-                "network": LABELS[mixer],
-                **{name: shown(name, level) for name, level in zip(grid.factors(), levels, strict=True)},
-                **{f"{part} parameters": n for part, n in parts.items()},
-                "MFLOP per image": round(done.flop_per_image.iloc[0] / 1e6, 2),
-                "images/s in training": round(done.images_per_second.median()),
-            }
-        )
+        row = {"network": LABELS[mixer]}
+        row |= {name: shown(name, level) for name, level in zip(grid.factors(), levels, strict=True)}
+        if len(done):
+            parts = ("mixing", "channel", "embedding")
+            row |= {f"{part} parameters": int(done[f"parameters_{part}"].iloc[0]) for part in parts}
+            row["MFLOP per image"] = round(done.flop_per_image.iloc[0] / 1e6, 2)
+            row["images/s in training"] = round(done.images_per_second.median())
+        rows.append({**row, "n": len(done)})
     return tidy(rows)
 
 
@@ -108,20 +104,23 @@ def effects(grid):
     """Main effects and interactions of the cube, paired by seed: mean ± 95 % interval over n seeds."""
     found = cube_effects(grid)
     rows = []
-    for (task, effect), part in found.groupby(["pretext", "effect"], sort=False):
+    for task, effect in product(dict.fromkeys(run["pretext"] for run in grid.runs), EFFECTS.values()):
+        part = found[(found.pretext == task) & (found.effect == effect)]
         psnr, probe = (part[part.metric == metric].value for metric in ("psnr", "probe"))
         rows.append({"pretext": task, "effect": effect, "PSNR, dB": plus_minus(psnr, 2), "probe, points": plus_minus(probe, 1),
-                     "n": len(psnr)})  # fmt: skip
+                     "n": len(probe)})  # fmt: skip
     return tidy(rows)
 
 
 def measures(grid):
     """Measures of every network of the first data set, at random init → after training, means over seeds."""
-    rows, found, growth = [], {}, {}
+    rows, first = [], grid.runs[0]["dataset"]
+    found = {run["mixer"]: [] for run in grid.runs if run["dataset"] == first}
+    growth = {mixer: [] for mixer in found}
     for record in grid.records():
-        if record["config"]["dataset"] == grid.runs[0]["dataset"]:
-            found.setdefault(record["config"]["mixer"], []).append((record["init_measures"], record["measures"]))
-            growth.setdefault(record["config"]["mixer"], []).append(record["history"])
+        if record["config"]["dataset"] == first:
+            found[record["config"]["mixer"]].append((record["init_measures"], record["measures"]))
+            growth[record["config"]["mixer"]].append(record["history"])
     wanted = {
         "roll error, last layer": lambda m: m["roll_error"][-1],
         "Lie error, last layer": lambda m: (m["lie_error"] or [np.nan])[-1],
@@ -133,7 +132,8 @@ def measures(grid):
     for mixer, pairs in found.items():
         row = {"network": LABELS[mixer], "local, shared, dynamic": traits(mixer)}
         for name, value in wanted.items():
-            row[name] = " → ".join(f"{np.mean([value(pair[i]) for pair in pairs]):.3g}" for i in (0, 1))
+            means = (np.mean([value(pair[i]) for pair in pairs]) for i in (0, 1)) if pairs else ()
+            row[name] = " → ".join(f"{mean:.3g}" for mean in means) or "—"
         norms = [history[-1]["weight_norm"] / history[0]["weight_norm"] for history in growth[mixer] if history]
         rows.append({**row, "growth of the weights' norm": f"{np.mean(norms):.2f}x" if norms else "", "n": len(pairs)})
     return tidy(rows)
@@ -141,8 +141,9 @@ def measures(grid):
 
 def reconstruction(grid):
     """PSNR of the pictured networks beside the three baselines."""
-    rows = [{"network": LABELS[r["config"]["mixer"]], "depth": r["config"]["depth"],
-             "masked PSNR, dB": f"{r['psnr']['test']:.2f}"} for r in grid.records()]  # fmt: skip
+    runs = with_columns(grid.frame(), "psnr")
+    rows = [{"network": LABELS[r.mixer], "depth": r.depth, "masked PSNR, dB": plus_minus([r.psnr], 2)}
+            for r in runs.itertuples()]  # fmt: skip
     return tidy(rows + baselines(grid))
 
 

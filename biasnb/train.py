@@ -25,7 +25,7 @@ def learning_rate(cfg, step):
     """Linear warm-up, then cosine to 0 (image-GPT, section 3.4)."""
     warm = cfg.warmup * cfg.steps
     if step < warm:
-        return cfg.lr * (step + 1) / warm
+        return cfg.lr * min(1.0, (step + 1) / warm)
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (cfg.steps - warm)))
 
 

@@ -12,13 +12,15 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from dataclasses import asdict
+from pathlib import Path
 
 from .config import BiasnbError, Config
 from .keys import floor_key, key
 from .operators import MIXERS
 from .progress import Progress
-from .store import ROOT, Held, Store
+from .store import Held, Store
 
 AT_MOST = 16
 STOP_SECONDS = 20
@@ -58,7 +60,7 @@ def on_gpu(configs):
 
 def side_by_side(count, missing, store):
     command = [sys.executable, "-m", "biasnb.workers", store.profile]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     asked = json.dumps([asdict(cfg) for cfg in missing.values()]) + "\n"
     report, workers, left = Progress(f"{count} workers", len(missing), unit="runs"), [], set(missing)
     store.folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,8 @@ def side_by_side(count, missing, store):
         states = {k: store.status(k) for k in left}
         k = next((k for k in left if states[k][0] != "missing"), left[0])
         state, detail = states[k]
-        raise BiasnbError(f"{k}: {state}, {detail or f'see {log.name}'} ({len(left)} of {len(missing)} runs not done)")
+        undone = sum(lacks(keys, store) for keys in missing)
+        raise BiasnbError(f"{k}: {state}, {detail or f'see {log.name}'} ({undone} of {len(missing)} runs not done)")
     report.finish(f"{len(missing)} runs trained")
 
 
@@ -118,6 +121,9 @@ def main(profile):
             continue
         except BiasnbError as error:
             print(f"error: {error}", flush=True)
+            code = 1
+        except Exception:  # of any kind: the other runs go on
+            traceback.print_exc()
             code = 1
     return code
 

@@ -1,13 +1,15 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from biasnb import data, photographs
-from biasnb.config import Config, configure, key
+from biasnb import data, leaves, model, photographs, pretext, train
+from biasnb.config import Config, configure
 from biasnb.data import DataError
+from biasnb.keys import key
 
 
 def picture(path, size=(8, 8), mode="RGB", seed=0):
@@ -19,9 +21,9 @@ def picture(path, size=(8, 8), mode="RGB", seed=0):
 
 def folder(tmp_path, n=20, parts=("train", "test")):
     for part in parts:
-        for name in ("cat", "dog"):
+        for first, name in ((0, "cat"), (1000, "dog")):
             for i in range(n):
-                picture(tmp_path / part / name / f"{i}.png", seed=i)
+                picture(tmp_path / part / name / f"{i}.png", seed=first + i)
     return Config(dataset="folder", data_dir=str(tmp_path), image_size=8, batch=16)
 
 
@@ -143,7 +145,8 @@ def test_photographs_are_deterministic_cached_and_disjoint(root):
     read = data.load(cfg)
     assert made.fingerprint == read.fingerprint
     assert torch.equal(made.train.images, read.train.images)
-    assert [len(getattr(made, p).labels) for p in ("train", "val", "test")] == [3000, 500, 1000]
+    assert [len(getattr(made, p).labels) for p in ("pool", "train", "val", "test")] == [3000, 200, 500, 1000]
+    assert [made.summary()[p] for p in ("pool", "train", "val", "test")] == [3000, 200, 500, 1000]
     assert made.test.labels.bincount().tolist() == [100] * 10
 
 
@@ -164,9 +167,118 @@ def test_train_val_and_test_crops_come_from_disjoint_tiles(monkeypatch):
         assert sum(len(part) for part in parts) == len(set().union(*parts)) >= 20
 
 
-def test_statistics_are_those_of_all_training_pixels(root):
-    d = data.load(configure("smoke"))
-    pixels = d.train.images.reshape(-1, 3).double()
+def hashes(split):
+    """What identifies every image of a split, in order."""
+    return [image.numpy().tobytes() for image in split.images]
+
+
+def sized(d):
+    return [len(getattr(d, part).labels) for part in ("pool", "train", "val", "test")]
+
+
+@pytest.mark.parametrize(("field", "part", "kept"), [("images", "pool", "train"), ("labelled", "train", "pool")])
+def test_subsets_are_nested_follow_the_seed_and_leave_the_rest_alone(root, tmp_path, field, part, kept):
+    cfg = folder(tmp_path / "pets")
+    plain, small, large, again, other = (
+        data.load(replace(cfg, **{field: n}, seed=seed)) for n, seed in ((0, 0), (17, 0), (30, 0), (17, 0), (17, 1))
+    )
+    few, many, everything = (hashes(getattr(d, part)) for d in (small, large, plain))
+    assert (len(few), len(many), len(everything)) == (17, 30, 36)
+    assert many[:17] == few == hashes(getattr(again, part)) != hashes(getattr(other, part))
+    one, another = (data.Split(*data.subset(plain.train, 17, seed, field)) for seed in (0, 1))
+    assert few == hashes(one) and set(few) != set(hashes(another))
+    labels = dict(zip(everything, getattr(plain, part).labels.tolist(), strict=True))
+    assert [labels[image] for image in many] == getattr(large, part).labels.tolist()
+    for name in (kept, "val", "test"):
+        assert hashes(getattr(large, name)) == hashes(getattr(plain, name))
+    assert small.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("task", ["bert", "ar", "denoise", "none"])
+def test_the_pool_is_all_training_images_whatever_is_labelled(root, tmp_path, task):
+    cfg = replace(folder(tmp_path / "pets"), pretext=task)
+    assert sized(data.load(cfg)) == [36, 36, 4, 40]
+    assert sized(data.load(replace(cfg, labelled=8))) == [36, 8, 4, 40]
+    assert sized(data.load(replace(cfg, images=20))) == [20, 36, 4, 40]
+
+
+def test_supervised_training_is_on_the_labelled_images(root, tmp_path):
+    cfg = replace(folder(tmp_path / "pets"), pretext="supervised", labelled=20)
+    d = data.load(cfg)
+    assert sized(d) == [20, 20, 4, 40]
+    assert hashes(d.pool) == hashes(d.train)
+    assert torch.equal(d.pool.labels, d.train.labels)
+    assert hashes(d.train) == hashes(data.load(replace(cfg, pretext="bert")).train)
+    with pytest.raises(DataError, match=r"batch: 16 .* 8 to train on"):
+        data.load(replace(cfg, labelled=8))
+
+
+@pytest.mark.parametrize("field", ["images", "labelled"])
+def test_a_subset_larger_than_the_set_is_refused(root, tmp_path, field):
+    cfg = folder(tmp_path / "pets")
+    assert sized(data.load(replace(cfg, **{field: 36}))) == [36, 36, 4, 40]
+    with pytest.raises(DataError, match=f"^{field}: 37, but there are 36; choose at most that, or 0 for all$"):
+        data.load(replace(cfg, **{field: 37}))
+
+
+@pytest.fixture
+def half_labelled(monkeypatch):
+    """An STL-10 of 40 training images, half of which have no label."""
+
+    class Fake:
+        def __init__(self, root, split, **_):
+            rng = np.random.default_rng(len(split))
+            self.data = rng.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+            self.labels = np.where((np.arange(40) % 2 == 1) & ("unlabeled" in split), -1, np.arange(40) // 2 % 10)
+
+    monkeypatch.setattr("torchvision.datasets.STL10", Fake)
+    data._arrays.cache_clear()
+    yield Config(dataset="stl10", image_size=8, batch=8)
+    data._arrays.cache_clear()
+
+
+def test_images_without_a_label_are_trained_on_but_not_counted_as_labelled(root, half_labelled):
+    d = data.load(half_labelled)
+    assert sized(d) == [36, 36, 4, 40]
+    assert (d.pool.labels < 0).any() and (d.val.labels < 0).any()
+    known = int((d.train.labels >= 0).sum())
+    few = data.load(replace(half_labelled, labelled=10))
+    assert (few.train.labels >= 0).all() and sized(few) == [36, 10, 4, 40]
+    with pytest.raises(DataError, match=f"labelled: {known + 1}, but there are {known}"):
+        data.load(replace(half_labelled, labelled=known + 1))
+
+
+@pytest.mark.parametrize("labelled", [0, 10])
+def test_supervised_training_and_its_evaluation_leave_out_images_without_a_label(root, half_labelled, labelled):
+    cfg = replace(half_labelled, pretext="supervised", labelled=labelled, width=8, depth=1, steps=2)
+    plain, d = data.load(half_labelled), data.load(cfg)
+    for part in ("pool", "train", "val", "test"):
+        assert (getattr(d, part).labels >= 0).all()
+    assert len(d.pool.labels) == labelled or int((plain.train.labels >= 0).sum())
+    assert hashes(d.val) == hashes(data.Split(plain.val.images[plain.val.labels >= 0], None))
+    net = model.build(cfg, d.stats(), classes=len(d.classes))
+    train.pretrain(cfg, d, net)
+    assert 0 <= pretext.evaluate(net, d.val, "val")["accuracy"] <= 1
+
+
+def test_generated_leaves_are_loaded_and_their_twin_is_recoloured(root):
+    plain, coded = (data.load(Config(dataset=name, image_size=8)) for name in ("leaves", "leaves_coded"))
+    assert sized(plain) == sized(coded) == [3000, 3000, 500, 1000]
+    assert plain.classes == coded.classes == tuple(leaves.SHAPES)
+    assert (plain.name, coded.name) == ("leaves", "leaves_coded")
+    for part in ("pool", "train", "val", "test"):
+        one, other = getattr(plain, part), getattr(coded, part)
+        assert torch.equal(one.labels, other.labels)
+        assert (leaves.recolour(one.images.numpy()) == other.images.numpy()).all()
+    assert plain.fingerprint != coded.fingerprint
+    assert key(Config(dataset="leaves")) != key(Config(dataset="leaves_coded"))
+    assert len(list((root / "runs/cache").glob("leaves*-1-8.npz"))) == 2
+
+
+def test_statistics_are_those_of_the_images_that_are_trained_on(root):
+    d = data.load(configure("smoke", images=100))
+    pixels = d.pool.images.reshape(-1, 3).double()
+    assert len(pixels) == 100 * 64
     mean, std = d.stats()
     assert torch.allclose(mean.double(), pixels.mean(0))
     assert torch.allclose(std.double(), pixels.std(0, unbiased=False))

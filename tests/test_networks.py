@@ -1,29 +1,40 @@
+import math
+from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from torch import nn
 
-from biasnb import embed, measure, model
-from biasnb.config import MIXERS, Config
-from biasnb.mixing import OPERATORS
+from biasnb import embed, measure, mixing, model, palette
+from biasnb.config import Config
+from biasnb.keys import key
+from biasnb.operators import CUBE, MIXERS, TRIO
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
 
 
 def network(**fields):
-    return model.build(Config(**{"width": 16, "heads": 4, "depth": 2, "kernel": 3, **fields}), STATS)
+    task = {"pretext": "ar"} if fields.get("mixer") == "conv_two_stream" else {}
+    return model.build(Config(**{"width": 16, "heads": 4, "depth": 2, "kernel": 3, **task, **fields}), STATS)
 
 
 def operator(name, **fields):
     return network(mixer=name, depth=1, **fields).blocks[0].mix
 
 
-def test_every_mixer_of_the_config_has_an_operator():
-    assert list(MIXERS) == list(OPERATORS)
+@pytest.mark.parametrize("name", list(MIXERS))
+def test_every_mixer_maps_a_grid_of_tokens_to_one_of_the_same_shape(images, name):
+    net = network(mixer=name)
+    blocks = [block.mix for block in net.blocks]
+    made = getattr(mixing, MIXERS[name].operator)
+    assert all(isinstance(mix, made if isinstance(made, type) else (mixing.Hyena, mixing.Attention)) for mix in blocks)
+    y = net(net.encode(images(2, 16)))
+    assert y.shape == (2, 8, 8, 16) and y.isfinite().all() and y.std() > 0.1
 
 
-@pytest.mark.parametrize("name", ["convmixer", "conv_dense"])
+@pytest.mark.parametrize("name", ["convmixer", "conv_dense", "conv", "lc", "lattn", "lattn_abs", "mean", "lowrank"])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("position", [(4, 4), (0, 0), (7, 3)])
 def test_a_convolution_reads_its_kernel_and_nothing_else(name, kernel, position):
@@ -34,9 +45,9 @@ def test_a_convolution_reads_its_kernel_and_nothing_else(name, kernel, position)
     assert torch.equal(seen, window)
 
 
-@pytest.mark.parametrize("name", ["mixer", "igpt"])
+@pytest.mark.parametrize("name", ["mixer", "igpt", "gconv", "full", "gattn", "attn", "hyena", "convit"])
 @pytest.mark.parametrize("position", [(4, 4), (0, 0), (7, 3)])
-def test_mixer_and_attention_read_everything(name, position):
+def test_global_operators_read_everything(name, position):
     assert (measure.footprint(operator(name), 8, 16, position) > 0).all()
 
 
@@ -77,13 +88,15 @@ def test_block_equals_timms_vit_block():
         for mine, other in (
             (ours.norm1, theirs.norm1),
             (ours.norm2, theirs.norm2),
-            (ours.mix.qkv, theirs.attn.qkv),
             (ours.mix.out, theirs.attn.proj),
             (ours.mlp.hidden, theirs.mlp.fc1),
             (ours.mlp.out, theirs.mlp.fc2),
         ):
             mine.weight.normal_()
             other.weight.copy_(mine.weight)
+        for mine, other in zip((ours.mix.query, ours.mix.key, ours.mix.value), theirs.attn.qkv.weight.split(16), strict=True):
+            mine.weight.normal_()
+            other.copy_(mine.weight)
     x = torch.randn(2, 8, 8, 16)
     assert torch.allclose(ours(x).flatten(1, 2), theirs(x.flatten(1, 2)), rtol=1e-4, atol=1e-4)
 
@@ -148,31 +161,156 @@ def test_parts_add_up_to_all_parameters(name):
 @pytest.mark.parametrize("name", list(MIXERS))
 @pytest.mark.parametrize("patch", [1, 2])
 def test_flop_equals_the_formula(name, patch):
-    cfg = Config(mixer=name, depth=3, width=32, heads=4, kernel=3, patch=patch, token_ratio=2, mlp_ratio=4)
-    n, d, k, t = cfg.grid**2, cfg.width, cfg.kernel, cfg.token_ratio * cfg.grid**2
-    mixing = {
-        "convmixer": 2 * n * k * k * d + 2 * n * d * d,
-        "mixer": 4 * n * t * d,
-        "igpt": 8 * n * d * d + 4 * n * n * d,
-        "conv_dense": 2 * n * k * k * d * d,
-        "identity": 2 * n * d * d,
+    pretext = "ar" if name == "conv_two_stream" else "bert"
+    cfg = Config(mixer=name, depth=3, width=32, heads=4, kernel=3, rank=5, patch=patch, pretext=pretext)
+    n, d, g, k, t = cfg.grid**2, cfg.width, cfg.heads, cfg.kernel, cfg.token_ratio * cfg.grid**2
+    project, mix, window = 4 * n * d * d, 2 * n * n * d, 2 * n * k * k * d  # V and output; A V in full; A V in a window
+    conv, dense = project + window, project + mix
+    attention, hyena = 2 * project + 2 * mix, 2 * project + mix
+    formula = {
+        "convmixer": 3 * (window + project // 2),
+        "mixer": 3 * 4 * n * t * d,
+        "conv_dense": 3 * window * d,
+        "identity": 3 * project,
+        **dict.fromkeys(("conv", "conv_frozen"), 3 * conv),
+        **dict.fromkeys(("gconv", "lc", "full", "gconv_frozen", "lc_frozen", "full_frozen"), 3 * dense),
+        **dict.fromkeys(("mean", "static_softmax", "static_softmax_shared"), 3 * dense),
+        "lowrank": 3 * (dense + 2 * g * n * cfg.rank * k * k),  # combining kernels: once per batch, here of one image
+        **dict.fromkeys(("igpt", "lattn", "gattn", "lattn_abs", "attn", "convit", "attn_local_heads"), 3 * attention),
+        "hyena": 3 * hyena,
+        "hyena_hybrid": 2 * hyena + attention,
+        # masked kernels count in full: k x k above, k along the row; down, and the output of both streams
+        "conv_two_stream": 3 * (window + window // k + project // 2 + project),
     }[name]
-    ends = 2 * n * 3 * patch**2 * d * (1 + cfg.mask_rate)
-    assert model.flop_per_image(model.build(cfg, STATS)) == cfg.depth * (mixing + 16 * n * d * d) + int(ends)
+    streams, predicted = (2, 1) if name == "conv_two_stream" else (1, cfg.mask_rate)
+    ends = 2 * n * 3 * patch**2 * d * (1 + predicted)
+    assert model.flop_per_image(model.build(cfg, STATS)) == formula + 3 * streams * 16 * n * d * d + int(ends)
+
+
+@pytest.mark.parametrize(("pretext", "vectors"), [("bert", 32), ("ar", 64), ("denoise", 64), ("supervised", 1), ("none", 0)])
+def test_flop_counts_the_head_where_the_task_needs_it(pretext, vectors):
+    cfg = Config(pretext=pretext, mixer="identity", width=16)
+    net = model.build(cfg, STATS, classes=7)
+    outputs = 7 if pretext == "supervised" else 12
+    without = model.flop_per_image(model.build(replace(cfg, pretext="none"), STATS))
+    assert model.flop_per_image(net) - without == 2 * vectors * 16 * outputs
 
 
 def test_features_are_token_means_at_every_depth(images):
     net = network(depth=3)
     f = model.features(net, images(4, 16))
     assert f.shape == (4, 4, 16)
-    first = net.embed(net.encode(images(4, 16)))
+    first = sum(net.embed(net.encode(images(4, 16))))
     normed = first / (first.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
     assert torch.allclose(f[:, 0], normed.mean((1, 2)), atol=1e-5)
 
 
-def test_initial_draws_are_scaled_to_the_fan_in():
-    net = model.build(Config(width=256, depth=4, mixer="igpt"), STATS)
-    block = net.blocks[0]
-    assert block.mix.qkv.weight.std().item() == pytest.approx(256**-0.5, rel=0.05)
-    assert block.mlp.out.weight.std().item() == pytest.approx(1024**-0.5 / 2, rel=0.05)
-    assert net.head.weight.abs().max() == 0
+@pytest.mark.parametrize("kind", ["pixels", "patches", "in_patch"])
+def test_features_of_permuted_images_are_those_of_images_permuted_beforehand(images, kind):
+    net, plain = network(permute=kind), network()
+    x = images(4, 16)
+    assert torch.equal(model.features(net, x), model.features(plain, net.arrange(x)))
+    assert not torch.allclose(model.features(net, x), model.features(plain, x), atol=0.01)
+
+
+@pytest.mark.parametrize(("mixer", "name", "std"), [
+    ("igpt", "mix.query.weight", 256**-0.5),
+    ("igpt", "mix.value.weight", 256**-0.5),
+    ("igpt", "mix.out.weight", 256**-0.5 / 2),
+    ("igpt", "mlp.hidden.weight", 256**-0.5),
+    ("igpt", "mlp.out.weight", 1024**-0.5 / 2),
+    ("conv", "mix.table.weight", 1 / 5),
+    ("lc", "mix.table.weight", 1 / 5),
+    ("gconv", "mix.table.weight", 1 / 8),
+    ("full_frozen", "mix.table.weight", 1 / 8),
+    ("hyena", "mix.table.weight", 1 / 8),
+    ("attn", "mix.table.weight", 0.02),
+    ("lattn", "mix.table.weight", 0.02),
+    ("static_softmax", "mix.table.weight", 1.0),
+    ("convit", "mix.table.weight", 1.0),
+    ("lowrank", "mix.table.weight", 1 / 5),
+    ("lowrank", "mix.combination", 1.0),
+    ("convmixer", "mix.depthwise.weight", 1 / 5),
+    ("conv_dense", "mix.out.weight", 1 / (5 * 16 * 2)),
+    ("mixer", "mix.hidden.weight", 1 / 8),
+    ("mixer", "mix.out.weight", 128**-0.5 / 2),
+])  # fmt: skip
+def test_initial_draws_are_scaled_to_the_fan_in_or_as_the_operator_says(mixer, name, std):
+    net = model.build(Config(width=256, heads=64, kernel=5, depth=4, mixer=mixer), STATS)
+    parameter = net.blocks[0].get_parameter(name)
+    assert parameter.std().item() == pytest.approx(std, rel=0.06)
+    assert abs(parameter.mean().item()) < 0.1 * std
+
+
+def test_positions_are_half_as_large_as_contents_and_the_head_starts_at_zero():
+    for form in ({"mixer": "igpt"}, {"mixer": "igpt", "pretext": "ar"}, {"position": "sinusoid"}):
+        net = model.build(Config(width=256, **form), STATS)
+        assert net.embed.position.square().mean().sqrt().item() == pytest.approx(0.5, rel=0.02)
+        content, _ = net.embed(torch.randn(64, 16, 16, 3))
+        assert content.std().item() == pytest.approx(1.0, rel=0.06)
+        assert net.head.weight.abs().max() == 0
+        assert (net.embed.start is None) == (net.cfg.pretext != "ar")
+        if net.embed.start is not None:
+            assert net.embed.start.std().item() == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("p", [1, 2, 4])
+def test_palette_contents_start_as_large_as_rgb_contents(images, p):
+    x = images(8, 16)
+    net = model.build(Config(width=256, patch=p, input="palette", colours=8), STATS, palette.fit(x, 8))
+    assert net.embed.content(net.encode(x)).std().item() == pytest.approx(1.0, rel=0.06)
+
+
+def test_gates_start_open_for_both_and_norms_at_one():
+    parameters = dict(network(mixer="convit").named_parameters())
+    ones = [name for name, p in parameters.items() if (p == 1).all()]
+    assert ones == [name for name in parameters if "norm" in name or name.endswith("gate")]
+    assert len(ones) == 7
+
+
+@pytest.mark.parametrize("width", [16, 18])
+def test_sinusoids_equal_the_slow_loop(width):
+    waves = network(position="sinusoid", width=width, heads=2).embed.position
+    quarter = math.ceil(width / 4)
+    for row in range(8):
+        for column in range(8):
+            angles = [[place / 10_000 ** (i / quarter) for i in range(quarter)] for place in (row, column)]
+            vector = [f(a) / 2**0.5 for part in angles for f in (math.sin, math.cos) for a in part]
+            assert torch.allclose(waves[row, column], torch.tensor(vector[:width]), atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("position", "blind"), [("none", True), ("learned", False), ("sinusoid", False), ("relative", False)])
+def test_only_attention_without_positions_cannot_tell_tokens_apart(images, position, blind):
+    net = network(mixer="igpt", position=position, patch=1, image_size=8).double()
+    x = net.encode(images(2, 8)).double()
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    error = (net(permuted(x, order)) - permuted(net(x), order)).norm() / net(x).norm()
+    assert error < 1e-12 if blind else error > 0.001
+
+
+@pytest.mark.parametrize("position", ["none", "sinusoid"])
+def test_fixed_positions_have_no_parameters(position):
+    names = [name for name, _ in network(position=position).named_parameters()]
+    assert "embed.content.weight" in names and "embed.position" not in names
+    assert not any("position" in name for name in network(position=position).state_dict())
+
+
+@pytest.mark.parametrize("mixer", [*TRIO, *CUBE])
+@torch.no_grad()
+def test_on_the_torus_without_positions_shared_networks_commute_with_rolls_by_tokens(images, mixer):
+    net = network(mixer=mixer, padding="circular", position="none").double()
+    x = net.encode(images(2, 16)).double()
+    error = (net(x.roll((2, 4), (1, 2))) - net(x).roll((1, 2), (1, 2))).norm() / net(x).norm()
+    assert error < 1e-10 if MIXERS[mixer].shared else error > 0.001
+
+
+@pytest.mark.parametrize("pretext", ["bert", "ar", "denoise", "supervised", "none"])
+def test_runs_of_one_key_have_weights_of_one_shape(pretext):
+    shapes = {}
+    for target, colours in product(("rgb", "palette"), (8, 9)):
+        cfg = Config(pretext=pretext, target=target, colours=colours)
+        head = model.build(cfg, STATS, classes=5).head.weight
+        shapes.setdefault(key(cfg), set()).add(tuple(head.shape))
+    assert len(shapes) == (3 if pretext in ("bert", "ar", "denoise") else 1)
+    assert all(len(found) == 1 for found in shapes.values())

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from synthetic import NO_TORCH
 
-from biasnb import notebook, suite
+from biasnb import notebook, suite, workers
 from biasnb.config import ConfigError
 from biasnb.experiments import EXPERIMENTS
 from biasnb.notebook import NotebookError
@@ -23,7 +23,7 @@ PARTS = {
 }
 
 
-CLAIMS = ("02_networks", "20_trio", "40_reconstructions")
+NO_CLAIM = ("00_start_here", "01_inputs", "10_one_run", "90_paper")
 
 
 def source(name):
@@ -46,7 +46,7 @@ def test_notebook_has_the_parts_in_their_order(name):
         assert places, f"{name}: no part {part!r} after {headings[:at]}"
         at = places[0]
     assert text[-1].startswith("## How to read it")
-    assert "refute" in text[-1] or name not in CLAIMS
+    assert "refute" in text[-1] or name in NO_CLAIM
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -245,6 +245,8 @@ def test_an_unknown_option_is_refused(capsys):
 def test_reproduce_passes_each_notebook_what_it_can_use(root, monkeypatch):
     seen = {}
     monkeypatch.setattr(notebook, "execute", lambda name, given, stream: seen.update({name: given}) or root / "runs/x")
+    trained = []
+    monkeypatch.setattr(workers, "train", lambda configs, store: trained.extend(configs))
     old = Store("smoke").folder
     old.mkdir(parents=True)
     (old / "mine.txt").write_text("kept")
@@ -253,6 +255,8 @@ def test_reproduce_passes_each_notebook_what_it_can_use(root, monkeypatch):
     assert seen["20_trio"] == {"profile": "smoke", "seed": [3, 4], "steps": 5}
     assert seen["10_one_run"] == seen["00_start_here"] == {"profile": "smoke", "seed": 3, "steps": 5}
     assert seen["90_paper"] == {"profile": "smoke"}
+    assert {cfg.seed for cfg in trained} == {3, 4} and {cfg.steps for cfg in trained} == {5}
+    assert {cfg.mixer for cfg in trained} >= {"convmixer", "attn", "static_softmax"}
     with pytest.raises(ConfigError, match="sede"):
         suite.reproduce("smoke", {"sede": "3"})
 
