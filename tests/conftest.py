@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -11,10 +12,27 @@ def root(tmp_path, monkeypatch):
 
     for module in (store, data, suite):
         monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setenv("BIASNB_ROOT", str(tmp_path))  # for processes
     return tmp_path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def decoded(tmp_path_factory):
+    """A folder to copy to runs/cache of a new root: the photographs of profile smoke, which take seconds to decode."""
+    from biasnb import data
+    from biasnb.config import VERSIONS
+
+    folder = tmp_path_factory.mktemp("decoded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "ROOT", folder)
+        _, classes, arrays, _ = data._arrays("photographs", "", 8, "")
+    store.write_arrays(
+        folder / "cache" / f"photographs-{VERSIONS['photographs']}-8.npz", {**arrays, "classes": np.array(classes)}
+    )
+    return folder / "cache"
+
+
+@pytest.fixture(scope="session")
 def images():
     """n random images: (n, S, S, 3) uint8."""
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from biasnb.config import configure, floor_key, key, relevant
+from biasnb.config import configure
+from biasnb.experiments import plan
+from biasnb.keys import floor_fields, floor_key, key, relevant
 from biasnb.store import Grid
 
 # Put before a script: torch cannot be found.
@@ -15,7 +17,12 @@ class NoTorch:
 sys.meta_path.insert(0, NoTorch())
 """
 
-DATA = {"name": "photographs", "fingerprint": "f" * 16, "classes": ["a", "b"], "train": 40, "val": 5, "test": 10}
+CLASSES = ["a", "b"]
+SIZES = {"train": 40, "val": 5, "test": 10, "pool": 40}
+
+
+def data(cfg):
+    return {"name": cfg.dataset, "fingerprint": "f" * 16, "classes": CLASSES, **SIZES}
 
 
 def probe(depth, best):
@@ -24,41 +31,72 @@ def probe(depth, best):
     return {"layers": rows, "chosen": rows[0]}
 
 
-def run_record(mixer, depth, seed, psnr=22.0, accuracy=0.6, status="done"):
-    cfg = configure("smoke", mixer=mixer, depth=depth, seed=seed)
+def measures(cfg, scale):
+    """What `measure.network` gives of a network, in the same shapes; the errors grow with `scale`."""
+    layers, heads = cfg.depth + 1, cfg.heads if "heads" in cfg.reads else 1
+    return {
+        "roll_error": [scale * 0.1 * i for i in range(layers)],
+        "lie_error": None if cfg.input == "palette" else [scale * 0.01 * (i + 1) for i in range(layers)],
+        "receptive_field": {"side50": 3, "side99": cfg.image_size, "distance": 2.0 * scale},
+        "mixing_distance": [[scale * (1.0 + i + g / 10) for g in range(heads)] for i in range(cfg.depth)],
+        "uniform_distance": 2.0,
+        "spectrum": [[-scale * k for k in range(cfg.grid // 2 + 1)] for _ in range(layers)],
+        "cka": [[1.0 - abs(i - j) / layers for j in range(layers)] for i in range(layers)],
+    }
+
+
+def record_of(cfg, psnr=22.0, accuracy=0.6, status="done"):
+    """The record that `run.run` makes of a Config, with these results."""
+    of_pixels, of_labels = psnr if cfg.predicts else None, accuracy if cfg.pretext == "supervised" else None
+    steps = 0 if cfg.pretext == "none" else 4
     record = {
-        "kind": "run", "key": key(cfg), "config": relevant(cfg), "status": status, "steps": 4, "data": DATA,
-        "environment": {}, "palette": None,
-        "history": [{"step": s, "loss": 1.0 / s, "lr": 0.1, "gradient_norm": 1.0} for s in range(1, 5)],
+        "kind": "run", "key": key(cfg), "config": relevant(cfg), "status": status, "steps": steps, "data": data(cfg),
+        "environment": {}, "palette": {"hash": "p" * 16, "psnr": 30.0} if cfg.uses_palette else None,
+        "parameters": {"mixing": 10, "channel": 20, "embedding": 30}, "flop_per_image": 12345, "context_coverage": 0.75,
+        "init_measures": measures(cfg, 2.0),
+        "history": [{"step": s, "loss": 1.0 / s, "lr": 0.1, "gradient_norm": 1.0, "weight_norm": 14.0}
+                    for s in range(1, steps + 1)],
     }  # fmt: skip
-    if status == "done":
-        record |= {
-            "parameters": {"mixing": 10, "channel": 20, "embedding": 30}, "flop_per_image": 12345,
-            "images_per_second": 100.0, "wall_seconds": 1.0, "loss": {"val": 0.2, "test": 0.2},
-            "psnr": {"val": psnr, "test": psnr}, "probe": probe(depth, accuracy), "init_probe": probe(depth, 0.5),
-        }  # fmt: skip
-    return record
+    if status == "diverged":
+        return record | {"last_loss": 0.25}
+    return record | {
+        "images_per_second": 100.0, "wall_seconds": 1.0, "loss": dict.fromkeys(("val", "test"), 0.2 if steps else None),
+        "psnr": {"val": of_pixels, "test": of_pixels}, "accuracy": {"val": of_labels, "test": of_labels},
+        "probe": probe(cfg.depth, accuracy), "init_probe": probe(cfg.depth, 0.5), "measures": measures(cfg, 1.0),
+    }  # fmt: skip
 
 
-def grid(store, mixers=("convmixer", "mixer", "igpt"), depths=(1, 2), seeds=3, experiment="20_trio"):
-    """A grid with all its records: PSNR falls with the mixer's place and differs a little by seed."""
-    rng = np.random.default_rng(0)
-    runs = []
-    for seed in range(seeds):
-        for depth in depths:
-            for i, mixer in enumerate(mixers):
-                record = run_record(mixer, depth, seed, psnr=24.0 - 2 * i + 0.1 * float(rng.normal()))
-                pictures = rng.integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
-                mask = rng.random((10, 4, 4)) < 0.5
-                store.save(record, {"images": pictures, "mask": mask, "reconstruction": pictures})
-                runs.append({"key": record["key"], **record["config"]})
-    cfg = configure("smoke")
-    floor = {
-        "kind": "floor", "key": floor_key(cfg), "config": {}, "data": DATA, "environment": {}, "chance": 0.1,
+def run_record(mixer, depth, seed, psnr=22.0, accuracy=0.6, status="done", **fields):
+    return record_of(configure("smoke", mixer=mixer, depth=depth, seed=seed, **fields), psnr, accuracy, status)
+
+
+def arrays_of(cfg, rng):
+    """The arrays beside such a record."""
+    size = cfg.image_size
+    arrays = {"images": rng.integers(0, 256, (10, size, size, 3), np.uint8), "correct": np.packbits(rng.random(10) < 0.6),
+              "receptive_field": rng.random((size, size), np.float32) / size**2}  # fmt: skip
+    if cfg.predicts:
+        names = ("input", "reconstruction", *(["sample"] if cfg.pretext == "ar" else []))
+        arrays |= {name: rng.integers(0, 256, (10, size, size, 3), np.uint8) for name in names}
+    return arrays
+
+
+def floor_record(cfg):
+    return {
+        "kind": "floor", "key": floor_key(cfg), "config": floor_fields(cfg), "data": data(cfg), "environment": {},
         "psnr": {"image_mean": 17.0, "neighbour_mean": 21.7, "nearest_visible": 21.2},
         "pixel_probe": {"layer": 0, "penalty": 0.1, "train": 0.6, "val": 0.5, "test": 0.42},
     }  # fmt: skip
-    store.save(floor)
-    content = {"experiment": experiment, "profile": "smoke", "data": "photographs", "overrides": {}, "runs": runs,
-               "floor": floor["key"]}  # fmt: skip
-    return Grid(store, experiment, content)
+
+
+def grid(store, experiment="20_trio", **overrides):
+    """The grid of an experiment under its own name, with all its records: PSNR falls with the mixer's place and differs a
+    little by run."""
+    rng = np.random.default_rng(0)
+    planned, configs = plan(experiment, store.profile, overrides)
+    mixers = list(dict.fromkeys(cfg.mixer for cfg in configs))
+    for cfg in configs:
+        store.save(record_of(cfg, psnr=24.0 - 2 * mixers.index(cfg.mixer) + 0.1 * float(rng.normal())), arrays_of(cfg, rng))
+        if not store.has(floor_key(cfg)):
+            store.save(floor_record(cfg))
+    return Grid(store, experiment, {**planned.content, "data": configs[0].dataset, "overrides": {}})

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from synthetic import grid, run_record
 
 from biasnb import store as stores
 from biasnb import suite
-from biasnb.config import configure, key
+from biasnb.config import configure
 from biasnb.environment import environment
+from biasnb.keys import key
 from biasnb.store import Store, StoreError
 
 CHECKOUT = stores.ROOT
@@ -33,13 +35,18 @@ def test_frame_has_one_row_per_run_with_config_and_metrics(root):
     assert sorted(frame.seed) == [0, 1, 2]
     assert sorted(frame.psnr) == [20.0, 21.0, 22.0]
     assert (frame.mixer == "mixer").all()
+    store.save(run_record("igpt", 1, 0, accuracy=0.75, pretext="supervised"))
+    frame = stores.load("smoke", "runs").set_index("mixer")
+    assert frame.accuracy["igpt"] == 0.75 and np.isnan(frame.psnr["igpt"])
+    assert frame.accuracy["mixer"].isna().all()
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (lambda r: r.pop("psnr"), "lacks psnr"),
-        (lambda r: r.update(schema=0), "schema 0"),
+        (lambda r: r.pop("measures"), "lacks measures"),
+        (lambda r: r.update(schema=1), "schema 1, this version reads 2"),
         (lambda r: r.update(kind="walk"), "not a record"),
         (lambda r: r.update(status="finished"), "status 'finished'"),
         (lambda r: r.update(key="0" * 16), "holds the record of"),
@@ -99,6 +106,23 @@ def test_a_run_held_by_a_living_process_is_refused_and_a_dead_one_taken_over(roo
     assert [p.name for p in store.folder.iterdir()] == []
 
 
+def test_a_killed_process_that_nobody_has_waited_for_holds_nothing(root):
+    """A notebook that ran out of memory, below a server that does not look."""
+    script = "import time; from biasnb.store import Store\nwith Store('smoke').claim('abc'): print(flush=True); time.sleep(60)"
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE) as owner:
+        owner.stdout.readline()
+        assert Store("smoke").status("abc")[0] == "running"
+        owner.kill()
+        owner.stdout.read()  # ends when the process has
+        deadline = time.monotonic() + 10
+        while Store("smoke").status("abc")[0] == "running" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with Store("smoke").claim("abc"):
+            pass
+        assert owner.returncode is None
+
+
 def test_of_many_processes_one_holds_the_claim(root):
     """Started together on a dead owner's claim: exactly one takes it over, however they interleave."""
     script = (
@@ -145,7 +169,7 @@ def test_failed_runs_say_why(root):
 
 
 def test_grid_shows_missing_runs_as_missing(root):
-    g = grid(Store("smoke"), seeds=3)
+    g = grid(Store("smoke"), seed=[0, 1, 2])
     g.store.path(g.content["runs"][0]["key"]).unlink()
     frame = g.frame()
     assert frame.status.tolist()[0] == "missing"
@@ -153,9 +177,21 @@ def test_grid_shows_missing_runs_as_missing(root):
     assert g.missing() == [g.content["runs"][0]["key"]]
 
 
+def test_a_grid_needs_the_floors_of_its_runs_too(root):
+    g = grid(Store("smoke"), "30_symmetry")
+    floors = [run["floor"] for run in g.runs]
+    assert len(set(floors)) == 3 and set(floors) < set(g.keys)
+    assert sorted(set(g.frame().floor_psnr)) == [21.7] and sorted(set(g.frame().floor_probe)) == [0.42]
+    g.store.path(floors[0]).unlink()
+    assert g.missing() == [floors[0]]
+    assert g.frame().floor_psnr.isna().tolist() == [floor == floors[0] for floor in floors]
+    assert g.frame().status.unique().tolist() == ["done"]
+    assert g.floor() is None
+
+
 def test_publish_promotes_complete_valid_records_only(root):
     here = Store("smoke")
-    g = grid(here, seeds=2)
+    g = grid(here)
     g.save()
     victim = here.path(g.keys[0])
     content = victim.read_text()
@@ -174,9 +210,9 @@ def test_publish_promotes_complete_valid_records_only(root):
 
 
 def test_publish_leaves_out_grids_with_other_settings_unless_named(root):
-    g = grid(Store("smoke"), seeds=1)
+    g = grid(Store("smoke"), seed=[0])
     g.save()
-    side = replace(g, name="20_trio-side", content={**g.content, "overrides": {"lr": 1.0}, "runs": []})
+    side = replace(g, name="20_trio-side", content={**g.content, "overrides": {"lr": 1.0}, "runs": g.runs[:1]})
     side.save()
     assert suite.publish("smoke")[1] == ["20_trio-side"]
     assert [x.name for x in Store("smoke", "results").grids()] == ["20_trio"]
@@ -192,7 +228,10 @@ def test_agreement_reports_each_metric_and_what_is_outside(root):
     for seed in range(3):
         there.save(run_record("mixer", 2, seed))
         here.save(run_record("mixer", 2, seed, psnr=22.0625 if seed else 27.0))
+    for store in (here, there):
+        store.save(run_record("mixer", 2, 0, pretext="supervised"))  # has no PSNR
     text = "\n".join(suite.agreement("smoke"))
+    assert "4 runs" in text
     assert "masked PSNR | ± 0.1 dB | 0.062 | 5 | NO, 2 of 3" in text
     assert "probe | ± 0.02  | 0 | 0 | yes" in text
 

@@ -1,6 +1,6 @@
 import itertools
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from biasnb import checkpoint, model, run, train
-from biasnb.config import MIXERS, BiasnbError, configure, key
+from biasnb import checkpoint, model, pretext, run, train
+from biasnb import palette as palettes
+from biasnb.__main__ import main
+from biasnb.config import BiasnbError, configure
 from biasnb.data import Data, Split, load
+from biasnb.keys import key
+from biasnb.operators import MIXERS
 from biasnb.store import ROOT, Store, StoreError
 
 QUIET = {
@@ -23,29 +27,33 @@ QUIET = {
     "width": 8,
     "heads": 2,
     "kernel": 3,
+    "local_heads": 1,
     "depth": 1,
     "colours": 8,
     "mask_rate": 0.5,
 }
+PREDICTED = {"bert", "ar", "denoise"}
 
 
 def tiny(images, n=64):
     labels = torch.arange(n) % 4
     split = Split(images(n, 8), labels)
-    return Data("tiny", ("a", "b", "c", "d"), split, split, split, "fingerprint")
+    return Data("tiny", ("a", "b", "c", "d"), split, split, split, split, "fingerprint")
 
 
-def trained(cfg, d, folder=None, stop=None):
-    from biasnb import palette as palettes
-
-    palette = palettes.fit(d.train.images, cfg.colours) if cfg.uses_palette else None
-    net = model.build(cfg, d.stats(), palette)
+def trained(cfg, d, folder=None, stop=None, palette=None):
+    net = model.build(cfg, d.stats(), palette, classes=len(d.classes))
     checkpoints = checkpoint.Checkpoints(folder, {"key": key(cfg)}, seconds=0) if folder else None
     if stop:
         due = checkpoints.due
         checkpoints.due = lambda now: due(now) and not stop(checkpoints)
     log = train.pretrain(cfg, d, net, checkpoints)
     return net.state_dict(), log["history"]
+
+
+@pytest.fixture(scope="module")
+def eight_colours(images):
+    return palettes.fit(tiny(images).pool.images, QUIET["colours"])
 
 
 def equal(one, other):
@@ -60,12 +68,20 @@ def test_same_seed_same_tensors_and_other_seed_others(images):
     assert not equal(one[0], trained(replace(cfg, seed=1), d)[0])
 
 
-@pytest.mark.parametrize("mixer", list(MIXERS))
-@pytest.mark.parametrize(("seen", "target", "augment"), [("rgb", "rgb", "crop"), ("palette", "palette", "flip")])
-def test_interrupted_anywhere_and_resumed_is_equal(images, tmp_path, monkeypatch, mixer, seen, target, augment):
+RESUMED = [
+    *({"mixer": mixer, "pretext": "ar" if mixer == "conv_two_stream" else "bert", **seen}
+      for mixer in MIXERS for seen in ({"augment": "crop"}, {"input": "palette", "target": "palette", "augment": "flip"})),
+    *({"mixer": mixer, "pretext": task, "augment": "crop"}
+      for mixer in ("igpt", "convmixer", "mixer") for task in ("ar", "denoise", "supervised")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", RESUMED, ids=lambda fields: "-".join(fields.values()))
+def test_interrupted_anywhere_and_resumed_is_equal(images, eight_colours, tmp_path, monkeypatch, fields):
     d = tiny(images)
-    cfg = configure("smoke", **QUIET, mixer=mixer, input=seen, target=target, augment=augment)
-    whole = trained(cfg, d)
+    cfg = configure("smoke", **QUIET, **fields)
+    palette = eight_colours if cfg.uses_palette else None
+    whole = trained(cfg, d, palette=palette)
 
     class Stopped(Exception):
         pass
@@ -74,15 +90,15 @@ def test_interrupted_anywhere_and_resumed_is_equal(images, tmp_path, monkeypatch
     for step in (3, 7, 11):
 
         def saved(self, at, *rest, step=step):
-            save(self, at, *rest)
             if at == step:
+                save(self, at, *rest)
                 raise Stopped
 
         monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
         with pytest.raises(Stopped):
-            trained(cfg, d, tmp_path)
+            trained(cfg, d, tmp_path, palette=palette)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
-    resumed = trained(cfg, d, tmp_path)
+    resumed = trained(cfg, d, tmp_path, palette=palette)
     assert equal(whole[0], resumed[0])
     assert whole[1] == resumed[1]
 
@@ -90,7 +106,7 @@ def test_interrupted_anywhere_and_resumed_is_equal(images, tmp_path, monkeypatch
 def test_the_loop_overfits_eight_images(images):
     x = torch.nn.functional.interpolate(images(8, 4).permute(0, 3, 1, 2), scale_factor=2).permute(0, 2, 3, 1).contiguous()
     split = Split(x, torch.arange(8) % 4)
-    d = Data("eight", ("a", "b", "c", "d"), split, split, split, "fingerprint")
+    d = Data("eight", ("a", "b", "c", "d"), split, split, split, split, "fingerprint")
     cfg = configure("smoke", **{**QUIET, "steps": 600, "width": 48, "depth": 2, "mixer": "mixer", "lr": 5e-3, "mask_rate": 0.3})
     history = trained(cfg, d)[1]
     assert history[0]["loss"] > 0.9
@@ -102,6 +118,13 @@ def test_loss_falls_in_either_precision(root, precision):
     cfg = configure("smoke", steps=60, lr=5e-3, precision=precision)
     history = trained(cfg, load(cfg))[1]
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+@pytest.mark.parametrize("steps", [4, 25, 100])
+def test_the_rate_never_exceeds_its_peak(steps):
+    """Also where warm-up is no whole number of steps: 0.4 and 2.5 here."""
+    cfg = configure("smoke", steps=steps, warmup=0.1, lr=1.0)
+    assert max(train.learning_rate(cfg, step) for step in range(steps)) == 1.0
 
 
 def test_schedule_warms_up_and_ends_near_zero():
@@ -117,27 +140,21 @@ def test_schedule_warms_up_and_ends_near_zero():
 def test_every_image_is_seen_once_an_epoch(images, monkeypatch):
     seen = []
     d = tiny(images)
-    codes = d.train.images.flatten(1).float().sum(1)
-    monkeypatch.setitem(train.LOSSES, "bert", lambda net, x, mask: seen.extend(x.flatten(1).float().sum(1).tolist()) or
-                        train_loss(net, x, mask))  # fmt: skip
+    codes = d.pool.images.flatten(1).float().sum(1)
+    monkeypatch.setitem(train.LOSSES, "bert", lambda net, x, given: seen.extend(x.flatten(1).float().sum(1).tolist()) or
+                        pretext.pixel_loss(net, x, given))  # fmt: skip
     trained(configure("smoke", **{**QUIET, "steps": 8}), d)
     assert sorted(seen) == sorted(codes.tolist())
-
-
-def train_loss(net, x, mask):
-    from biasnb.pretext import bert_loss
-
-    return bert_loss(net, x, mask)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(images, monkeypatch):
     d, cfg = tiny(images), configure("smoke", **QUIET)
     calls, weights = [], []
 
-    def loss(net, x, mask):
+    def loss(net, x, given):
         calls.append(None)
         weights.append({n: p.detach().clone() for n, p in net.named_parameters()})
-        return train_loss(net, x, mask) * (float("nan") if len(calls) == 5 else 1.0)
+        return pretext.pixel_loss(net, x, given) * (float("nan") if len(calls) == 5 else 1.0)
 
     monkeypatch.setitem(train.LOSSES, "bert", loss)
     net = model.build(cfg, d.stats())
@@ -149,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(images, monkeypatch):
 
 def test_a_diverged_run_is_recorded_and_not_trained_again(root, monkeypatch):
     cfg = configure("smoke", lr=10.0, clip=1e6, steps=30, warmup=0.0)
-    monkeypatch.setitem(train.LOSSES, "bert", lambda *a: train_loss(*a) * torch.tensor(float("inf")))
+    monkeypatch.setitem(train.LOSSES, "bert", lambda *a: pretext.pixel_loss(*a) * torch.tensor(float("inf")))
     store = Store("smoke")
     record = run.run(cfg, store)
     assert (record["status"], record["steps"]) == ("diverged", 0)
@@ -203,52 +220,144 @@ def test_a_gpu_that_is_not_there_is_named():
         run.pick_device(configure("smoke", device="cuda"))
 
 
-class Runs:
-    """`biasnb run` in a process of its own, with a checkpoint every 50 ms."""
-
-    SETTINGS = ("steps=300", "seed=3", "augment=crop")
-    SCRIPT = (
-        "import sys; from biasnb import checkpoint; checkpoint.Checkpoints.__init__.__defaults__ = (0.05, None);"
-        "from biasnb.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-
-    def __init__(self, root):
-        self.folder = root / "runs" / "smoke"
-        self.env = {**os.environ, "BIASNB_ROOT": str(root), "PYTHONPATH": str(ROOT)}
-
-    def start(self, command="run"):
-        words = [sys.executable, "-c", self.SCRIPT, command, "--profile", "smoke", *self.SETTINGS]
-        return subprocess.Popen(words, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def records(self):
-        return [path for path in self.folder.glob("*.json") if not path.name.startswith("floor-")]
-
-    def result(self):
-        process = self.start()
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
-        (path,) = self.records()
-        record = json.loads(path.read_text())
-        return record["history"], record["probe"], record["psnr"], path.with_suffix(".safetensors").read_bytes()
+@pytest.mark.parametrize("task", ["bert", "ar", "denoise", "supervised", "none"])
+@pytest.mark.parametrize("target", ["rgb", "palette"])
+def test_a_record_of_every_pretext_validates_and_holds_what_the_task_has(root, task, target):
+    cfg, store = configure("smoke", pretext=task, target=target), Store("smoke")
+    run.run(cfg, store)
+    record, arrays = store.load(key(cfg)), store.arrays(key(cfg))
+    assert record["status"] == "done"
+    assert record["config"].get("target") == (target if task in PREDICTED else None)
+    assert record["steps"] == (0 if task == "none" else cfg.steps)
+    assert [row["step"] for row in record["history"]] == list(range(1, record["steps"] + 1))
+    for part in ("val", "test"):
+        has = {name: record[name][part] is not None for name in ("loss", "psnr", "accuracy")}
+        assert has == {"loss": task != "none", "psnr": task in PREDICTED, "accuracy": task == "supervised"}
+    assert {"images", "correct", "receptive_field"} <= set(arrays)
+    assert {"input", "reconstruction"} <= set(arrays) if task in PREDICTED else "reconstruction" not in arrays
+    assert (record["palette"] is not None) == (target == "palette" and task in PREDICTED)
+    assert (record["probe"] == record["init_probe"]) == (record["measures"] == record["init_measures"]) == (task == "none")
+    assert np.unpackbits(arrays["correct"], count=1000).mean() == pytest.approx(record["probe"]["chosen"]["test"])
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("undisturbed")).result()
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [("bert", "masked PSNR  1"), ("ar", "PSNR         1"), ("supervised", "accuracy     "), ("none", "probe  ")],
+)
+def test_the_command_reports_a_run_of_every_pretext(root, capsys, task, says):
+    assert main(["run", "--profile", "smoke", f"pretext={task}"]) == 0
+    said = capsys.readouterr().out
+    assert f"\n{says}" in said and "\nprobe        " in said
+    assert ("PSNR" in said, "accuracy" in said) == (task in PREDICTED, task == "supervised")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_killed_process_goes_on_and_ends_equal(tmp_path, undisturbed, number, code):
-    """Real processes, real signals: record and weights equal those of an undisturbed run."""
-    runs = Runs(tmp_path)
-    process = runs.start()
-    while not list(runs.folder.glob("checkpoints/*/*.safetensors")):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    time.sleep(0.2)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == code
-    assert not runs.records()
-    assert "interrupted at step" in runs.start("status").communicate()[0]
-    assert runs.result() == undisturbed
+@pytest.mark.parametrize(
+    "fields", [{"dataset": "leaves_coded"}, {"permute": "pixels"}, {"images": 64}, {"mixer": "conv_frozen"}]
+)
+def test_a_run_of_other_data_or_shape_leaves_a_record_and_floors(root, fields):
+    cfg, store = configure("smoke", **fields), Store("smoke")
+    record, floor = run.run(cfg, store), run.floor(cfg, store)
+    assert store.load(record["key"]) == record and store.load(floor["key"]) == floor
+    assert record["data"]["fingerprint"] == floor["data"]["fingerprint"]
+    assert record["data"]["pool"] == (64 if "images" in fields else 3000)
+
+
+def test_an_equal_flop_budget_is_spent_by_fewer_steps(root):
+    """As many FLOP in training as identity spends in cfg.steps."""
+    cfg = configure("smoke", mixer="igpt", budget="flop", steps=200)
+    data, net = run.prepare(cfg)
+    steps = run.budgeted(cfg, net, data).steps
+    plain = run.prepare(replace(cfg, mixer="identity"))[1]
+    assert steps < 200
+    assert steps * model.flop_per_image(net) == pytest.approx(200 * model.flop_per_image(plain), rel=0.1)
+    few, store = replace(cfg, steps=8), Store("smoke")
+    record = run.run(few, store)
+    assert record["steps"] == len(record["history"]) == round(8 * steps / 200) < 8
+    assert record["config"]["steps"] == 8
+    assert run.budgeted(replace(cfg, budget="steps"), net, data).steps == 200
+
+
+@pytest.mark.parametrize("mixer", [name for name, op in MIXERS.items() if op.frozen])
+def test_a_frozen_operator_keeps_its_weights_and_the_rest_trains(images, mixer):
+    d, cfg = tiny(images), configure("smoke", **QUIET, mixer=mixer, weight_decay=1.0)
+    before, after = model.build(cfg, d.stats()).state_dict(), trained(cfg, d)[0]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    fixed = {name for name, p in model.build(cfg, d.stats()).named_parameters() if not p.requires_grad}
+    assert fixed and not fixed & moved
+    assert all(".mix." in name for name in fixed)
+    assert {name for name in before if ".mlp." in name or name.startswith("embed.content")} <= moved
+
+
+@pytest.mark.parametrize("fields", [{}, {"input": "palette", "mixer": "igpt"}, {"pretext": "supervised"}])
+def test_restore_gives_back_the_trained_network(root, monkeypatch, fields):
+    """Its features equal those at the end of `run`."""
+    cfg, store, ends = configure("smoke", **fields), Store("smoke"), []
+
+    def network(net, images):
+        ends.append(model.features(net, images).detach())
+        return measures(net, images)
+
+    measures = run.measure.network
+    monkeypatch.setattr(run.measure, "network", network)
+    run.run(cfg, store)
+    record, data, net = run.restore(key(cfg), store)
+    watched = data.test.images[:: len(data.test.labels) // run.WATCHED][: run.WATCHED]
+    start, end = ends
+    assert record == store.load(key(cfg))
+    assert torch.equal(model.features(net, watched), end)
+    assert not torch.equal(start, end)
+    store.path(key(cfg), ".safetensors").unlink()
+    with pytest.raises(StoreError, match="weights cannot be read"):
+        run.restore(key(cfg), store)
+
+
+def test_the_weight_norm_in_the_history_is_that_of_all_weights(images):
+    d, cfg = tiny(images), configure("smoke", **QUIET, lr=0.05)
+    state, history = trained(cfg, d)
+    start = model.build(cfg, d.stats()).state_dict()
+    norms = [float(torch.cat([p.flatten() for p in weights.values()]).norm()) for weights in (start, state)]
+    assert history[-1]["weight_norm"] == pytest.approx(norms[1], rel=1e-6)
+    assert abs(norms[1] - norms[0]) > 1e-4 * norms[0]
+
+
+SCRIPT = (
+    "import sys; from biasnb import checkpoint; checkpoint.Checkpoints.__init__.__defaults__ = (0.05, None);"
+    "from biasnb.__main__ import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def outcome(store, k):
+    record = store.load(k)
+    return record["history"], record["probe"], record["psnr"], store.path(k, ".safetensors").read_bytes()
+
+
+def test_a_process_killed_again_and_again_goes_on_and_ends_equal(root, decoded):
+    """Real processes with a checkpoint every 50 ms, real signals: record and weights equal those of an undisturbed run."""
+    settings = {"steps": 250, "seed": 3, "augment": "crop"}
+    cfg, store = configure("smoke", **settings), Store("smoke")
+    run.run(cfg, undisturbed := Store("undisturbed"))
+    shutil.copytree(decoded, root / "runs" / "cache", dirs_exist_ok=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+    def start(command="run"):
+        words = [sys.executable, "-c", SCRIPT, command, "--profile", "smoke", *(f"{k}={v}" for k, v in settings.items())]
+        return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def states():
+        return [path.name for path in (store.folder / "checkpoints" / key(cfg)).glob("*-*.safetensors")]
+
+    last = ""
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        process = start()
+        while max(states(), default="") <= last:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == code
+        assert not store.has(key(cfg))
+        assert "interrupted at step" in start("status").communicate()[0]
+        last = max(states())
+    process = start()
+    assert process.communicate()[0] and process.returncode == 0
+    assert outcome(store, key(cfg)) == outcome(undisturbed, key(cfg))
