@@ -210,10 +210,10 @@ PROFILES = {
         "seeds": (0, 1, 2),
         "study": {"depth": 2, "width": 32, "steps": 120, "heads": 2, "labelled": 1000},
         "study_seeds": (0,),
-        "levels": {"cube_seed": (0, 1, 2), "cube_pretext": ("bert",), "rank": (1, 2, 4), "colours": (8, 64),
+        "levels": {"cube_seed": (0, 1, 2), "cube_pretext": ("bert",), "rank": (1, 4, 64), "colours": (8, 64),
                    "depth": (1, 2, 4), "width": (16, 32, 64), "patch": (2, 4), "kernel": (3, 5, 7),
-                   "mask_rate": (0.15, 0.5, 0.75), "skip_depth": (2,), "permute": ("none", "pixels"), "images": (100, 500, 0),
-                   "labelled": (100, 1000)},
+                   "mask_rate": (0.15, 0.5, 0.75), "skip_depth": (2,), "permute": ("none", "patches", "pixels"),
+                   "images": (100, 500, 0), "labelled": (100, 1000)},
     },
     "laptop": {
         "about": "CIFAR-10 at 16x16, a few hours on two CPU cores",
@@ -224,7 +224,7 @@ PROFILES = {
         "study_seeds": (0, 1, 2),
         "levels": {"cube_seed": (0, 1, 2, 3, 4), "cube_pretext": ("bert",), "rank": (1, 2, 4, 64), "colours": (8, 64, 512),
                    "depth": (2, 4, 8), "width": (32, 64, 128), "patch": (1, 2, 4), "kernel": (3, 5, 9),
-                   "mask_rate": (0.15, 0.3, 0.5, 0.75), "skip_depth": (2, 4), "permute": ("none", "pixels"),
+                   "mask_rate": (0.15, 0.3, 0.5, 0.75), "skip_depth": (2, 4), "permute": ("none", "patches", "pixels"),
                    "images": (500, 2500, 10_000, 0), "labelled": (500, 2500, 0)},
     },
     "paper": {

@@ -68,23 +68,25 @@ def star(profile, overrides, mixers, *factors):
 
 
 def placed(configs, overrides):
-    """Operators in their own form, unless asked for another: what depends on its input gets absolute positions, except
-    attention whose only bias is relative; a fixed A has its positions in itself."""
-    absolute = {name for name, op in MIXERS.items() if op.dynamic and not (op.biased and op.shared)}
+    """Positions that go with the constraint, unless asked for others: none where A depends on offsets only, absolute ones
+    where it need not, static or dynamic alike, so that input dependence is not mixed up with them. Operators that have no
+    table of positions but ask with their content (hyena, attention with local heads) need absolute ones too."""
+    absolute = {name for name, op in MIXERS.items() if not op.shared or (op.dynamic and not op.biased)}
     if "position" in overrides:
         return configs
     return [replace(cfg, position="learned" if cfg.mixer in absolute else "none") for cfg in configs]
 
 
 def cube(profile, overrides):
-    """The cells, their controls, and what lies between cells, low-rank sharing at several ranks."""
+    """The cells, their controls, and what lies between cells: low-rank sharing at several ranks, windows of several sizes."""
     levels = check_profile(profile)["levels"]
     axes = {"pretext": levels["cube_pretext"]}
     runs = study(profile, overrides, **axes, mixer=family("cell", "control", "between"))
     if "mixer" not in overrides:
         runs += study(profile, {"seed": levels["cube_seed"], **overrides}, **axes, mixer=family("cell"))
-        if "rank" not in overrides:
-            runs += study(profile, overrides, **axes, rank=levels["rank"], mixer=("lowrank",))
+        for name, mixers in (("rank", ("lowrank",)), ("kernel", ("conv", "lattn"))):
+            if name not in overrides:
+                runs += study(profile, overrides, **axes, **{name: levels[name]}, mixer=mixers)
     return placed(list(dict.fromkeys(runs)), overrides)
 
 

@@ -8,22 +8,20 @@ from .config import BiasnbError
 from .keys import key, rate_key, relevant
 
 LADDER = (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+LOWEST, HIGHEST = 1e-5, 1.0
 
 
 def next_rate(losses):
     """The rate to try next, given {rate: final validation loss}; None when the search is over.
 
-    Coarse: down the ladder until the loss rises. Fine: half-way, in the logarithm, on either side of the best."""
+    Coarse: down the ladder until the loss rises. Fine: by factors of sqrt(3) until the best has a worse one on either side."""
     tried = [lr for lr in LADDER if lr in losses]
     risen = len(tried) > 1 and losses[tried[-1]] > losses[tried[-2]]
     if len(tried) < len(LADDER) and not risen:
         return LADDER[len(tried)]
-    best = min(tried, key=losses.get)
-    return next((lr for lr in (rounded(best * 3**0.5), rounded(best / 3**0.5)) if lr not in losses), None)
-
-
-def rounded(rate):
-    return float(f"{rate:.2g}")
+    best = min(losses, key=losses.get)
+    beside = [float(f"{rate:.2g}") for rate in (best * 3**0.5, best / 3**0.5) if LOWEST <= rate <= HIGHEST]
+    return next((lr for lr in beside if not any(abs(math.log(lr / known)) < 0.1 for known in losses)), None)
 
 
 def tune(configs, store):

@@ -20,8 +20,9 @@ def test_the_search_goes_down_until_the_loss_rises_and_then_looks_beside_the_bes
     best_at = lambda best: search(lambda lr: abs(math.log(lr / best)))  # noqa: E731
     assert best_at(0.01) == [0.03, 0.01, 0.003, 0.017, 0.0058]
     assert best_at(0.001)[:5] == [0.03, 0.01, 0.003, 0.001, 0.0003]
-    assert best_at(1.0) == [0.03, 0.01, 0.052, 0.017]
-    assert best_at(1e-6)[:6] == list(tune.LADDER)
+    assert best_at(0.05) == [0.03, 0.01, 0.052, 0.09]
+    assert best_at(5.0)[-1] <= tune.HIGHEST and best_at(5.0)[2:4] == [0.052, 0.09]
+    assert best_at(1e-6)[:6] == list(tune.LADDER) and min(best_at(1e-6)) >= tune.LOWEST
 
 
 def test_diverged_rates_are_passed_over():
