@@ -4,11 +4,10 @@ import argparse
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from .config import PROFILES, BiasnbError, ConfigError, check_names, configure, fields_of
-from .experiments import EXPERIMENTS, experiment, plan
+from .experiments import EXPERIMENTS, experiment, fitting, plan
 from .keys import key
 from .operators import MIXERS
 from .store import Store
@@ -97,21 +96,20 @@ def measure(args):
     from .measure import network
 
     given = typed(args.settings)
-    second, data_dir = given.pop("dataset", None), given.get("data_dir", "")
+    check_names(given, ("dataset", "data_dir"), "setting of the data set to transfer to")
     store = Store(args.profile)
-    record, data, model = run.restore(args.key, store, data_dir)
-    images = data.test.images[: run.WATCHED]
+    record, data, model = run.restore(args.key, store, args.data_dir)
+    images = run.watched(data.test)
     measures, _ = network(model, images)
     print(f"{args.key}: {record['config']['mixer']}, depth {record['config']['depth']}, seed {record['config']['seed']}")
     print("\n".join(f"{name:18} {value}" for name, value in measures.items()))
     if args.other:
-        other = run.restore(args.other, store, data_dir)[2]
+        other = run.restore(args.other, store, args.data_dir)[2]
         print(f"cka with {args.other}")
         print("\n".join("  " + " ".join(f"{v:6.3f}" for v in row) for row in cka_layers(model, images, other).tolist()))
-    if second:
-        cfg = replace(model.cfg, dataset=second, data_dir=data_dir, images=0, permute="none", augment="none")
-        found = transfer(model, load(cfg, model.mean.device))
-        print(f"transfer to {second}: probe {100 * found['test']:.1f} % at layer {found['layer']}, LogME {found['logme']:.3f}")
+    if given:
+        found = transfer(model, load(run.second(model.cfg, **given), model.mean.device))
+        print(f"transfer: probe {100 * found['test']:.1f} % at layer {found['layer']}, LogME {found['logme']:.3f}")
 
 
 def notebook(args):
@@ -161,10 +159,14 @@ def listing(args):
 
 def status(args):
     given = typed(args.settings)
-    store, seen, kinds = Store(args.profile), set(), []
-    grids = [plan(name, args.profile, {k: v for k, v in given.items() if fits(e, v)})[0] for name, e in EXPERIMENTS.items()]
+    store, seen, kinds, grids = Store(args.profile), set(), [], []
+    for name in EXPERIMENTS:
+        try:
+            grids.append(plan(name, args.profile, fitting(name, given))[0])
+        except ConfigError as error:
+            print(f"{name:20} cannot be run so: {error}")
     for grid in [*grids, *store.grids()]:
-        for one in grid.content["runs"]:
+        for one in grid.runs:
             if one["key"] not in seen:
                 seen.add(one["key"])
                 kinds.append(show(store, grid.name, one))
@@ -172,11 +174,6 @@ def status(args):
         if path.stem not in seen and "-" not in path.stem:
             kinds.append(show(store, "(single run)", {"key": path.stem}))
     print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
-
-
-def fits(experiment, value):
-    """Whether a setting means something for an experiment: a list only for one that varies something."""
-    return bool(experiment.varies) or not isinstance(value, list)
 
 
 def show(store, name, one):
@@ -215,6 +212,7 @@ def parser():
     p = command("measure", measure, "measures of a trained network, from its weights", "measure KEY --other KEY dataset=leaves")
     p.add_argument("key", help="key of a run in runs/PROFILE, see `biasnb status`")
     p.add_argument("--other", help="another run on images of the same size, for CKA between the two")
+    p.add_argument("--data-dir", default="", help="where the data of the run lie, if it is a folder")
     p.add_argument("settings", nargs="*", metavar="FIELD=VALUE", help="dataset=NAME (and data_dir) to transfer to")
     p = command("figures", figures, "draw tables and figures from records alone", "figures", profile=None)
     p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")

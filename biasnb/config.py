@@ -94,6 +94,10 @@ class Config:
             yield f"local_heads: {self.local_heads} of {self.heads} heads; choose at most {self.heads}"
         if self.kernel % 2 == 0:
             yield f"kernel: {self.kernel} has no centre; choose an odd number, e.g. {self.kernel + 1}"
+        if self.pretext == "ar" and self.grid < 2:
+            yield f"patch: {self.patch} leaves one token, and pretext 'ar' predicts from earlier ones; choose a smaller one"
+        if self.mixer in ("hyena", "hyena_hybrid") and self.skip in ("none", "channel"):
+            yield f"skip: {self.skip!r}, but {self.mixer}'s gates cannot start near the identity; choose 'both' or 'spatial'"
         if self.permute == "in_patch" and self.patch == 1:
             yield "permute: 'in_patch' moves nothing in a patch of 1 pixel; choose patch 2 or 4, or permute 'patches'"
         if self.padding == "circular":

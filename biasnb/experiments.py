@@ -54,6 +54,14 @@ def experiment(name):
     return EXPERIMENTS[name]
 
 
+def fitting(name, given):
+    """Settings as an experiment can use them: a list goes in whole where the experiment varies that field; where only
+    others vary it, its first value."""
+    varied = {field for e in EXPERIMENTS.values() for field in e.varies}
+    first = lambda field, value: isinstance(value, list) and field in varied and field not in experiment(name).varies  # noqa: E731
+    return {field: value[0] if first(field, value) else value for field, value in given.items()}
+
+
 def configs_of(name, profile, overrides):
     """The Configs of an experiment; lr 'tuned' takes each one's rate from the searches of `biasnb tune`. Raises
     ConfigError, also for a rate that has not been searched."""
@@ -83,6 +91,7 @@ def plan(name, profile, overrides=None):
         "profile": profile,
         "data": data,
         "overrides": changed,
+        "rates": sorted({rate_key(cfg) for cfg in configs if cfg.pretext != "none"}) if overrides.get("lr") == "tuned" else [],
         "runs": [{"key": key(cfg), "floor": floor_key(cfg), **relevant(cfg)} for cfg in configs],
     }
     return Grid(Store(profile), label, content), configs

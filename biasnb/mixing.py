@@ -212,7 +212,8 @@ class GatedAttention(Attention):
 
     def matrix(self, x, query=None):
         content = masked_softmax(self.content(x, query), self.allowed)
-        return torch.lerp(content, masked_softmax(self.table(), self.allowed).to(content.dtype), self.gate.sigmoid())
+        place, gate = masked_softmax(self.table(), self.allowed), self.gate.sigmoid()
+        return torch.lerp(content, place.to(content.dtype), gate.to(content.dtype))
 
     apply_matrix = Mix.apply_matrix
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from .config import BiasnbError, ConfigError, check_names, fields_of
-from .experiments import EXPERIMENTS, experiment, plan
+from .experiments import experiment, fitting, plan
 from .store import ROOT, Store
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -81,14 +81,9 @@ def accepted(name, given):
     a setting that no notebook knows."""
     known = defaults(read(name), name)
     check_names(given, [*known, *fields_of()], "parameter")
-    taken, varied = {}, {field for e in EXPERIMENTS.values() for field in e.varies}
-    for field, value in given.items():
-        if field in known:
-            taken[field] = value
-        elif "overrides" in known:
-            value = parse_field(field, value)
-            alone = isinstance(value, list) and field in varied and field not in experiment(name).varies
-            taken[field] = value[0] if alone else value
+    taken = {field: value for field, value in given.items() if field in known}
+    if "overrides" in known:
+        taken |= fitting(name, {field: parse_field(field, value) for field, value in given.items() if field not in known})
     parameters(name, taken)
     return taken
 

@@ -74,7 +74,7 @@ def spectrum(grid):
         ax.set_xlabel("frequency along the half diagonal, of the highest")
     axes[0].set_ylabel("log amplitude over that at frequency 0")
     legend(figure, mixers(grid))
-    caption(figure, grid, "mean curve of the last layer; lower is smoother; ")
+    caption(figure, grid, "curve of the last layer; lower is smoother; ", spread="mean over")
     return figure, table
 
 
@@ -91,7 +91,12 @@ def fields(grid):
     found = {m: ([a for a, _ in runs], np.median([side for _, side in runs])) for m, runs in found.items()}
     labels = {f"{m}  {traits(m)}\nhalf within {side:g} px": np.mean(arrays, 0) for m, (arrays, side) in found.items()}
     figure = maps(labels, "", columns=4)
-    caption(figure, grid, "sensitivity of the centre token's last layer to every input pixel, each map over its own maximum; ")
+    caption(
+        figure,
+        grid,
+        "sensitivity of the centre token's last layer to every input pixel, each map over its own maximum; ",
+        spread="mean over",
+    )
     return figure, pd.DataFrame(table)
 
 
@@ -113,7 +118,12 @@ def distance(grid):
         ax.set_xticks(range(len(mixers(grid))), [f"{m}\n{traits(m)}" for m in mixers(grid)], fontsize=7.5)
         ax.set_title(f"layer {layer}", loc="left")
     axes[0].set_ylabel("mean mixing distance, tokens")
-    caption(figure, grid, "small dots: heads and seeds; open: random init, filled: trained; dashes: uniform mixing; ")
+    caption(
+        figure,
+        grid,
+        "small dots: heads and seeds; open: random init, filled: trained; dashes: uniform mixing; ",
+        spread="mean over heads and",
+    )
     return figure, table
 
 
@@ -127,5 +137,6 @@ def similarity(grid):
         return None, pd.DataFrame(columns=["mixer", "seed", "layer", "other", "cka"])
     labels = {f"{r['config']['mixer']}  {traits(r['config']['mixer'])}": np.array(r["measures"]["cka"]) for r in chosen}
     figure = maps(labels, "", columns=4, own=False, ticks="layer")
-    caption(figure, grid, f"linear CKA of token-averaged features between layers 0 (embedding, top left) and L; seed {seed}; ")
+    words = f"linear CKA of token-averaged features between layers 0 (embedding, top left) and L; seed {seed}"
+    caption(figure, grid, words, spread="")
     return figure, pd.DataFrame(table)

@@ -91,8 +91,9 @@ def budgeted(cfg, model, data):
     if cfg.budget == "steps" or cfg.pretext == "none":
         return cfg
     position = "none" if cfg.position == "relative" else cfg.position
-    floor = build(replace(cfg, mixer="identity", position=position), data.stats(), model.palette, classes=len(data.classes))
-    return replace(cfg, steps=max(1, round(cfg.steps * flop_per_image(floor) / flop_per_image(model))))
+    plain = replace(cfg, mixer="identity", position=position)
+    identity = build(plain, data.stats(), model.palette, model.mean.device, len(data.classes))
+    return replace(cfg, steps=max(1, round(cfg.steps * flop_per_image(identity) / flop_per_image(model))))
 
 
 def run(cfg, store, prefix=""):
@@ -122,15 +123,25 @@ def shown(split):
     return torch.stack([tenth[contrast[tenth].argmax()] for tenth in tenths if len(tenth)])
 
 
+def watched(split):
+    """Images for measures, evenly spread over the split."""
+    return split.images[:: max(1, len(split.labels) // WATCHED)][:WATCHED]
+
+
+def second(cfg, **data):
+    """The Config of another data set for a network of `cfg`: dataset and data_dir."""
+    return replace(cfg, **{"data_dir": "", **data}, images=0, permute="none", augment="none")
+
+
 def _run(cfg, k, store, prefix, beat):
     data, model = prepare(cfg)
     palette, device = model.palette, model.mean.device
     about = {"data": data.fingerprint, "palette": palette.hash if palette else None, "device": device.type}
     checkpoints = Checkpoints(store.folder / "checkpoints" / k, relevant(cfg) | about, beat=beat)
     index = shown(data.test)
-    images, watched = data.test.images[index], data.test.images[:: max(1, len(data.test.labels) // WATCHED)][:WATCHED]
+    images, seen = data.test.images[index], watched(data.test)
     init_probe = probe_network(model, data)
-    init_measures, _ = measure.network(model, watched)
+    init_measures, _ = measure.network(model, seen)
     record = {
         "kind": "run",
         "key": k,
@@ -156,7 +167,7 @@ def _run(cfg, k, store, prefix, beat):
         arrays = None
     else:
         probe = probe_network(model, data) if cfg.pretext != "none" else dict(init_probe)
-        measures, field = measure.network(model, watched)
+        measures, field = measure.network(model, seen)
         arrays = {"images": images.cpu().numpy(), "correct": np.packbits(probe.pop("correct").cpu().numpy()),
                   "receptive_field": field}  # fmt: skip
         if cfg.predicts:

@@ -245,6 +245,11 @@ class Grid:
         return self.content["runs"]
 
     @property
+    def rates(self):
+        """Keys of the searches that gave its learning rates."""
+        return self.content.get("rates", [])
+
+    @property
     def keys(self):
         """Keys of all records it needs, the floors' too."""
         return list(dict.fromkeys([run["key"] for run in self.runs] + [run["floor"] for run in self.runs]))

@@ -1,6 +1,6 @@
 """Figures of the studies: a metric over the levels of what was varied, the cube and its effects. Imports no torch."""
 
-from itertools import combinations
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from .stats import factorial, mean_interval
 from .style import COLOURS, LABELS, MARKERS, canvas, caption, mixers, with_columns
 
 AXES = ("local", "shared", "dynamic")
-EFFECTS = {factors: " x ".join(AXES[i] for i in factors) for n in (1, 2, 3) for factors in combinations(range(3), n)}
+EFFECTS = {factors: " x ".join(AXES[i] for i in factors) for n in (1, 2, 3) for factors in itertools.combinations(range(3), n)}
 NAMES = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %", "accuracy": "test accuracy, %"}
 FIELDS = {"mask_rate": "mask rate", "in_patch": "in patch", "skip": "skip connections", "images": "images without labels",
           "labelled": "labelled images", "input": "input", "permute": "permutation", "dataset": "data set"}  # fmt: skip
@@ -53,25 +53,29 @@ def done_runs(grid):
     return runs[runs.status == "done"]
 
 
-def base_of(grid, factors):
-    """The level of each factor that most runs share: where the others are varied from."""
-    return {name: pd.Series([run.get(name) for run in grid.runs]).mode().iloc[0] for name in factors}
+def at_base(grid, runs, name):
+    """The runs for the panel of one factor: every other one at the level that most runs share, or not read by the operator."""
+    keep = np.ones(len(runs), bool)
+    for other in grid.factors():
+        if other != name:
+            base = pd.Series([run.get(other) for run in grid.runs]).mode().iloc[0]
+            keep &= ((runs[other] == base) | runs[other].isna()).to_numpy()
+    return runs[keep]
 
 
 def levels(grid):
     """One column of panels per factor, all others at their base level: PSNR above, probe below, untrained floors as dashes."""
     factors, runs = grid.factors(), done_runs(grid)
-    base, columns = base_of(grid, factors), []
+    columns = []
     for name in factors:
-        others = [f for f in factors if f != name]
-        rows = runs[np.logical_and.reduce([runs[f] == base[f] for f in others])] if others else runs
-        asked = list(dict.fromkeys(run.get(name) for run in grid.runs))
+        rows = at_base(grid, runs, name)
+        asked = list(dict.fromkeys(run[name] for run in grid.runs if name in run))
         asked = sorted(asked, key=lambda v: (v == 0, v)) if all(isinstance(v, int | float) for v in asked) else asked
         columns.append((FIELDS.get(name, name), [(shown(name, v), rows[rows[name] == v]) for v in asked]))
     return panels(grid, columns), runs[["mixer", *factors, *COLUMNS]]
 
 
-def combinations(grid):
+def every_combination(grid):
     """One panel over all combinations of the factors that were run."""
     factors, runs = grid.factors(), done_runs(grid)
     asked = list(dict.fromkeys(tuple(run.get(f) for f in factors) for run in grid.runs))
@@ -127,39 +131,44 @@ def legend(figure, names):
 
 def cube(grid):
     """Every cell and control, one row each: PSNR and probe."""
-    runs = with_columns(done_runs(grid), "rank")
-    rows = list(dict.fromkeys((run["mixer"], run.get("rank")) for run in grid.runs))
-    rows.sort(key=lambda row: (list(MIXERS).index(row[0]), row[1] or 0))
+    factors = [name for name in grid.factors() if name != "pretext"]
+    runs = with_columns(done_runs(grid), *factors)
+    varied = {(run["mixer"], name) for run in grid.runs for name in factors
+              if len({r.get(name) for r in grid.runs if r["mixer"] == run["mixer"]}) > 1}  # fmt: skip
+    rows = [(run["mixer"], *((name, run[name]) for name in factors if (run["mixer"], name) in varied)) for run in grid.runs]
+    rows = sorted(dict.fromkeys(rows), key=lambda row: (list(MIXERS).index(row[0]), *(level for _, level in row[1:])))
     tasks = list(dict.fromkeys(run["pretext"] for run in grid.runs))
     figure, _ = canvas(9.2, 1.4 + 0.3 * len(rows) * len(tasks), 0)
     axes = figure.subplots(len(tasks), 2, sharey=True, squeeze=False)
     for line, task in zip(axes, tasks, strict=True):
         for ax, (metric, scale, floor) in zip(line, (("psnr", 1, "floor_psnr"), ("probe", 100, "floor_probe")), strict=True):
             part = runs[runs.pretext == task]
-            for y, (mixer, rank) in enumerate(rows):
-                here = part[(part.mixer == mixer) & ((part["rank"] == rank) if rank else True)]
+            for y, (mixer, *levels) in enumerate(rows):
+                here = part[part.mixer == mixer]
+                for name, level in levels:
+                    here = here[here[name] == level]
                 interval_dots(ax, y, (scale * here[metric].dropna()).tolist(), mixer, vertical=False)
                 if metric == "probe":
                     init = (100 * here.init_probe.dropna()).tolist()
                     interval_dots(ax, y, init, mixer, filled=False, vertical=False, spread=False)
             if len(part) and (metric == "probe" or task == "bert"):
                 ax.axvline(scale * part[floor].iloc[0], color="0.45", linestyle="--", linewidth=1)
-            labels = [f"{LABELS[m]}{f', rank {rank}' if rank else ''}  {traits(m)}" for m, rank in rows]
+            labels = [", ".join([LABELS[m], *(f"{name} {level}" for name, level in at)]) + f"  {traits(m)}" for m, *at in rows]
             ax.set_yticks(range(len(rows)), labels)
-            ax.axhline(sum(m in CUBE for m, _ in rows) - 0.5, color="0.8", linewidth=0.8)
+            ax.axhline(sum(row[0] in CUBE for row in rows) - 0.5, color="0.8", linewidth=0.8)
             ax.set_ylim(len(rows) - 0.4, -0.6)
             ax.grid(axis="x", color="0.92", linewidth=0.8)
             ax.set_title(f"pretext {task}" if len(tasks) > 1 else "", loc="left")
             ax.set_xlabel(NAMES[metric].replace("\n", " "))
     caption(figure, grid, "●: local, shared, dynamic, in this order; above the line the cells of the cube, below it controls "
             "and operators between cells; dashes: visible-neighbour mean, raw pixels; open: random init; ")  # fmt: skip
-    return figure, runs[["mixer", "rank", "pretext", "seed", "status", "psnr", "probe", "init_probe"]]
+    return figure, runs[["mixer", *factors, "pretext", "seed", "status", "psnr", "probe", "init_probe"]]
 
 
 def cube_effects(grid):
     """Rows {pretext, metric, effect, seed, value} of the 2 x 2 x 2 design, one per seed that has all eight cells."""
     rows, runs = [], done_runs(grid)
-    for (task, seed), part in runs[runs.mixer.isin(CUBE)].groupby(["pretext", "seed"], sort=False):
+    for (task, seed), part in at_base(grid, runs[runs.mixer.isin(CUBE)], "pretext").groupby(["pretext", "seed"], sort=False):
         for metric, scale in (("psnr", 1), ("probe", 100)):
             cells = {tuple(getattr(MIXERS[m], t) for t in AXES): scale * v
                      for m, v in zip(part.mixer, part[metric], strict=True)}  # fmt: skip
@@ -188,5 +197,5 @@ def effects(grid):
             ax.grid(axis="x", color="0.92", linewidth=0.8)
             ax.set_title(f"pretext {task}" if len(tasks) > 1 else "", loc="left")
             ax.set_xlabel("effect on " + {"psnr": "PSNR, dB", "probe": "the probe, points"}[metric])
-    caption(figure, grid, "right of 0: having the bias, or having both or neither, is better; average over the other factors; ")
+    caption(figure, grid, "right of 0: having the bias, or or for an interaction having both or neither, is better; ")
     return figure, table

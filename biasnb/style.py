@@ -61,16 +61,16 @@ def canvas(width, height, panels=1, sharey=True):
     return figure, axes
 
 
-def caption(figure, grid, words="", data=None):
-    """Small print: what was run, how to read the marks, and over how many seeds."""
+def caption(figure, grid, words="", data=None, spread="mean and 95 % t interval over"):
+    """Small print: what was run, how to read the marks, and over how many seeds; `spread` says what is drawn of them."""
     runs = pd.DataFrame(grid.runs)
     counts = sorted(set(runs.groupby(["mixer", *grid.factors()], dropna=False).size()))
     if counts[-1:] in ([], [1]):
-        spread = f"one seed ({grid.runs[0]['seed']})" if grid.runs else ""
+        seeds = f"one seed ({grid.runs[0]['seed']})" if grid.runs else ""
     else:
         n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
-        spread = f"mean and 95 % t interval over n = {n} paired seeds"
-    footer(figure, grid.caption(data), words + spread)
+        seeds = f"{spread} n = {n} paired seeds"
+    footer(figure, grid.caption(data), words + (seeds if spread else ""))
 
 
 def footer(figure, *lines):

@@ -170,9 +170,9 @@ def publish(profile, names=()):
     if missing:
         raise StoreError(f"{missing[0][0]}: {len(missing)} records are missing, first {missing[0][1]}; finish the run first")
     files, dirty = {}, 0
-    for key in dict.fromkeys(key for grid in chosen for key in grid.keys):
+    for key in dict.fromkeys(key for grid in chosen for key in (*grid.keys, *grid.rates)):
         record = here.load(key)
-        dirty += bool(record["environment"].get("dirty"))
+        dirty += bool(record.get("environment", {}).get("dirty"))
         files[f"{key}.json"] = here.path(key).read_bytes()
         if "arrays" in record:
             here.arrays(key)

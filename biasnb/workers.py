@@ -27,15 +27,15 @@ STOP_SECONDS = 20
 
 
 def train(configs, store):
-    """Make the records that are missing: by one worker per core, or here on a GPU, for a single run, and for operators that
-    only this process knows. Raises BiasnbError for the first that failed; an interrupt stops all workers, and their runs
-    go on from their checkpoints the next time."""
+    """Make the records that are missing: by one worker per core, so that every run has one thread wherever it is trained, or
+    here on a GPU and for operators that only this process knows. Raises BiasnbError for the first that failed; an interrupt
+    stops all workers, and their runs go on from their checkpoints the next time."""
     needed = {(key(cfg), floor_key(cfg)): cfg for cfg in dict.fromkeys(configs)}
     missing = {keys: cfg for keys, cfg in needed.items() if lacks(keys, store)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = min(cores, len(missing), AT_MOST)
     own = any(not isinstance(MIXERS[cfg.mixer].operator, str) for cfg in configs)
-    if count > 1 and not own and not on_gpu(configs):
+    if count and not own and not on_gpu(configs):
         return side_by_side(count, missing, store)
     from . import run as runs  # torch is needed only here
 
@@ -68,12 +68,13 @@ def side_by_side(count, missing, store):
         for _ in range(count):
             workers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE,
                                             stdout=log, stderr=log, text=True))  # fmt: skip
-            workers[-1].stdin.write(asked)
-            workers[-1].stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it died at once: what is not done is said below
+                workers[-1].stdin.write(asked)
+                workers[-1].stdin.flush()
         while any(worker.poll() is None for worker in workers):
             time.sleep(0.2)
             left = {keys for keys in left if lacks(keys, store)}
-            report(len(missing) - len(left), f"{len(list(store.folder.glob('*.claim')))} running")
+            report(len(missing) - len(left), latest(log.name))
     left = [k for keys in missing for k in keys if not store.has(k)]
     if left:
         states = {k: store.status(k) for k in left}
@@ -82,6 +83,13 @@ def side_by_side(count, missing, store):
         undone = sum(lacks(keys, store) for keys in missing)
         raise BiasnbError(f"{k}: {state}, {detail or f'see {log.name}'} ({undone} of {len(missing)} runs not done)")
     report.finish(f"{len(missing)} runs trained")
+
+
+def latest(path):
+    """The last line that a worker wrote: which run, how far, how long it takes."""
+    with open(path, "rb") as log:
+        log.seek(max(0, os.fstat(log.fileno()).st_size - 400))
+        return (log.read().decode(errors="replace").strip().splitlines() or ["starting"])[-1]
 
 
 @contextlib.contextmanager
@@ -112,8 +120,11 @@ def main(profile):
     from . import run as runs
 
     torch.set_num_threads(1)
-    store, code = Store(profile), 0
+    store, code, began = Store(profile), 0, time.time()
     for cfg in configs:
+        error = store.path(key(cfg), ".error")
+        if error.is_file() and error.stat().st_mtime > began:  # another worker has just tried
+            continue
         try:
             runs.run(cfg, store)
             runs.floor(cfg, store)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from synthetic import NO_TORCH, grid, record_of, run_record
 
-from biasnb import figures, store, style, suite, tables
+from biasnb import figures, store, studies, style, suite, tables
 from biasnb.config import Config
 from biasnb.store import Store
 from biasnb.style import FLOORS
@@ -191,3 +191,14 @@ def test_light_commands_import_no_torch(words, tmp_path):
     env = {**os.environ, "BIASNB_ROOT": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", script, *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_operator_is_in_every_panel_of_a_factor_that_it_reads(root):
+    """An operator that does not read one factor of a grid is still compared on the others."""
+    g = grid(Store("smoke"), "24_geometry")
+    runs = studies.done_runs(g)
+    for name in g.factors():
+        shown = studies.at_base(g, runs, name)
+        for mixer in ("convmixer", "mixer", "igpt"):
+            levels = shown[shown.mixer == mixer][name].dropna().nunique()
+            assert levels >= 2 or (name == "kernel" and mixer != "convmixer"), (name, mixer)
