@@ -220,7 +220,7 @@ PROFILES = {
                    "images": (100, 500, 0), "labelled": (100, 1000)},
     },
     "laptop": {
-        "about": "CIFAR-10 at 16x16, a few hours on two CPU cores",
+        "about": "CIFAR-10 at 16x16, about a day on two CPU cores",
         "config": {"dataset": "cifar10", "augment": "flip", "mlp_ratio": 2, "steps": 4000, "lr": 3e-3},
         "depths": (2, 4),
         "seeds": (0, 1, 2, 3, 4),
