@@ -34,7 +34,7 @@ def symmetry(grid):
         ax.set_xticks(range(len(mixers(grid))), [f"{m}\n{traits(m)}" for m in mixers(grid)], fontsize=8)
         ax.set_ylabel(f"{label}, last layer")
     caption(figure, grid, "smaller: features move more exactly with the image; open: random init, filled: trained; "
-            "●: local, shared, dynamic; the grid is a torus, without a border to see; ")  # fmt: skip
+            "●: local, shared, dynamic; the grid is a torus, without a border to see; an exact 0 stands at 1e-8; ")  # fmt: skip
     return figure, table
 
 

@@ -92,7 +92,7 @@ def every_combination(grid):
 def panels(grid, columns):
     """Columns (title, [(level, its runs)]) of two panels each."""
     sizes = [1 + len(groups) for _, groups in columns]
-    figure, _ = canvas(max(7.2, 1.6 + 0.72 * sum(sizes)), 6.4, 0)
+    figure, _ = canvas(min(13, max(7.2, 1.6 + 0.72 * sum(sizes))), 6.4, 0)
     axes = figure.subplots(2, len(columns), sharey="row", squeeze=False, width_ratios=sizes)
     shift = dict(zip(mixers(grid), np.linspace(-0.3, 0.3, len(mixers(grid))), strict=True))
     for j, (title, groups) in enumerate(columns):
@@ -197,5 +197,5 @@ def effects(grid):
             ax.grid(axis="x", color="0.92", linewidth=0.8)
             ax.set_title(f"pretext {task}" if len(tasks) > 1 else "", loc="left")
             ax.set_xlabel("effect on " + {"psnr": "PSNR, dB", "probe": "the probe, points"}[metric])
-    caption(figure, grid, "right of 0: having the bias, or or for an interaction having both or neither, is better; ")
+    caption(figure, grid, "right of 0: having the bias, or for an interaction having both or neither, is better; ")
     return figure, table
