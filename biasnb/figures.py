@@ -220,6 +220,7 @@ def write(grid, folder):
             for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix[1:], metadata=metadata)
+                figure.set_layout_engine("none")  # laid out once, for all formats
                 paths.append(stem.with_suffix(suffix))
                 write_atomic(paths[-1], buffer.getvalue())
         write_atomic(stem.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))

@@ -1,8 +1,11 @@
 """The whole suite: run every notebook, draw what the records say, compare with the reference, publish."""
 
+import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from .experiments import EXPERIMENTS, plan
 from .progress import clock
 from .store import ROOT, Store, StoreError, write_atomic
 
+FEW = 4  # grids that are not worth starting processes for
 # How far the same run may be off on another machine: metric -> (path in the record, band, unit).
 BANDS = {
     "masked PSNR": (("psnr", "test"), 0.1, "dB"),
@@ -74,14 +78,19 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
 
 def render(store, folder=None):
     """Draw every table and figure of a store's grids: into runs/<profile>/{figures,tables} or, for the committed
-    reference, figures/<profile>. Returns the paths. Reads records only."""
+    reference, figures/<profile>. Returns the paths. Reads records only; many grids are drawn side by side."""
+    grids, draw = store.grids(), partial(render_grid, folder=folder)
+    if len(grids) <= FEW:
+        return [path for grid in grids for path in draw(grid)]
+    with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGTERM, signal.SIG_DFL)) as pool:
+        return [path for paths in pool.map(draw, grids) for path in paths]
+
+
+def render_grid(grid, folder=None):
     from . import figures, tables
 
-    paths = []
-    for grid in store.grids():
-        pictures = folder or store.folder / "figures"
-        paths += figures.write(grid, pictures) + tables.write(grid, folder or store.folder / "tables")
-    return paths
+    pictures, pages = folder or grid.store.folder / "figures", folder or grid.store.folder / "tables"
+    return figures.write(grid, pictures) + tables.write(grid, pages)
 
 
 def newest(profile):
