@@ -11,9 +11,9 @@ from .style import COLOURS, LABELS, MARKERS, canvas, caption, mixers, with_colum
 
 AXES = ("local", "shared", "dynamic")
 EFFECTS = {factors: " x ".join(AXES[i] for i in factors) for n in (1, 2, 3) for factors in itertools.combinations(range(3), n)}
-NAMES = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %", "accuracy": "test accuracy, %"}
-FIELDS = {"mask_rate": "mask rate", "in_patch": "in patch", "skip": "skip connections", "images": "images without labels",
-          "labelled": "labelled images", "input": "input", "permute": "permutation", "dataset": "data set"}  # fmt: skip
+NAMES = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %"}
+FIELDS = {"mask_rate": "mask rate", "skip": "skip connections", "images": "images without labels",
+          "labelled": "labelled images", "permute": "permutation", "dataset": "data set"}  # fmt: skip
 COLUMNS = ["seed", "status", "psnr", "probe", "init_probe", "accuracy"]
 ALL = ("images", "labelled")  # 0 stands for all
 UNITS = {"colours": "colours"}
