@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.biasnb-ready
 
-.PHONY: reproduce test lint figures lab clean install
+.PHONY: reproduce test lint figures report lab clean install
 
 reproduce: $(READY)  ## every notebook with PROFILE=quick; FRESH=1 starts anew; SET="field=value ..." changes settings
 	$(BIN)/python -m biasnb reproduce --profile $(PROFILE) $(if $(FRESH),--fresh) $(SET)
@@ -19,8 +19,11 @@ lint: $(READY)  ## style of package, tests and notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
-figures: $(READY)  ## redraw figures/ from the committed records in results/
+figures: $(READY)  ## redraw figures/ and decide the claims from the committed records in results/
 	$(BIN)/python -m biasnb figures
+
+report: $(READY)  ## runs/PROFILE/report: the executed notebooks and the claims as a static site
+	$(BIN)/python -m biasnb report --profile $(PROFILE)
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

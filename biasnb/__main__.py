@@ -10,7 +10,7 @@ from .config import PROFILES, BiasnbError, ConfigError, check_names, configure, 
 from .experiments import EXPERIMENTS, experiment, fitting, plan
 from .keys import key
 from .operators import MIXERS
-from .store import Store
+from .store import ROOT, Store
 
 EPILOG = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
 
@@ -82,7 +82,7 @@ def tune(args):
 
 def proofs(args):
     from .proof import markdown
-    from .store import ROOT, write_atomic
+    from .store import write_atomic
 
     text = markdown()
     write_atomic(ROOT / "docs" / "operators.md", text)
@@ -127,6 +127,49 @@ def figures(args):
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
 
 
+def claims(args):
+    from . import claims, verdicts
+    from .suite import published
+
+    names = [args.profile] if args.runs else published()
+    found = claims.findings([Store(name, "runs" if args.runs else "results") for name in names])
+    folder = Store(args.profile).folder / "claims" if args.runs else ROOT / "figures"
+    paths = verdicts.write(found, folder)
+    for f in found:
+        if args.profile in (None, f.profile):
+            print(f"{f.claim.id:3} {f.metric:10} {f.profile:7} {f.verdict:12} {f.effect}; n {f.n}; {f.why}")
+    print("\n".join(str(path) for path in paths if path.suffix in (".md", ".png")))
+
+
+def report(args):
+    from . import claims
+    from .report import write
+
+    store = Store(args.profile)
+    print(write(store, claims.findings([store])))
+
+
+def verify(args):
+    from .pretrained import verify
+
+    rows = verify(args.profile, data_dir=args.data_dir)
+    for row in rows:
+        outcome = {True: "agrees", False: "DIFFERS", None: row["measured"]}[row["agrees"]]
+        numbers = f"{row['recorded']:>18} {row['measured']:>18} {row['allowed']:9}"
+        print(f"{row['network']:12} {row['metric']:10} {numbers} {outcome}")
+    wrong = [f"{row['network']} {row['metric']}" for row in rows if row["agrees"] is False]
+    if wrong:
+        raise BiasnbError(f"{len(wrong)} of {len(rows)} numbers differ from the records: {', '.join(wrong)}")
+    if all(row["agrees"] is None for row in rows):
+        raise BiasnbError(f"profile: nothing of {args.profile!r} could be verified, as its data are not here; give --data-dir")
+
+
+def sheet(args):
+    from .sheet import write
+
+    print(write())
+
+
 def publish(args):
     from .suite import publish
 
@@ -135,7 +178,11 @@ def publish(args):
         print(f"left out, as their settings are not the profile's (name them to publish them): {', '.join(left)}")
     if dirty:
         print(f"warning: {dirty} records were made from uncommitted code; run again from a clean commit to make them traceable")
-    print(f"{count} records of {args.profile} published to results/{args.profile}; now `biasnb figures`, look, and commit")
+    if args.networks:
+        from .pretrained import publish as publish_networks
+
+        print(f"weights of {', '.join(publish_networks(args.profile, args.data_dir))}")
+    print(f"{count} records of {args.profile} published; now `biasnb figures` and `biasnb sheet`, look, and commit")
 
 
 def listing(args):
@@ -218,6 +265,15 @@ def parser():
     p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")
     p = command("publish", publish, "make the records of a run the committed reference", "publish --profile quick")
     p.add_argument("names", nargs="*", metavar="GRID", help="grids to publish (default: all with the profile's own settings)")
+    p.add_argument("--networks", action="store_true", help="also the weights of one network per preset and cell, for `verify`")
+    p.add_argument("--data-dir", default="", help="where the data of the networks lie, if it is a folder")
+    p = command("claims", claims, "decide every claim from records alone", "claims --profile quick", profile=None)
+    p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")
+    p = command("report", report, "your executed notebooks and claims as static HTML", "report --profile quick")
+    p = command("verify", verify, "re-evaluate published networks and compare with the records", "verify --profile quick")
+    p.add_argument("--data-dir", default="", help="where the data of the networks lie, if it is a folder")
+    p = commands.add_parser("sheet", help="fill REPRODUCIBILITY.md from the committed records", epilog="Example: biasnb sheet")
+    p.set_defaults(action=sheet)
     p = commands.add_parser("list", help="notebooks, profiles, operators, settings", epilog="Example: biasnb list")
     p.set_defaults(action=listing)
     p = command("status", status, "which runs are done, running, failed, missing", "status --profile quick")
@@ -232,7 +288,7 @@ def main(words=None):
         top.error(f"unrecognized: {' '.join(late)}")
     if late:
         args.settings += late
-    if args.command == "figures" and args.runs and not args.profile:
+    if args.command in ("figures", "claims") and args.runs and not args.profile:
         args.profile = "quick"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

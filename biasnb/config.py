@@ -10,6 +10,7 @@ from .operators import MIXERS
 PHOTOGRAPHS_VERSION = LEAVES_VERSION = 1  # part of the key: raise them when the embedded data change
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VERSIONS = {"photographs": PHOTOGRAPHS_VERSION, "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION}
+SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
 DATASETS = (*VERSIONS, "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "folder")
 
 

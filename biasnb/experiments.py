@@ -38,12 +38,14 @@ EXPERIMENTS = {
     "27_sample_size": Experiment("Does a bias help more when images are few?", grids.sample_size,
                                  ("seed", "mixer", "images", "labelled")),
     "28_position": Experiment("Where do tokens need to get their place from?", grids.position, ("seed",)),
+    "29_precision": Experiment("Do the results depend on the arithmetic they were computed in?", grids.precision,
+                               ("seed", "mixer", "precision")),
     "30_symmetry": Experiment("How equivariant to shifts are the networks, and when does that help?", grids.symmetry,
                               ("seed",)),
     "31_receptive_field": Experiment("From how far do the networks read, before and after training?", grids.cells,
                                      ("seed", "mixer")),
     "40_reconstructions": Experiment("What do the reconstructions look like?", grids.reconstructions, AXES),
-    "90_paper": Experiment("Every table and figure, from records only.", grids.nothing),
+    "90_paper": Experiment("What do all records say of the claims, in the order of the paper?", grids.nothing),
 }  # fmt: skip
 
 

@@ -6,8 +6,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from . import portraits, studies
-from .stats import mean_interval
+from . import portraits, studies, trends
 from .store import write_atomic
 from .style import (
     COLOURS,
@@ -24,41 +23,20 @@ from .style import (
     pictures,
     with_columns,
 )
-
-
-def across_depth(ax, runs, column, mixer, shift, scale=1.0, **style):
-    """Mean and 95 % interval over seeds at each depth, with the seeds as dots. `shift` separates networks sideways."""
-    depths, means, halves = [], [], []
-    done = runs[(runs.mixer == mixer) & (runs.status == "done")].dropna(subset=[column])
-    for depth, part in done.groupby("depth"):
-        mean, half, n = mean_interval(scale * part[column])
-        depths.append(depth * 2**shift)
-        means.append(mean)
-        halves.append(0 if n < 2 else half)
-        ax.plot([depth * 2**shift] * n, scale * part[column], ".", color=COLOURS[mixer], alpha=0.35, markersize=5, zorder=2)
-    ax.errorbar(depths, means, halves, color=COLOURS[mixer], marker=MARKERS[mixer], markersize=5.5, capsize=2.5, **style)
-
-
-def depth_axis(ax, grid):
-    depths = depths_of(grid)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(depths, [str(d) for d in depths])
-    ax.minorticks_off()
-    ax.set_xlim(depths[0] / 1.35, depths[-1] * 1.35)
-    ax.set_xlabel("depth L, blocks")
+from .trends import across, depth_axis, loss_unit, percent
 
 
 def psnr_by_depth(grid):
     """Masked PSNR against depth, one line per network, the three untrained baselines as dashed levels."""
     figure, (ax,) = canvas(7.2, 4.4)
     runs = with_columns(grid.frame(), "psnr")
+    depth_axis(ax, grid)
     for i, mixer in enumerate(mixers(grid)):
-        across_depth(ax, runs, "psnr", mixer, 0.05 * (i - 1), label=LABELS[mixer])
+        across(ax, runs[runs.mixer == mixer], "depth", "psnr", mixer, 0.05 * (i - 1), label=LABELS[mixer])
     floor = grid.floor()
     if floor:
         for name, value in floor["psnr"].items():
             level(ax, value, FLOORS[name])
-    depth_axis(ax, grid)
     ax.set_ylabel("PSNR on hidden pixels, dB")
     ax.set_title("Reconstruction of hidden pixels, higher is better", loc="left")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=len(mixers(grid)), frameon=False)
@@ -72,11 +50,12 @@ def probe_by_depth(grid):
     runs = with_columns(grid.frame(), "probe", "init_probe")
     floor = grid.floor()
     for i, (ax, mixer) in enumerate(zip(axes, mixers(grid), strict=True)):
-        across_depth(ax, runs, "probe", mixer, 0.04, 100)
-        across_depth(ax, runs, "init_probe", mixer, -0.04, 100, linestyle=":", markerfacecolor="white")
+        depth_axis(ax, grid)
+        part = percent(runs[runs.mixer == mixer])
+        across(ax, part, "depth", "probe", mixer, 0.04)
+        across(ax, part, "depth", "init_probe", mixer, -0.04, linestyle=":", markerfacecolor="white")
         if floor:
             level(ax, 100 * floor["pixel_probe"]["test"], "raw pixels" if i == len(axes) - 1 else "")
-        depth_axis(ax, grid)
         ax.set_title(LABELS[mixer], loc="left", color=COLOURS[mixer])
     axes[0].set_ylabel("linear probe, test accuracy, %")
     caption(figure, grid, "filled: trained; open and dotted: the same network at random init; ")
@@ -136,8 +115,7 @@ def learning_curves(grid):
         ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 5)))
         ax.set_xlabel("training step")
         ax.set_title(f"depth {depth}", loc="left")
-    palette = grid.runs[0].get("target") == "palette"
-    axes[0].set_ylabel("loss on hidden tokens, " + ("nats per pixel" if palette else "squared error / variance"))
+    axes[0].set_ylabel(f"loss on hidden tokens, {loss_unit(grid)}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     seeds = len({run["seed"] for run in grid.runs})
     footer(figure, grid.caption(), f"one line per seed, n = {seeds}; each point averages the steps since the last")
@@ -184,15 +162,22 @@ def rows_of(grid, records, *arrays):
 LEVELS = {"levels": studies.levels}
 FIGURES = {
     "10_one_run": {"curves": learning_curves, "layers": probe_by_layer},
-    "20_trio": {"psnr": psnr_by_depth, "probe": probe_by_depth, "layers": probe_by_layer, "curves": learning_curves},
-    "21_cube": {"cube": studies.cube, "effects": studies.effects},
+    "20_trio": {
+        "psnr": psnr_by_depth,
+        "gap": trends.gap,
+        "probe": probe_by_depth,
+        "layers": probe_by_layer,
+        "curves": learning_curves,
+    },
+    "21_cube": {"cube": studies.cube, "effects": studies.effects, "interactions": trends.interactions},
     "22_representation": {"levels": studies.every_combination},
     "23_pretext": {**LEVELS, "completions": completions},
-    "24_geometry": LEVELS,
+    "24_geometry": {**LEVELS, "mask_rate": trends.mask_rate, "loss_probe": trends.loss_probe},
     "25_skip": LEVELS,
     "26_permutation": LEVELS,
-    "27_sample_size": LEVELS,
+    "27_sample_size": {**LEVELS, "sample_size": trends.sample_size},
     "28_position": {"levels": studies.every_combination},
+    "29_precision": LEVELS,
     "30_symmetry": {"symmetry": portraits.symmetry, "switch": portraits.switch, "spectrum": portraits.spectrum},
     "31_receptive_field": {"fields": portraits.fields, "distance": portraits.distance, "similarity": portraits.similarity},
     "40_reconstructions": {"rows": reconstructions},
@@ -208,6 +193,18 @@ def draw(name, grid):
     return figure
 
 
+def save(figure, stem):
+    """Write a figure as PNG, SVG and PDF; returns the paths. To be called within the suite's style."""
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:], metadata=metadata)
+        figure.set_layout_engine("none")  # laid out once, for all formats
+        paths.append(stem.with_suffix(suffix))
+        write_atomic(paths[-1], buffer.getvalue())
+    return paths
+
+
 def write(grid, folder):
     """Write every figure of a grid as PNG, SVG and PDF, with its numbers as CSV. Returns the paths."""
     paths = []
@@ -217,12 +214,7 @@ def write(grid, folder):
             if figure is None:
                 continue
             stem = folder / f"{grid.name}-{name}"
-            for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=suffix[1:], metadata=metadata)
-                figure.set_layout_engine("none")  # laid out once, for all formats
-                paths.append(stem.with_suffix(suffix))
-                write_atomic(paths[-1], buffer.getvalue())
+            paths += save(figure, stem)
         write_atomic(stem.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
         paths.append(stem.with_suffix(".csv"))
     return paths

@@ -5,10 +5,8 @@ A study varies few things around one base point, the profile's `study`; equal Co
 from dataclasses import replace
 from itertools import product
 
-from .config import ConfigError, check_profile, configure
+from .config import SHALLOW, ConfigError, check_profile, configure
 from .operators import MIXERS, TRIO, family
-
-SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
 
 
 def over(profile, overrides, **axes):
@@ -109,7 +107,16 @@ def pretext(profile, overrides):
 
 
 def geometry(profile, overrides):
-    return star(profile, overrides, family("trio"), "depth", "width", "patch", "kernel", "mask_rate", "budget")
+    """A star, and patch 2 trained for a quarter of the steps beside patch 4 trained for four times as many: patches 2 and 4 at
+    two budgets of about equal FLOP."""
+    factors = ("depth", "width", "patch", "kernel", "mask_rate", "budget")
+    runs = star(profile, overrides, family("trio"), *factors)
+    if not {"patch", "budget"} & set(overrides):
+        fixed = {name: value for name, value in overrides.items() if name not in factors or not isinstance(value, list | tuple)}
+        steps = runs[0].steps
+        for patch, budget in ((2, max(1, steps // 4)), (2, steps), (4, steps), (4, 4 * steps)):
+            runs += study(profile, {**fixed, "patch": patch, "steps": budget}, mixer=family("trio"))
+    return list(dict.fromkeys(runs))
 
 
 def skip(profile, overrides):
@@ -138,6 +145,11 @@ def position(profile, overrides):
     runs += study(profile, overrides, position=("none", "learned"), mixer=("mixer",))
     runs += study(profile, overrides, position=("none", "learned"), padding=("zeros", "circular"), mixer=("convmixer",))
     return list(dict.fromkeys(runs))
+
+
+def precision(profile, overrides):
+    """The same networks in both arithmetics."""
+    return study(profile, overrides, precision=("fp32", "bf16"), mixer=family("trio"))
 
 
 def cells(profile, overrides):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -71,17 +72,25 @@ def prepare(cfg):
     return data, build(cfg, data.stats(), palette, device, len(data.classes))
 
 
-def restore(key, store, data_dir=""):
-    """(record, data, network with its trained weights) of a finished run; `data_dir` is where its data lie.
-
-    Raises StoreError if its weights are missing, BiasnbError as `prepare` does."""
-    record = store.load(key)
-    data, model = prepare(Config(**record["config"], data_dir=data_dir))
-    path = store.path(key, ".safetensors")
+def fill(model, path):
+    """Load the weights in a file into a network. Raises StoreError naming the file."""
     try:
         model.load_state_dict(load_tensors(path.read_bytes()))
     except OSError as error:
         raise StoreError(f"{path}: weights cannot be read ({error.strerror}); train the run again to have them") from None
+    except SafetensorError as error:
+        raise StoreError(f"{path}: not readable as safetensors ({error}); train the run again") from None
+    except RuntimeError:
+        raise StoreError(f"{path}: holds the weights of another network; train the run again") from None
+
+
+def restore(key, store, data_dir=""):
+    """(record, data, network with its trained weights) of a finished run; `data_dir` is where its data lie.
+
+    Raises StoreError for weights that are missing or do not fit, BiasnbError as `prepare` does."""
+    record = store.load(key)
+    data, model = prepare(Config(**record["config"], data_dir=data_dir))
+    fill(model, store.path(key, ".safetensors"))
     return record, data, model
 
 

@@ -258,30 +258,35 @@ class Grid:
         return [key for key in self.keys if not self.store.has(key)]
 
     def factors(self):
-        """The fields beside the seed that vary between runs of one mixer; the depth if none does."""
-        values = {}
+        """The fields beside the seed that vary between runs of one mixer; the depth if none does. A searched rate follows from
+        the others and is none."""
+        values, follows = {}, {"key", "floor", "seed", *(["lr"] if self.rates else [])}
         for run in self.runs:
             for name, value in run.items():
                 values.setdefault(name, {}).setdefault(run["mixer"], set()).add(value)
-        varied = [name for name, seen in values.items() if name not in ("key", "floor", "seed")
+        varied = [name for name, seen in values.items() if name not in follows
                   and any(len(levels) > 1 for levels in seen.values())]  # fmt: skip
         return [name for name in fields_of() if name in varied] or ["depth"]
 
+    def base(self):
+        """Factor -> its level at the point that all else is varied around: the first that was asked for."""
+        return {name: next((run[name] for run in self.runs if run.get(name) is not None), None) for name in self.factors()}
+
     def frame(self):
-        """One row per run that was asked for; a run without a record has the status 'missing' and no metrics. The floors'
-        metrics are columns too: floor_psnr (visible-neighbour mean) and floor_probe (raw pixels)."""
+        """One row per run that was asked for; a run without a record has the status 'failed' if it left an error, else
+        'missing', and no metrics. The floors' metrics are columns too: floor_psnr (visible-neighbour mean) and floor_probe
+        (raw pixels)."""
         found = frame([self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])])
         asked = pd.DataFrame(self.runs)
         floors = {key: self.store.load(key) for key in set(asked.get("floor", ())) if self.store.has(key)}
         values = {key: (floor["psnr"]["neighbour_mean"], floor["pixel_probe"]["test"]) for key, floor in floors.items()}
         for i, name in enumerate(("floor_psnr", "floor_probe")):
             asked[name] = [values.get(key, (float("nan"),) * 2)[i] for key in asked.get("floor", ())]
+        asked["status"] = ["failed" if self.store.path(run["key"], ".error").is_file() else "missing" for run in self.runs]
         if found.empty:
-            return asked.assign(status="missing")
+            return asked
         rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")
-        for name in asked.columns:
-            rows[name] = asked[name]
-        return rows.assign(status=rows["status"].fillna("missing"))
+        return rows.assign(status=rows["status"].fillna(asked["status"]), **asked.drop(columns="status"))
 
     def floor(self):
         """The floor record of its first run, or None if it is missing."""

@@ -13,7 +13,7 @@ AXES = ("local", "shared", "dynamic")
 EFFECTS = {factors: " x ".join(AXES[i] for i in factors) for n in (1, 2, 3) for factors in itertools.combinations(range(3), n)}
 NAMES = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %"}
 FIELDS = {"mask_rate": "mask rate", "skip": "skip connections", "images": "images without labels",
-          "labelled": "labelled images", "permute": "permutation", "dataset": "data set"}  # fmt: skip
+          "labelled": "labelled images", "permute": "permutation", "dataset": "data set", "steps": "steps"}  # fmt: skip
 COLUMNS = ["seed", "status", "psnr", "probe", "init_probe", "accuracy"]
 ALL = ("images", "labelled")  # 0 stands for all
 UNITS = {"colours": "colours"}
@@ -53,23 +53,23 @@ def done_runs(grid):
     return runs[runs.status == "done"]
 
 
-def at_base(grid, runs, name):
-    """The runs for the panel of one factor: every other one at the level that most runs share, or not read by the operator."""
+def at_base(grid, runs, *free):
+    """The runs for the panel of some factors: every other one at its base level, or not read by the operator."""
     keep = np.ones(len(runs), bool)
-    for other in grid.factors():
-        if other != name:
-            base = pd.Series([run.get(other) for run in grid.runs]).mode().iloc[0]
-            keep &= ((runs[other] == base) | runs[other].isna()).to_numpy()
+    for name, base in grid.base().items():
+        if name not in free:
+            keep &= ((runs[name] == base) | runs[name].isna()).to_numpy()
     return runs[keep]
 
 
 def levels(grid):
     """One column of panels per factor, all others at their base level: PSNR above, probe below, untrained floors as dashes."""
-    factors, runs = grid.factors(), done_runs(grid)
+    factors, runs, base = grid.factors(), done_runs(grid), grid.base()
     columns = []
     for name in factors:
-        rows = at_base(grid, runs, name)
-        asked = list(dict.fromkeys(run[name] for run in grid.runs if name in run))
+        rows, others = at_base(grid, runs, name), [factor for factor in factors if factor != name]
+        asked = list(dict.fromkeys(run[name] for run in grid.runs if name in run
+                                   and all(run.get(other, base[other]) == base[other] for other in others)))  # fmt: skip
         asked = sorted(asked, key=lambda v: (v == 0, v)) if all(isinstance(v, int | float) for v in asked) else asked
         columns.append((FIELDS.get(name, name), [(shown(name, v), rows[rows[name] == v]) for v in asked]))
     return panels(grid, columns), runs[["mixer", *factors, *COLUMNS]]

@@ -1,5 +1,6 @@
 """The whole suite: run every notebook, draw what the records say, compare with the reference, publish."""
 
+import io
 import signal
 import sys
 import time
@@ -7,14 +8,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from multiprocessing import Pool
 from pathlib import Path
 
-from . import workers
+from . import claims, report, verdicts, workers
 from .config import BiasnbError, check_profile
 from .experiments import EXPERIMENTS, plan
 from .progress import clock
 from .store import ROOT, Store, StoreError, write_atomic
 
+AT_ONCE = 4  # notebooks
 FEW = 4  # grids that are not worth starting processes for
 # How far the same run may be off on another machine: metric -> (path in the record, band, unit).
 BANDS = {
@@ -42,7 +45,8 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
         store.folder.rename(next(folder for folder in aside if not folder.exists()))
     failed, start = [], time.monotonic()
     requests = {name: notebook.request(name, notebook.parameters(name, asked[name])) for name in EXPERIMENTS}
-    configs = [cfg for name, request in requests.items() for cfg in plan(name, *request)[1]]
+    plans = [plan(name, *request) for name, request in requests.items()]
+    configs = [cfg for _, planned in plans for cfg in planned]
     print(f"{len(set(configs))} runs for {len(EXPERIMENTS)} notebooks", file=stream, flush=True)
     before = set(store.folder.glob("*.json"))
     try:
@@ -51,29 +55,49 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
     except BiasnbError as error:
         state = "FAILED"  # the notebooks that need what failed say so once more
         print(f"error: {error}", file=stream, flush=True)
-    rows = [("training", state, time.monotonic() - start, len(set(store.folder.glob("*.json")) - before), None)]
-    for i, name in enumerate(EXPERIMENTS, 1):
-        print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}", file=stream, flush=True)
-        began, before = time.monotonic(), set(store.folder.glob("*.json"))
+    print(f"{len(set(store.folder.glob('*.json')) - before)} new records", file=stream, flush=True)
+    rows, found = [("training", state, time.monotonic() - start, None)], []
+    for grid, planned in plans:
+        if planned:
+            grid.save()
+    with notebook.this_interpreter(), Pool(min(workers.cores(), AT_ONCE)) as pool:
+        for i, (name, path, seconds, text) in enumerate(pool.imap(partial(executed, given=asked), EXPERIMENTS), 1):
+            print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}\n{text}", file=stream, flush=True)
+            rows.append((name, "done" if path else "FAILED", seconds, path))
+            failed += [] if path else [name]
+    paths = []
+
+    def decided():
+        found.extend(claims.findings([store]))
+        return verdicts.write(found, store.folder / "claims")
+
+    steps = {"figures": lambda: render(store), "claims": decided, "report": lambda: [report.write(store, found)]}
+    for name, make in steps.items():
+        began, state = time.monotonic(), "done"
         try:
-            path = notebook.execute(name, asked[name], stream)
-            state = "done"
+            paths += make()
         except BiasnbError as error:
             failed.append(name)
-            state, path = "FAILED", None
+            state = "FAILED"
             print(f"error: {error}", file=stream, flush=True)
-        trained = len(set(store.folder.glob("*.json")) - before)
-        rows.append((name, state, time.monotonic() - began, trained, path))
-    paths = []
-    try:
-        paths = render(store)
-    except BiasnbError as error:
-        failed.append("figures")
-        print(f"error: {error}", file=stream, flush=True)
+        rows.append((name, state, time.monotonic() - began, None))
     summary = summarise(profile, rows, time.monotonic() - start, paths)
     write_atomic(store.folder / "summary.md", summary)
     print("\n" + summary, file=stream, flush=True)
     return failed
+
+
+def executed(name, given):
+    """Run one notebook, in a process of its own: (name, path of the executed copy or None, seconds, what it printed)."""
+    from . import notebook
+
+    began, stream = time.monotonic(), io.StringIO()
+    try:
+        path = notebook.execute(name, given[name], stream)
+    except BiasnbError as error:
+        path = None
+        print(f"error: {error}", file=stream)
+    return name, path, time.monotonic() - began, stream.getvalue()
 
 
 def render(store, folder=None):
@@ -99,23 +123,31 @@ def newest(profile):
     return own if own.grids() else Store(profile, "results")
 
 
+def published():
+    """The profiles that have committed records."""
+    return sorted(p.name for p in (ROOT / "results").glob("*") if p.is_dir())
+
+
 def render_reference(profiles=None):
-    """Draw figures/<profile> from results/<profile> for every published profile. Returns the paths."""
-    found = sorted(p.name for p in (ROOT / "results").glob("*") if p.is_dir())
+    """Draw figures/<profile> from results/<profile> for every published profile, and figures/claims.* from all of them.
+    Returns the paths. Raises StoreError for a profile that is not published."""
+    found = published()
     unknown = sorted(set(profiles or []) - set(found))
     if unknown:
         raise StoreError(f"profile: {unknown[0]!r} has no records in results/; published are {found}")
-    return [path for profile in profiles or found for path in render(Store(profile, "results"), ROOT / "figures" / profile)]
+    paths = [path for profile in profiles or found for path in render(Store(profile, "results"), ROOT / "figures" / profile)]
+    return paths + verdicts.write(claims.findings([Store(profile, "results") for profile in found]), ROOT / "figures")
 
 
 def summarise(profile, rows, seconds, paths):
     """The closing page of `reproduce` as Markdown: what ran, how long, what to open, agreement with the reference."""
     done = sum(state == "done" for name, state, *_ in rows if name in EXPERIMENTS)
     lines = [f"# {profile}: {done} of {len(EXPERIMENTS)} notebooks in {clock(seconds)}", ""]
-    lines += ["| step | state | time | new records |", "|---|---|---|---|"]
-    lines += [f"| {name} | {state} | {clock(took)} | {trained} |" for name, state, took, trained, _ in rows]
+    lines += ["| step | state | time |", "|---|---|---|"]
+    lines += [f"| {name} | {state} | {clock(took)} |" for name, state, took, _ in rows]
     lines += ["", "Open:", ""]
-    opened = [path for name, _, _, _, path in rows if path and name.startswith(("20", "40", "90"))]
+    opened = [path for path in paths if path.suffix == ".html" or path.name == "claims.md"]
+    opened += [path for name, _, _, path in rows if path and name.startswith(("20", "40", "90"))]
     opened += [path for path in paths if path.suffix == ".png"]
     lines += [f"- {shown(path)}" for path in opened]
     lines += ["", *agreement(profile), ""]

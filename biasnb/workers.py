@@ -32,8 +32,7 @@ def train(configs, store):
     stops all workers, and their runs go on from their checkpoints the next time."""
     needed = {(key(cfg), floor_key(cfg)): cfg for cfg in dict.fromkeys(configs)}
     missing = {keys: cfg for keys, cfg in needed.items() if lacks(keys, store)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = min(cores, len(missing), AT_MOST)
+    count = min(cores(), len(missing), AT_MOST)
     own = any(not isinstance(MIXERS[cfg.mixer].operator, str) for cfg in configs)
     if count and not own and not on_gpu(configs):
         return side_by_side(count, missing, store)
@@ -42,6 +41,11 @@ def train(configs, store):
     for i, cfg in enumerate(missing.values(), 1):
         runs.floor(cfg, store)
         runs.run(cfg, store, f"run {i}/{len(missing)}: ")
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def lacks(keys, store):

@@ -8,9 +8,9 @@ from biasnb import store
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty checkout: everything the package writes goes there."""
-    from biasnb import data, suite
+    from biasnb import data, report, sheet, suite
 
-    for module in (store, data, suite):
+    for module in (store, data, report, suite, sheet):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setenv("BIASNB_ROOT", str(tmp_path))  # for processes
     return tmp_path

@@ -12,7 +12,7 @@ from biasnb import notebook, suite, workers
 from biasnb.config import ConfigError
 from biasnb.experiments import EXPERIMENTS
 from biasnb.notebook import NotebookError
-from biasnb.store import ROOT, Store
+from biasnb.store import ROOT, Store, write_atomic
 
 NAMES = list(EXPERIMENTS)
 PARTS = {
@@ -243,8 +243,13 @@ def test_an_unknown_option_is_refused(capsys):
 
 
 def test_reproduce_passes_each_notebook_what_it_can_use(root, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(notebook, "execute", lambda name, given, stream: seen.update({name: given}) or root / "runs/x")
+    def note(name, given, stream):  # in a process of its own
+        path = root / "seen" / name
+        write_atomic(path, json.dumps(given))
+        return path
+
+    monkeypatch.setattr(notebook, "execute", note)
+    monkeypatch.setattr(suite, "render", lambda store: [])
     trained = []
     monkeypatch.setattr(workers, "train", lambda configs, store: trained.extend(configs))
     old = Store("smoke").folder
@@ -252,10 +257,12 @@ def test_reproduce_passes_each_notebook_what_it_can_use(root, monkeypatch):
     (old / "mine.txt").write_text("kept")
     suite.reproduce("smoke", {"seed": "3,4", "steps": "5"}, fresh=True)
     assert (old.with_name("smoke.old1") / "mine.txt").read_text() == "kept"
+    seen = {path.name: json.loads(path.read_text()) for path in (root / "seen").iterdir()}
     assert seen["20_trio"] == {"profile": "smoke", "seed": [3, 4], "steps": 5}
     assert seen["10_one_run"] == seen["00_start_here"] == {"profile": "smoke", "seed": 3, "steps": 5}
     assert seen["90_paper"] == {"profile": "smoke"}
-    assert {cfg.seed for cfg in trained} == {3, 4} and {cfg.steps for cfg in trained} == {5}
+    assert {cfg.seed for cfg in trained} == {3, 4}
+    assert {cfg.steps for cfg in trained} == {1, 5, 20}  # 24_geometry: also a quarter and four times
     assert {cfg.mixer for cfg in trained} >= {"convmixer", "attn", "static_softmax"}
     with pytest.raises(ConfigError, match="sede"):
         suite.reproduce("smoke", {"sede": "3"})

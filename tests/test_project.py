@@ -13,8 +13,9 @@ from biasnb.store import ROOT
 ORDER = [
     "operators", "config", "keys", "store", "environment", "photographs", "leaves", "data", "palette", "embed",
     "positions", "mixing", "model", "pretext", "baselines", "probe", "compare", "measure", "proof", "progress",
-    "checkpoint", "train", "run", "workers", "tune", "stats", "style", "studies", "portraits", "figures", "tables",
-    "grids", "experiments", "notebook", "suite", "__main__",
+    "checkpoint", "train", "run", "pretrained", "workers", "tune", "stats", "style", "studies", "portraits", "trends",
+    "figures", "tables", "evidence", "hypotheses", "claims", "verdicts", "grids", "experiments", "notebook", "pages", "report",
+    "suite", "sheet", "__main__",
 ]  # fmt: skip
 
 
@@ -25,7 +26,8 @@ def requirements():
 
 def test_conda_environment_equals_pyproject():
     needed, project = requirements()
-    listed = [d for d in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(d, str)]
+    given = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    listed = [d for d in given if isinstance(d, str)] + [d for d in given[-1]["pip"] if not d.startswith("--")]
     expected = {f"python{project['requires-python']}", "pip", *(d.replace("torch>", "pytorch>") for d in needed)}
     assert sorted(listed) == sorted(expected)
 

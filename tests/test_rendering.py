@@ -2,15 +2,16 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
 from synthetic import NO_TORCH, grid, record_of, run_record
 
-from biasnb import figures, store, studies, style, suite, tables
+from biasnb import figures, store, studies, style, suite, tables, trends
 from biasnb.config import Config
-from biasnb.store import Store
+from biasnb.store import Store, StoreError
 from biasnb.style import FLOORS
 
 CHECKOUT = store.ROOT
@@ -20,23 +21,31 @@ DRAWN = sorted({*figures.FIGURES, *tables.TABLES})
 def test_summary_shows_mean_interval_n_and_floors(root):
     table = tables.summary(grid(Store("smoke"), seed=[0, 1, 2]))
     assert table["n"].tolist() == [3] * 6
-    assert table["masked PSNR, dB"].str.fullmatch(r"(24|22|20|23|21|19)\.\d\d ± 0\.\d\d").all()
+    assert table["masked PSNR, dB"].str.fullmatch(r"(24|22|20|23|21|19)\.\d\d ± 0\.\d\d \(3\)").all()
     assert table["neighbour mean, dB"].tolist() == ["21.70"] * 6
     assert table["raw pixels, %"].tolist() == ["42.0"] * 6
     assert "accuracy, %" not in table
 
 
-def test_missing_and_diverged_runs_are_counted_and_never_averaged(root):
-    g = grid(Store("smoke"), seed=[0, 1, 2])
+def test_missing_failed_and_diverged_runs_are_counted_and_never_averaged(root):
+    g = grid(Store("smoke"), seed=[0, 1, 2, 3])
     before = tables.summary(g)
     keys = [run["key"] for run in g.content["runs"] if run["mixer"] == "igpt" and run["depth"] == 1]
-    g.store.path(keys[0]).unlink()
+    for key in (keys[0], keys[3]):
+        g.store.path(key).unlink()
+    g.store.path(keys[3], ".error").write_text("MemoryError")
     g.store.save(run_record("igpt", 1, 1, status="diverged"))
     row = tables.summary(g).set_index(["network", "depth"]).loc[("iGPT (attention)", "1")]
-    assert (row["n"], row["diverged"], row["missing"]) == (1, 1, 1)
+    assert (row["n"], row["diverged"], row["failed"], row["missing"]) == (1, 1, 1, 1)
+    assert g.frame().set_index("key").status[keys].tolist() == ["missing", "diverged", "done", "failed"]
     left = g.store.load(keys[2])["psnr"]["test"]
-    assert row["masked PSNR, dB"] == f"{left:.2f}"
-    assert before.set_index(["network", "depth"]).loc[("iGPT (attention)", "1"), "n"] == 3
+    assert row["masked PSNR, dB"] == f"{left:.2f} (1)"
+    assert before.set_index(["network", "depth"]).loc[("iGPT (attention)", "1"), "n"] == 4
+    for key in keys:
+        g.store.path(key).unlink(missing_ok=True)
+    gaps = tables.differences(g)
+    gaps = gaps[gaps.difference.str.contains("iGPT") & (gaps.depth == 1)]
+    assert gaps["masked PSNR, dB"].tolist() == gaps["probe, points"].tolist() == ["—"] * 2
 
 
 def test_differences_are_paired_by_seed(root):
@@ -56,13 +65,13 @@ def test_effects_of_the_cube_are_those_of_the_design_over_complete_seeds(root):
     known = {"local": 1 * 2, "shared": 2 * 2, "dynamic": -4 * 2, "local x shared": 0, "local x shared x dynamic": 0}
     for effect, value in known.items():
         assert float(table.loc[effect, "PSNR, dB"].split(" ± ")[0]) == pytest.approx(value, abs=0.3), effect
-    assert table.loc["local", "probe, points"] == "0.0 ± 0.0"
+    assert table.loc["local", "probe, points"] == "0.0 ± 0.0 (2)"
     g.store.path(next(run["key"] for run in g.runs if run["mixer"] == "attn" and run["seed"] == 1)).unlink()
     assert tables.effects(g)["n"].tolist() == [1] * 7
 
 
 def broken(g):
-    """The grid with one run diverged and, where there are more, the first and the last missing: (missing, diverged)."""
+    """One run of the grid diverged and, where there are more, the first missing and the last failed: their numbers."""
     first, middle, last = (g.runs[i] for i in (0, len(g.runs) // 2, -1))
     g.store.save(
         record_of(Config(**{name: middle[name] for name in middle if name not in ("key", "floor")}), status="diverged")
@@ -70,7 +79,10 @@ def broken(g):
     lost = {first["key"], last["key"]} - {middle["key"]}
     for key in lost:
         g.store.path(key).unlink()
-    return len(lost), 1
+    failed = last["key"] in lost
+    if failed:
+        g.store.path(last["key"], ".error").write_text("MemoryError")
+    return {"n": len(g.runs) - 1 - len(lost), "diverged": 1, "failed": failed, "missing": len(lost) - failed}
 
 
 @pytest.mark.filterwarnings("error")
@@ -83,7 +95,8 @@ def test_all_that_an_experiment_shows_is_written_and_drawn_again_alike(root, mon
     names = figures.FIGURES[experiment]
     assert not set(names) & set(tables.TABLES[experiment])
     assert [p.name for p in pictures] == [f"{experiment}-{n}{s}" for n in names for s in (".png", ".svg", ".pdf", ".csv")]
-    assert [p.name for p in written] == [f"{experiment}-{n}{s}" for n in tables.TABLES[experiment] for s in (".md", ".csv")]
+    pages = tables.TABLES[experiment]
+    assert [p.name for p in written] == [f"{experiment}-{n}{s}" for n in pages for s in (".md", ".csv", ".tex")]
     assert all(p.read_text().count("\n") > 1 for p in (*pictures, *written) if p.suffix in (".csv", ".md"))
     save = style.Picture.savefig
     monkeypatch.setattr(style.Picture, "savefig", lambda *a, format, **k: format == "png" and save(*a, format=format, **k))
@@ -103,14 +116,12 @@ def rows(table):
 def test_an_experiment_with_gaps_is_drawn_and_its_tables_count_them(root, experiment):
     g = grid(Store("smoke"), experiment)
     whole = {name: rows(make(g)) for name, make in tables.TABLES[experiment].items()}
-    missing, diverged = broken(g)
-    runs = len(g.runs)
+    states, runs = broken(g), len(g.runs)
     for name, make in tables.TABLES[experiment].items():
         table = make(g)
         assert rows(table) == whole[name], name
         if "missing" in table:
-            counts = table["n"].sum(), table["diverged"].sum(), table["missing"].sum()
-            assert counts == (runs - missing - diverged, diverged, missing), name
+            assert {state: table[state].sum() for state in states} == states, name
     for name in figures.FIGURES[experiment]:
         figures.draw(name, g)
     for path in g.store.folder.glob("*.json"):
@@ -118,7 +129,7 @@ def test_an_experiment_with_gaps_is_drawn_and_its_tables_count_them(root, experi
     for name, make in tables.TABLES[experiment].items():
         table = make(g)
         assert rows(table) == whole[name], name
-        assert "missing" not in table or table["missing"].sum() == runs, name
+        assert "missing" not in table or table["missing"].sum() == runs - states["failed"], name
         assert "n" not in table or table["n"].sum() == 0, name
     for name in figures.FIGURES[experiment]:
         figures.draw(name, g)
@@ -130,7 +141,7 @@ def test_rendering_twice_gives_identical_bytes(root):
         g = grid(Store("smoke"), experiment)
         g.save()
     one, other = suite.render(g.store, root / "one"), suite.render(g.store, root / "other")
-    assert {p.suffix for p in one} == {".png", ".svg", ".pdf", ".md", ".csv"}
+    assert {p.suffix for p in one} == {".png", ".svg", ".pdf", ".md", ".csv", ".tex"}
     assert [p.name for p in one] == [p.name for p in other]
     for a, b in zip(one, other, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
@@ -166,7 +177,7 @@ def test_committed_figures_are_drawn_from_committed_records_fast_without_torch(t
     assert drawn and drawn == committed
     for path in drawn:
         one, other = tmp_path / "figures" / path, CHECKOUT / "figures" / path
-        if path.suffix in (".md", ".csv"):
+        if path.suffix in (".md", ".csv", ".tex"):
             assert one.read_bytes() == other.read_bytes(), path
         elif path.suffix == ".png":  # another matplotlib may set a few pixels otherwise
             a, b = (np.asarray(Image.open(p).convert("RGB"), int) for p in (one, other))
@@ -174,7 +185,7 @@ def test_committed_figures_are_drawn_from_committed_records_fast_without_torch(t
 
 
 def test_committed_records_validate_and_hold_no_path():
-    for folder in sorted((CHECKOUT / "results").glob("*")):
+    for folder in sorted(path for path in (CHECKOUT / "results").glob("*") if path.is_dir()):
         reference = Store(folder.name, "results")
         assert reference.grids()
         for g in reference.grids():
@@ -202,3 +213,196 @@ def test_every_operator_is_in_every_panel_of_a_factor_that_it_reads(root):
         for mixer in ("convmixer", "mixer", "igpt"):
             levels = shown[shown.mixer == mixer][name].dropna().nunique()
             assert levels >= 2 or (name == "kernel" and mixer != "convmixer"), (name, mixer)
+
+
+def test_the_base_of_a_grid_is_the_point_that_it_varies_around(root):
+    assert grid(Store("smoke"), "24_geometry").base() == {
+        "depth": 1, "width": 8, "patch": 2, "kernel": 3, "mask_rate": 0.5, "budget": "steps", "steps": 4}  # fmt: skip
+    assert grid(Store("smoke"), "21_cube").base() == {"pretext": "bert", "kernel": 3, "rank": 2}
+
+
+# ---- trends -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_gap_is_that_of_networks_of_one_seed_and_depth(root):
+    g = grid(Store("smoke"), seed=[0, 1, 2])
+    figure, table = trends.gap(g)
+    known = g.frame().pivot(index=["depth", "seed"], columns="mixer", values="psnr")
+    for row in table.itertuples():
+        assert row.psnr == pytest.approx(known.loc[(row.depth, row.seed), row.mixer] - known.loc[(row.depth, row.seed), "igpt"])
+    assert len(table) == 2 * 2 * 3 and len(figure.axes) == 2
+    g.store.path(next(run["key"] for run in g.runs if (run["mixer"], run["depth"], run["seed"]) == ("igpt", 1, 2))).unlink()
+    assert len(trends.gap(g)[1]) == 12 - 2
+
+
+def test_the_interaction_plot_shows_the_eight_cells_under_the_first_pretext(root):
+    g = grid(Store("smoke"), "21_cube")
+    figure, table = trends.interactions(g)
+    assert table.groupby("mixer").size().to_dict() == dict.fromkeys(studies.CUBE, 2)
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert {"●● local, shared\nconv → lattn", "●○ local\nlc → lattn_abs", "○● shared\ngconv → gattn",
+            "○○ neither\nfull → attn"} < set(words)  # fmt: skip
+    assert "n = 2 paired seeds" in figure.get_supxlabel().replace("\n", " ")
+
+
+def test_losses_are_compared_with_probes_only_where_the_task_is_the_same(root):
+    g = grid(Store("smoke"), "24_geometry")
+    frame = g.frame()
+    same = (frame.patch == 2) & (frame.mask_rate == 0.5) & (frame.budget == "steps") & (frame.steps == 4)
+    assert 0 < len(trends.loss_probe(g)[1]) == same.sum() < len(frame)
+
+
+def test_sizes_are_the_numbers_of_images_and_equal_runs_count_once(root):
+    """All images asked for by name or as 0 are the same run of a seed."""
+    g = grid(Store("smoke"), "27_sample_size")
+    for run in g.runs:
+        record = g.store.load(run["key"])
+        record["data"] |= {"pool": min(run["images"] or 64, 64), "train": run["labelled"]}
+        g.store.save(record, g.store.arrays(run["key"]))
+    figure, table = trends.sample_size(g)
+    assert set(table.n_images) == {64} and set(table.n_labelled) == {100, 200}
+    labels = [[tick.get_text() for tick in ax.get_xticklabels()] for ax in figure.axes]
+    assert labels == [["64\n(all)"], ["64\n(all)"], ["100", "200"]]
+    dots = [len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "."]
+    assert dots == [1, 1, 1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("experiment", "name", "overrides", "panels"),
+    [
+        ("20_trio", "gap", {"seed": 0, "depth": 1}, 2),
+        ("20_trio", "gap", {"mixer": ["mixer", "igpt"], "pretext": "supervised"}, 1),
+        ("20_trio", "gap", {"mixer": ["mixer", "convmixer"]}, None),
+        ("20_trio", "gap", {"mixer": "igpt"}, None),
+        ("21_cube", "interactions", {"mixer": ["conv", "lattn"], "pretext": "ar"}, 2),
+        ("21_cube", "interactions", {"mixer": ["conv", "full"]}, None),
+        ("24_geometry", "mask_rate", {"mask_rate": 0.75}, None),
+        ("24_geometry", "mask_rate", {"mixer": "conv"}, 2),
+        ("24_geometry", "loss_probe", {"mixer": "conv", "depth": 1, "width": 8, "kernel": 3}, 1),
+        ("24_geometry", "loss_probe", {"pretext": "none"}, None),
+        ("27_sample_size", "sample_size", {"images": 0}, 1),
+        ("27_sample_size", "sample_size", {"images": 0, "labelled": 100}, None),
+        ("27_sample_size", "sample_size", {"pretext": "supervised"}, 1),
+    ],
+)
+def test_a_restricted_grid_is_drawn_as_far_as_it_compares_anything(root, experiment, name, overrides, panels):
+    g = grid(Store("smoke"), experiment, **overrides)
+    make = figures.FIGURES[experiment][name]
+    figure, table = make(g)
+    assert (figure and len(figure.axes)) == panels and "probe" in table
+    assert figure or table.empty
+    figures.draw(name, g)
+    for path in g.store.folder.glob("*.json"):
+        path.unlink()
+    nothing, none = make(g)
+    assert nothing is None and none.empty and list(none) == list(table)
+
+
+def test_names_of_lines_stay_apart_in_order_and_inside_the_panel():
+    figure, (ax,) = style.canvas(6, 4)
+    ax.plot([0, 1], [0, 10])
+    levels = [0.0, 0.01, 0.02, 5.0, 9.99, 10.0, float("nan")]
+    trends.name_ends(ax, [trends.end(level, f"line {i}\nmore", "conv") for i, level in enumerate(levels)])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert [text.get_text()[5] for text in ax.texts] == list("012345")
+    assert all(lower.y1 <= upper.y0 for lower, upper in pairwise(boxes))
+    panel = ax.get_window_extent()
+    assert panel.y0 <= boxes[0].y0 and boxes[-1].y1 <= panel.y1
+    assert abs((boxes[3].y0 + boxes[3].y1 - panel.y0 - panel.y1) / panel.height) < 0.05
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_depths_holds_the_numbers_of_the_summary_and_the_floors(root):
+    g = grid(Store("smoke"), seed=[0, 1, 2])
+    pivoted, rows = tables.depths(g).set_index(["network", "metric"]), tables.summary(g)
+    for row in rows.to_dict("records"):
+        for metric in ("masked PSNR, dB", "probe, %", "probe at random init, %"):
+            assert pivoted.loc[(row["network"], metric), f"depth {row['depth']}"] == row[metric]
+    assert pivoted.loc[("visible-neighbour mean", "masked PSNR, dB")].tolist() == ["21.70"] * 2
+    assert pivoted.loc[("raw pixels", "probe, %")].tolist() == ["42.0"] * 2
+
+
+@pytest.mark.parametrize("experiment", sorted(tables.TABLES))
+def test_latex_is_ascii_with_as_many_cells_in_every_row_and_balanced_braces(root, experiment):
+    for path in tables.write(grid(Store("smoke"), experiment), root):
+        if path.suffix == ".tex":
+            text = path.read_bytes().decode("ascii")
+            bare = text.replace(r"\{", "").replace(r"\}", "")
+            assert bare.count("{") == bare.count("}") and bare.replace(r"\$", "").count("$") % 2 == 0
+            body = text.split("\\toprule\n")[1].split("\\bottomrule")[0].replace("\\midrule\n", "").splitlines()
+            columns = len(text.split(r"\begin{tabular}{")[1].split("}")[0])
+            assert [line.replace(r"\&", "").count("&") + 1 for line in body] == [columns] * len(body)
+            assert all(line.endswith(r" \\") for line in body)
+
+
+def test_latex_writes_every_character():
+    table = tables.pd.DataFrame({"a_b & 50 %": ["-1.5 ± 0.2 (3)", "cifar10-jpeg {x} ~^\\$#<é"]})
+    text = tables.latex(table, "50 % of a_b", "20_trio-été")
+    assert r"a\_b \& 50 \%" in text and r"$-$1.5 $\pm$ 0.2 (3)" in text and r"\caption{50 \% of a\_b}" in text
+    assert r"cifar10-jpeg \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{}\$\#$<$\symbol{233}" in text
+    assert r"\label{tab:20-trio-t-}" in text and text.isascii()
+
+
+ENTRY = """[[reported]]
+table = "20_trio-trio"
+row = { network = "iGPT (attention)", depth = "1" }
+value = "44.1 % probe"
+source = "Table 1"
+"""
+
+
+def enter(root, text):
+    store.write_atomic(root / "results" / "reported.toml", text)
+
+
+def test_a_number_of_the_paper_stands_in_its_row_of_its_table(root):
+    g = grid(Store("smoke"))
+    assert set(tables.make("trio", g).paper) == {"—"}
+    other = ENTRY.replace("trio-trio", "trio-differences").replace("iGPT (attention)", "x").replace("network", "difference")
+    enter(root, ENTRY + ENTRY.replace("44.1 % probe", "5 dB") + ENTRY.replace('"1"', '"16"'))
+    table = tables.make("trio", g)
+    assert list(table)[-1] == "paper"
+    shown = table[table.paper != "—"]
+    assert shown[["network", "depth", "paper"]].values.tolist() == [
+        ["iGPT (attention)", "1", "44.1 % probe (Table 1); 5 dB (Table 1)"]]  # fmt: skip
+    assert set(tables.make("cost", g).paper) == {"—"}
+    assert "44.1 % probe (Table 1)" in next(p for p in tables.write(g, root) if p.suffix == ".csv").read_text()
+    enter(root, other)
+    with pytest.raises(StoreError, match=r"entry 1: difference: 'x' is not known; did you mean"):
+        tables.make("differences", g)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("value =", "valve =", "entry 1: key: 'valve' is not known; did you mean 'value'?"),
+        ('source = "Table 1"\n', "", "entry 1: source: None, expected text"),
+        ('"44.1 % probe"', "44.1", "entry 1: value: 44.1, expected text"),
+        ('"20_trio-trio"', '"20_trio-tiro"', "entry 1: table: '20_trio-tiro' is not known; did you mean '20_trio-trio'?"),
+        ("row = {", "row = { neighbor = 1,", "entry 1: column: 'neighbor' is not known; did you mean 'neighbour mean, dB'?"),
+        ("iGPT (att", "iGTP (att", "entry 1: network: 'iGTP (attention)' is not known; did you mean 'iGPT (attention)'?"),
+        (', depth = "1"', "", "entry 1: row: fits 2 rows of 20_trio-trio"),
+        ("[[reported]]", "[[reporter]]", "key: 'reporter' is not known; did you mean 'reported'?"),
+        ("[[reported]]", "[reported]", "reported: not a list of entries"),
+        ("}", "", "not readable as TOML"),
+    ],
+)
+def test_an_entry_that_no_table_can_take_is_refused_in_one_line(root, old, new, said):
+    g = grid(Store("smoke"))
+    enter(root, ENTRY.replace(old, new))
+    with pytest.raises(StoreError) as refused:
+        tables.make("trio", g)
+    assert said in str(refused.value) and str(root / "results" / "reported.toml") in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_shipped_file_of_reported_numbers_has_an_example_and_no_entry(root):
+    text = (CHECKOUT / "results" / "reported.toml").read_text()
+    enter(root, text)
+    assert tables.reported() == []
+    enter(root, text[text.index("# [[reported]]") :].replace("# ", ""))
+    assert [entry["table"] for _, entry in tables.reported()] == ["20_trio-trio"]

@@ -1,11 +1,16 @@
-from itertools import combinations, product
+from itertools import combinations, permutations, product
+from math import atanh, comb, isnan, nan, sqrt, tanh
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
 from biasnb import stats
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 CELLS = list(product((False, True), repeat=3))
 TERMS = [factors for n in (1, 2, 3) for factors in combinations(range(3), n)]
 
@@ -60,3 +65,323 @@ def test_factorial_agrees_with_least_squares():
 def test_the_order_of_the_cells_does_not_matter():
     values = dict(zip(CELLS, range(8), strict=True))
     assert stats.factorial(dict(reversed(values.items()))) == stats.factorial(values)
+
+
+def test_paired_agrees_with_scipys_paired_test():
+    a, b = np.random.default_rng(3).normal((1, 0), 2, (6, 2)).T
+    found, expected = stats.paired([*(a - b), nan]), scipy_stats.ttest_rel(a, b)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert (found.mean, found.sd, found.p) == pytest.approx((a.mean() - b.mean(), np.std(a - b, ddof=1), expected.pvalue))
+    assert found.n == 6
+    assert stats.paired(a, 0.7).p == pytest.approx(DescrStatsW(a).ttest_mean(0.7)[1])
+
+
+def test_a_paired_interval_ends_where_p_is_its_complement():
+    x = np.random.default_rng(4).normal(size=5)
+    found = stats.paired(x)
+    assert [stats.paired(x, end).p for end in (found.low, found.high)] == pytest.approx([0.05, 0.05])
+
+
+def test_paired_without_variance_is_certain():
+    """Also where the mean of equal values rounds to another one."""
+    assert np.mean([0.1] * 3) != 0.1
+    assert stats.paired([0.1] * 3) == (0.1, 0.1, 0.1, 3, 0, 0)
+    assert stats.paired([0.1] * 3, 0.1) == (0.1, 0.1, 0.1, 3, 0, 1)
+    assert stats.paired([0.0, 0.0]).p == 1
+
+
+@pytest.mark.parametrize("values", ([], [nan], [2.0], [2.0, nan]))
+def test_paired_needs_two_seeds(values):
+    mean, low, high, n, sd, p = stats.paired(values)
+    assert n == sum(not isnan(v) for v in values)
+    assert mean == 2 if n else isnan(mean)
+    assert np.isnan([low, high, sd, p]).all()
+
+
+@pytest.mark.parametrize("values", ([3, 1, -2, 5], [2, 2, -2, 0, 1], [-4, -1, -7, -3, -2], [-8, 7, -9, 1], [0, 0], [5]))
+def test_sign_flip_counts_every_flip(values):
+    """Of integers, with ties and zeros; and of their tenths, where equal sums round differently."""
+    flips = list(product((-1, 1), repeat=len(values)))
+    p = sum(abs(np.dot(flip, values)) >= abs(sum(values)) for flip in flips) / len(flips)
+    assert stats.sign_flip(values) == p
+    assert stats.sign_flip([v / 10 for v in values]) == p
+    assert stats.sign_flip([*(v / 10 + 20.3 for v in values), nan], 20.3) == p
+
+
+def test_sign_flip_agrees_with_scipys_permutation_test():
+    x = np.random.default_rng(5).normal(0.5, 1, 9)
+    expected = scipy_stats.permutation_test((x,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert stats.sign_flip(x) == pytest.approx(expected.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", (1, 2, 5, 10, 20))
+def test_the_smallest_sign_flip_p_is_two_flips(n):
+    assert stats.sign_flip(np.arange(1, n + 1)) == 2 / 2**n
+
+
+def test_sign_flip_of_equal_sizes_is_the_binomial_test():
+    """Exact at 20 seeds, near above."""
+    assert stats.sign_flip([1] * 14 + [-1] * 6) == pytest.approx(scipy_stats.binomtest(14, 20).pvalue, abs=1e-12)
+    p = scipy_stats.binomtest(18, 26).pvalue
+    assert stats.sign_flip([1] * 18 + [-1] * 8) == pytest.approx(p, abs=4 * sqrt(p * (1 - p) / 10_000))
+    assert stats.sign_flip([1] * 40) == 1 / 10_000
+
+
+def test_sign_flip_without_seeds_is_missing():
+    assert isnan(stats.sign_flip([])) and isnan(stats.sign_flip([nan]))
+
+
+@pytest.mark.parametrize("ps", ([0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.02, 0.9]))
+def test_holm_steps_down(ps):
+    """The i-th smallest of m times m - i + 1, never below a smaller one's nor above 1; a missing p changes nothing."""
+    expected, floor = {}, 0.0
+    for i, p in enumerate(sorted(ps)):
+        floor = expected[p] = max(floor, min(1, p * (len(ps) - i)))
+    assert stats.holm([nan, *ps, nan]).tolist() == pytest.approx([nan, *(expected[p] for p in ps), nan], nan_ok=True)
+
+
+def test_holm_without_p_values_is_empty():
+    assert stats.holm([]).tolist() == []
+
+
+def test_equivalent_agrees_with_statsmodels_tost():
+    a, b = np.random.default_rng(6).normal(0, 1, (2, 8))
+    expected = ttost_paired(a, b, -0.8, 0.8)[0]
+    assert 0.001 < expected < 0.9
+    assert stats.equivalent([nan, *(a - b)], 0.8) == pytest.approx(expected)
+
+
+def test_equivalent_at_5_percent_means_a_90_percent_interval_within_the_margin():
+    found = []
+    for x in np.random.default_rng(7).normal(0.4, 0.8, (40, 6)):
+        low, high = scipy_stats.t.interval(0.9, 5, x.mean(), scipy_stats.sem(x))
+        found.append(stats.equivalent(x, 1) < 0.05)
+        assert found[-1] == (low > -1 and high < 1)
+    assert 5 < sum(found) < 35
+
+
+def test_not_inferior_agrees_with_scipys_one_sided_test():
+    x = np.random.default_rng(8).normal(size=7)
+    assert stats.not_inferior(x, 0.5) == pytest.approx(scipy_stats.ttest_1samp(x, -0.5, alternative="greater").pvalue)
+    assert stats.not_inferior(x + 100, 0.5) < 1e-9
+    assert stats.equivalent(x + 100, 0.5) > 0.99
+
+
+def test_margins_without_variance_or_seeds():
+    assert [stats.equivalent([x] * 3, 0.1) for x in (0.0, 0.1, 0.2)] == [0, 0.5, 1]
+    assert [stats.not_inferior([x] * 3, 0.1) for x in (-0.2, -0.1, 0.0)] == [1, 0.5, 0]
+    assert all(isnan(test(x, 0.1)) for test in (stats.equivalent, stats.not_inferior) for x in ([], [1.0], [1.0, nan]))
+
+
+@pytest.mark.parametrize("margin", (0, -0.25, nan))
+def test_a_margin_is_above_0(margin):
+    for test in (stats.equivalent, stats.not_inferior):
+        with pytest.raises(ValueError, match=f"^margin must be above 0, got {margin}$"):
+            test([1.0, 2.0], margin)
+
+
+def test_strongest_matches_the_slow_loop():
+    """Every flip of whole seeds, scipy's t of every contrast; the largest mean is not the largest t."""
+    x = np.random.default_rng(9).normal(0.3, 1, (3, 6)) * np.array([[1], [10], [0.1]])
+    t = {flip: scipy_stats.ttest_1samp(x * flip, 0, axis=1).statistic for flip in product((1, -1), repeat=6)}
+    observed = t[(1,) * 6]
+    p = np.mean([values.max() >= observed.max() - 1e-9 for values in t.values()])
+    assert observed.argmax() != x.mean(axis=1).argmax() and 0.05 < p < 0.9
+    assert stats.strongest(dict(zip("abc", x, strict=True))) == ("abc"[observed.argmax()], p)
+    with_gap = {name: [*row, nan if name == "b" else 9.0] for name, row in zip("abc", x, strict=True)}
+    assert stats.strongest(with_gap) == ("abc"[observed.argmax()], p)
+
+
+def test_strongest_counts_ties_that_round_differently():
+    values = [3, 9, 3, -9]
+    p = np.mean([np.dot(flip, values) >= sum(values) for flip in product((-1, 1), repeat=4)])
+    assert stats.strongest({"a": [v / 10 for v in values]}) == ("a", p)
+
+
+def test_strongest_keeps_its_level():
+    """Ten correlated contrasts without an effect. Flips allow p = 3/64 at most, where the best unadjusted p is often below."""
+    datasets = np.random.default_rng(10).normal(size=(600, 10, 6))
+    datasets += datasets[:, :1]
+    adjusted = np.mean([stats.strongest(dict(enumerate(x)))[1] <= 0.05 for x in datasets])
+    naive = np.mean(scipy_stats.ttest_1samp(datasets, 0, axis=2, alternative="greater").pvalue.min(axis=1) <= 0.05)
+    error = sqrt(0.05 * 0.95 / 600)
+    assert 3 / 64 - 3 * error < adjusted < 0.05 + 3 * error < naive
+
+
+def test_strongest_finds_the_one_effect():
+    x = {name: np.random.default_rng(11).normal(size=8) for name in range(5)}
+    x[3] = x[3] + 10
+    assert stats.strongest(x) == (3, 1 / 2**8)
+    assert stats.strongest({name: -values for name, values in x.items()})[1] > 0.05
+
+
+def test_strongest_without_variance():
+    """Equal values are the strongest, zeros are no contrast."""
+    assert stats.strongest({"noisy": [8.0, 9.0, 9.0], "equal": [0.1] * 3, "none": [0.0] * 3}) == ("equal", 1 / 8)
+    assert stats.strongest({"none": [0.0] * 3, "below": [-1.0, -2.0, -1.0]}) == ("none", 1)
+    assert stats.strongest({"one seed": [2.0]}) == ("one seed", 0.5)
+    assert isnan(stats.strongest({"no seeds": []})[1])
+    assert isnan(stats.strongest({"a": [1.0, nan], "b": [nan, 1.0]})[1])
+    with pytest.raises(ValueError):
+        stats.strongest({"a": [1.0, 2.0], "b": [1.0]})
+
+
+def test_one_contrast_of_equal_sizes_is_a_one_sided_binomial_test():
+    """Exact at 16 seeds, near above."""
+    p = scipy_stats.binomtest(11, 16, alternative="greater").pvalue
+    assert stats.strongest({"a": [1] * 11 + [-1] * 5})[1] == pytest.approx(p, abs=1e-12)
+    p = scipy_stats.binomtest(12, 17, alternative="greater").pvalue
+    assert stats.strongest({"a": [1] * 12 + [-1] * 5})[1] == pytest.approx(p, abs=4 * sqrt(p * (1 - p) / 10_000))
+
+
+def test_bootstrap_matches_the_slow_loop():
+    x = np.random.default_rng(12).normal(0.2, 1, (4, 20)) + np.random.default_rng(13).normal(size=(4, 1))
+    rng, means = np.random.default_rng(14), []
+    for _ in range(5000):
+        seeds, images = rng.integers(4, size=4), rng.integers(20, size=20)
+        means.append(np.mean([[x[s, i] for i in images] for s in seeds]))
+    for level in (0.5, 0.95):
+        expected = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+        assert stats.bootstrap(x, 5000, level=level) == pytest.approx(expected, abs=0.1 * np.std(means))
+
+
+def test_bootstrap_draws_seeds():
+    """Two that differ in every image: mean 0, 1/2, 1 with probability 1/4, 1/2, 1/4."""
+    x = np.repeat([[0], [1]], 30, axis=1)
+    assert stats.bootstrap(x, level=0.6) == (0, 1)
+    assert stats.bootstrap(x, level=0.4) == (0.5, 0.5)
+
+
+def test_bootstrap_draws_the_same_images_for_all_seeds():
+    """Seeds that agree add nothing to the binomial spread of 40 images, 10 of them 1."""
+    x = np.tile([1] * 10 + [0] * 30, (6, 1))
+    assert stats.bootstrap(x, 4000, level=0.9) == pytest.approx(scipy_stats.binom.ppf((0.05, 0.95), 40, 0.25) / 40)
+
+
+def test_a_bootstrap_interval_covers_seeds_and_images():
+    """Of 12 seeds and 60 images, both of which differ. One level alone is too narrow."""
+    rng, hits = np.random.default_rng(15), []
+    for seed in range(200):
+        x = rng.normal(size=(12, 1)) + rng.normal(size=60) * 2.2 + rng.normal(size=(12, 60))
+        seeds, images = (scipy_stats.t.interval(0.95, len(m) - 1, m.mean(), scipy_stats.sem(m)) for m in (x.mean(1), x.mean(0)))
+        hits.append([low < 0 < high for low, high in (stats.bootstrap(x, 200, seed), seeds, images)])
+    both, *single = np.mean(hits, axis=0)
+    assert 0.88 < both < 0.99
+    assert max(single) < 0.88
+
+
+def test_bootstrap_repeats_by_seed_and_leaves_missing_seeds_out():
+    x = np.random.default_rng(16).normal(size=(5, 30))
+    gap = np.full((1, 30), 3.0)
+    gap[0, 7] = nan
+    assert stats.bootstrap(x, 100) == stats.bootstrap(x, 100) == stats.bootstrap(np.concatenate((gap, x)), 100)
+    assert stats.bootstrap(x, 100) != stats.bootstrap(x, 100, seed=1)
+
+
+@pytest.mark.parametrize("shape", ((0, 9), (1, 9), (3, 0)))
+def test_bootstrap_needs_two_seeds_and_an_image(shape):
+    assert np.isnan(stats.bootstrap(np.ones(shape))).all()
+
+
+@pytest.mark.parametrize("x", ([1, 2, 4, 8], [3, 3, 7], [0.1, -5]))
+def test_slope_weights_give_the_least_squares_slope(x):
+    y = np.random.default_rng(17).normal(size=(len(x), 3))
+    assert stats.slope_weights(x) @ y == pytest.approx(np.polyfit(x, y, 1)[0])
+
+
+@pytest.mark.parametrize("x", ([], [2.0], [0.1] * 3, [1.0, nan, 2.0]))
+def test_a_slope_needs_two_values(x):
+    with pytest.raises(ValueError, match="two different values"):
+        stats.slope_weights(x)
+
+
+def test_page_counts_every_order():
+    """sum over blocks and levels of level x rank, among all 6³ ranks of three blocks."""
+    rows = np.array([[0.1, 0.5, 0.3], [2, 4, 9], [7, 8, 7.5]])
+    level, orders = np.arange(1, 4), list(permutations((1, 2, 3)))
+    found = [level @ np.sum(blocks, axis=0) for blocks in product(orders, repeat=3)]
+    observed = level @ np.array([[1, 3, 2], [1, 2, 3], [1, 3, 2]]).sum(axis=0)
+    assert stats.page(rows) == pytest.approx(np.mean(np.array(found) >= observed))
+    assert stats.page(-rows) == pytest.approx(np.mean(np.array(found) <= observed))
+    assert stats.page([*rows, [1, nan, 0]]) == stats.page(rows)
+
+
+def test_page_of_perfect_order_is_one_order_in_all():
+    rows = np.tile([1, 2, 5, 7], (3, 1))
+    assert stats.page(rows) == pytest.approx((1 / 24) ** 3)
+    assert stats.page(-rows) == pytest.approx(1)
+    assert stats.page(np.ones((4, 3))) > 0.5
+
+
+def test_page_needs_two_blocks_of_three_levels():
+    assert isnan(stats.page(np.ones((0, 3)))) and isnan(stats.page([[1, 2, 3], [1, nan, 3]]))
+    with pytest.raises(ValueError, match="three or more columns"):
+        stats.page([[1, 2], [1, 2]])
+
+
+def test_kendall_counts_pairs_with_ties():
+    x, y = [1, 2, 2, 3, 4, 5, 5], [2, 1, 3, 3, 3, 6, 4]
+    pairs = list(combinations(zip(x, y, strict=True), 2))
+    s = sum(np.sign((a - c) * (b - d)) for (a, b), (c, d) in pairs)
+    tau = s / sqrt(sum(a != c for (a, _), (c, _) in pairs) * sum(b != d for (_, b), (_, d) in pairs))
+    half = 1.959964 * sqrt(0.437 / 3)
+    expected = tau, tanh(atanh(tau) - half), tanh(atanh(tau) + half), 7
+    assert stats.kendall(x, y) == pytest.approx(expected, abs=1e-6)
+    assert stats.kendall([*x, nan, 0], [*y, 0, nan]) == stats.kendall(x, y)
+    tau, low, high, n = expected
+    assert stats.kendall(x, np.negative(y)) == pytest.approx((-tau, -high, -low, n), abs=1e-6)
+
+
+@pytest.mark.parametrize("n", (5, 12))
+def test_kendall_of_perfect_order_has_a_finite_interval(n):
+    """From a tau half a pair's worth below 1, and up to 1."""
+    tau, low, high, _ = stats.kendall(range(n), range(n))
+    assert low == pytest.approx(tanh(atanh(1 - 1 / comb(n, 2)) - 1.959964 * sqrt(0.437 / (n - 4))), abs=1e-6)
+    assert tau == high == pytest.approx(1)
+    assert stats.kendall(range(n), range(n, 0, -1))[:3] == pytest.approx((-1, -1, -low))
+
+
+def test_kendall_is_missing_where_it_is_undefined():
+    assert stats.kendall(range(4), (0, 2, 1, 3)) == pytest.approx((2 / 3, nan, nan, 4), nan_ok=True)
+    for x, n in (([], 0), ([1], 1), ([1] * 6, 6), ([nan] * 6, 0)):
+        assert stats.kendall(x, range(len(x))) == pytest.approx((nan, nan, nan, n), nan_ok=True)
+
+
+@pytest.mark.parametrize("rho", (0, 0.7))
+def test_a_kendall_interval_covers_tau(rho):
+    """2 / pi asin(rho) of a bivariate normal distribution, 12 points."""
+    tau, rng = 2 / np.pi * np.arcsin(rho), np.random.default_rng(18)
+    points = rng.multivariate_normal((0, 0), ((1, rho), (rho, 1)), size=(400, 12))
+    hits = [low <= tau <= high for _, low, high, _ in (stats.kendall(*p.T) for p in points)]
+    assert 0.91 < np.mean(hits) < 0.98
+
+
+def test_detectable_effects_are_large_with_few_seeds():
+    assert [round(stats.detectable(n), 1) for n in (3, 5, 8, 10)] == [3.3, 1.7, 1.2, 1.0]
+    assert isnan(stats.detectable(1)) and isnan(stats.detectable(0))
+
+
+@pytest.mark.parametrize(("n", "power", "level"), ((2, 0.8, 0.05), (2, 0.99, 0.05), (3, 0.8, 0.001), (5, 0.5, 0.05)))
+def test_a_detectable_effect_is_found_that_often(n, power, level):
+    """Also where statsmodels and scipy's nct fail: two or three pairs, strict levels."""
+    x = np.random.default_rng(19).normal(stats.detectable(n, power, level), 1, (40_000, n))
+    found = np.mean(scipy_stats.ttest_1samp(x, 0, axis=1).pvalue < level)
+    assert found == pytest.approx(power, abs=4 * sqrt(power * (1 - power) / 40_000))
+
+
+@pytest.mark.parametrize("n", (10, 40))
+def test_detectable_agrees_with_statsmodels(n):
+    assert stats.detectable(n, 0.9, 0.01) == pytest.approx(TTestPower().solve_power(nobs=n, power=0.9, alpha=0.01), abs=1e-4)
+
+
+@pytest.mark.parametrize(("power", "level"), ((0.05, 0.05), (1, 0.05), (0.8, 0), (1.2, 0.05)))
+def test_power_lies_between_level_and_1(power, level):
+    with pytest.raises(ValueError, match=f"got level {level}, power {power}$"):
+        stats.detectable(5, power, level)
+
+
+def test_holm_agrees_with_statsmodels():
+    rng = np.random.default_rng(11)
+    for n in (1, 2, 3, 7, 12):
+        p = rng.random(n).round(1) ** 3
+        assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1])

@@ -1,0 +1,184 @@
+"""Published weights: what is copied, what is refused, and what their check finds."""
+
+import io
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from biasnb import pretrained, run, store
+from biasnb.config import configure
+from biasnb.data import DataError
+from biasnb.experiments import plan
+from biasnb.keys import floor_key, key
+from biasnb.operators import CUBE, TRIO
+from biasnb.store import Grid, Store, StoreError
+
+CHECKOUT = store.ROOT
+SUPERVISED = {"loss", "accuracy, %", "probe, %", "k-NN, %"}
+RUNS = {"20_trio": ({"mixer": "igpt"}, {"mixer": "igpt", "seed": 1}), "21_cube": ({"mixer": "conv"}, {"mixer": "lc"})}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, decoded):
+    """A root where the networks of two small grids are trained and their records, but no weights, published."""
+    root = tmp_path_factory.mktemp("trained")
+    shutil.copytree(decoded, root / "runs" / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        from biasnb import data
+
+        for module in (store, data):
+            patch.setattr(module, "ROOT", root)
+        here = Store("smoke")
+        for name, wanted in RUNS.items():
+            configs = [configure("smoke", **fields) for fields in wanted]
+            asked = [{"key": key(cfg), "floor": floor_key(cfg), **run.relevant(cfg)} for cfg in configs]
+            Grid(here, name, {"overrides": {}, "runs": asked}).save()
+            for cfg in configs:
+                run.run(cfg, here)
+        shutil.copytree(here.folder, root / "results" / "smoke", ignore=shutil.ignore_patterns("*.safetensors"))
+    return root
+
+
+@pytest.fixture
+def made(trained, root):
+    shutil.copytree(trained, root, dirs_exist_ok=True)
+    return root
+
+
+def off(rows):
+    return {(row["network"], row["metric"]) for row in rows if not row["agrees"]}
+
+
+def test_a_profile_publishes_the_deepest_of_each_preset_and_every_cell(root):
+    with pytest.raises(StoreError, match="neither 20_trio nor 21_cube asks for a network"):
+        pretrained.networks(Store("smoke"))
+    runs = {}
+    for name in ("20_trio", "21_cube", "24_geometry"):
+        grid, configs = plan(name, "smoke")
+        grid.save()
+        runs |= {key(cfg): cfg for cfg in configs}
+    chosen = {mixer: runs[k] for mixer, k in pretrained.networks(Store("smoke")).items()}
+    assert list(chosen) == [*TRIO, *CUBE]
+    assert all((cfg.mixer, cfg.seed, cfg.pretext) == (mixer, 0, "bert") for mixer, cfg in chosen.items())
+    assert [chosen[mixer].depth for mixer in (*TRIO, *CUBE)] == [2] * 3 + [1] * 8
+    assert chosen["lattn"].kernel == configure("smoke").kernel
+
+
+def test_published_weights_give_the_recorded_numbers_again(made):
+    assert pretrained.publish("smoke") == ["igpt", "conv", "lc"]
+    log = io.StringIO()
+    threads = torch.get_num_threads()
+    rows = pretrained.verify("smoke", log)
+    assert off(rows) == set()
+    assert {row["metric"] for row in rows} == {"data", *pretrained.METRICS} - {"accuracy, %"}
+    assert log.getvalue().split("\n")[:3] == ["[1/3] conv", "[2/3] igpt", "[3/3] lc"]
+    assert torch.get_num_threads() == threads
+    record, _, model = pretrained.loaded("smoke", "igpt")
+    assert (record["key"], model.cfg.seed) == (key(configure("smoke", mixer="igpt")), 0)
+    about = json.loads((made / "results/smoke/networks/igpt/config.json").read_text())
+    assert about == {"key": record["key"], "profile": "smoke", "config": record["config"]}
+
+
+def test_a_weight_changed_by_hand_is_found_by_the_metrics_that_moved(made):
+    pretrained.publish("smoke")
+    path = pretrained.folder("smoke") / "conv" / "model.safetensors"
+    tensors = load(path.read_bytes())
+    tensors["head.weight"][0] += 1.0
+    path.write_bytes(save(tensors))
+    assert off(pretrained.verify("smoke", io.StringIO())) == {("conv", "PSNR, dB"), ("conv", "loss")}
+
+
+def test_values_agree_up_to_what_is_allowed_and_not_beyond():
+    record = {"data": {"fingerprint": "a"}, "loss": {"test": 1.0}, "psnr": {"test": None}, "accuracy": {"test": 0.5}}
+    record["probe"] = {"chosen": {"test": 0.5, "knn": 0.5}}
+    near = {**record, "loss": {"test": 1.0004}, "probe": {"chosen": {"test": 0.509, "knn": 0.5004}}}
+    far = {**record, "loss": {"test": float("nan")}, "accuracy": {"test": 0.501}, "data": {"fingerprint": "b"}}
+    far["probe"] = {"chosen": {"test": 0.511, "knn": 0.501}}
+    assert {row[0]: row[-1] for row in pretrained.compare(record, near)} == dict.fromkeys(["data", *SUPERVISED], True)
+    assert {row[0]: row[-1] for row in pretrained.compare(record, far)} == dict.fromkeys(["data", *SUPERVISED], False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "not readable as safetensors"),
+        (lambda path: path.write_bytes(save({"head.weight": torch.zeros(3)})), "holds the weights of another network"),
+        (lambda path: path.unlink(), "weights cannot be read"),
+    ],
+    ids=["truncated", "foreign", "missing"],
+)
+def test_weights_that_cannot_be_loaded_are_named_in_a_line(made, spoil, reason):
+    pretrained.publish("smoke")
+    path = pretrained.folder("smoke") / "lc" / "model.safetensors"
+    spoil(path)
+    with pytest.raises(StoreError, match=reason) as caught:
+        pretrained.verify("smoke", io.StringIO())
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def changed(path, **fields):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_a_network_whose_config_is_not_that_of_its_record_is_refused(made):
+    with pytest.raises(StoreError, match="no published networks"):
+        pretrained.verify("smoke")
+    pretrained.publish("smoke")
+    path = pretrained.folder("smoke") / "lc" / "config.json"
+    changed(path, config={"mixer": "conv"})
+    with pytest.raises(StoreError, match=r"lc/config\.json: another config than"):
+        pretrained.loaded("smoke", "lc")
+    path.write_text("[]")
+    with pytest.raises(StoreError, match=r"lc/config\.json: lacks the key"):
+        pretrained.loaded("smoke", "lc")
+    with pytest.raises(StoreError, match=r"'hyena' is not published in .*; there are conv, igpt, lc"):
+        pretrained.loaded("smoke", "hyena")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda own, there: changed(there.with_suffix(".json"), psnr={"test": 1.0, "val": 1.0}), "another psnr than"),
+        (lambda own, there: there.with_suffix(".json").unlink(), "no such file"),
+        (lambda own, there: own.with_suffix(".safetensors").unlink(), "weights of 1 of 3 networks are missing"),
+        (lambda own, there: own.with_suffix(".safetensors").write_bytes(b"none"), "not readable as safetensors"),
+    ],
+    ids=["other record", "no record", "no weights", "broken weights"],
+)
+def test_what_does_not_belong_together_is_not_published(made, spoil, reason):
+    k = key(configure("smoke", **RUNS["21_cube"][1]))
+    spoil(*(made / base / "smoke" / k for base in ("runs", "results")))
+    with pytest.raises(StoreError, match=reason) as caught:
+        pretrained.publish("smoke")
+    assert k in str(caught.value) and "\n" not in str(caught.value)
+    assert not pretrained.folder("smoke").exists()
+
+
+def test_a_diverged_network_has_no_weights_to_publish(made):
+    changed(made / "runs" / "smoke" / f"{key(configure('smoke', mixer='igpt'))}.json", status="diverged")
+    assert pretrained.publish("smoke") == ["conv", "lc"]
+
+
+def test_data_that_are_not_here_are_said_to_be_missing(made, monkeypatch):
+    pretrained.publish("smoke")
+
+    def prepare(cfg):
+        raise DataError(f"no data in {cfg.data_dir}")
+
+    monkeypatch.setattr(pretrained, "prepare", prepare)
+    log = io.StringIO()
+    rows = pretrained.verify("smoke", log, "elsewhere")
+    assert [(row["network"], row["agrees"]) for row in rows] == [("conv", None), ("igpt", None), ("lc", None)]
+    assert "data not here" in rows[0]["measured"] and "no data in elsewhere" in log.getvalue()
+
+
+def test_committed_networks_are_small_and_belong_to_committed_records():
+    for networks in CHECKOUT.glob("results/*/networks"):
+        files = [path for path in networks.rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) < 2_000_000, networks
+        for about in networks.glob("*/config.json"):
+            content = json.loads(about.read_text())
+            assert Store(content["profile"], "results").load(content["key"])["config"] == content["config"]

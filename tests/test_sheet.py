@@ -1,0 +1,109 @@
+"""REPRODUCIBILITY.md: what it says is what the committed records say, and what it points to exists."""
+
+import re
+from functools import partial
+from string import Formatter
+
+import pytest
+from synthetic import run_record
+
+from biasnb import sheet
+from biasnb.config import PROFILES, configure
+from biasnb.environment import environment
+from biasnb.store import ROOT, Grid, Store, StoreError
+
+PAGE = (ROOT / sheet.PAGE).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def empty(root, monkeypatch):
+    """A checkout without records, with a template to write."""
+    monkeypatch.setattr(sheet, "ROOT", root)
+    (root / "docs").mkdir()
+    return root / sheet.TEMPLATE
+
+
+def test_the_committed_page_is_what_the_committed_records_give():
+    assert sheet.fill() == PAGE, "run `biasnb sheet`"
+
+
+def test_every_link_leads_to_a_file_or_a_heading():
+    headings = {re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-") for line in re.findall(r"^#+ (.*)", PAGE, re.M)}
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGE) if not link.startswith("https://")]
+    assert len(links) > 40
+    for link in links:
+        path, _, heading = link.partition("#")
+        assert (ROOT / path).exists() if path else heading in headings, link
+
+
+def test_every_departure_that_the_code_marks_is_listed():
+    marked = sum(path.read_text(encoding="utf-8").count("# DEVIATION: ") for path in ROOT.glob("biasnb/*.py"))
+    own = (ROOT / "biasnb" / "sheet.py").read_text(encoding="utf-8").count("# DEVIATION: ")
+    assert len(sheet.deviations([]).splitlines()) - 2 == marked - own > 0
+
+
+def test_the_template_uses_every_number_that_is_computed():
+    used = {name for _, name, _, _ in Formatter().parse((ROOT / sheet.TEMPLATE).read_text(encoding="utf-8"))}
+    computed = {name for name, field in sheet.FIELDS.items() if not isinstance(field, partial)}
+    assert computed <= used
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{compote}", "no such field 'compote'; did you mean 'compute'?"),
+        ("{compute", "expected '}' before end of string; write {name} for a field and {{ for a brace"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_is_refused_in_a_line(empty, text, reason):
+    if text:
+        empty.write_text(text)
+    with pytest.raises(StoreError) as caught:
+        sheet.write()
+    assert str(caught.value).startswith(f"{empty}: {reason}") and "\n" not in str(caught.value)
+    assert not (empty.parents[1] / sheet.PAGE).exists()
+
+
+def test_numbers_are_those_of_the_records_that_grids_ask_for(empty):
+    there = Store("smoke", "results")
+    records = [run_record(mixer, 1, seed) for mixer in ("igpt", "conv") for seed in (0, 1)]
+    records += [run_record("mixer", 1, 0, status="diverged"), run_record("lc", 1, 0), run_record("full", 1, 0)]
+    asked, absent = records[:-1], records[-2]
+    runs = [{"key": record["key"], "floor": "floor-0", **record["config"]} for record in asked]
+    for record in records:
+        if record is not absent:
+            there.save({**record, "environment": environment(threads=1)})
+    rates = [{"lr": 0.1, "loss": 0.5, "key": asked[0]["key"]}, {"lr": 0.03, "loss": None, "key": "0" * 16}]
+    there.save({"kind": "rate", "key": "rate-0", "config": {"mixer": "igpt"}, "rates": rates, "chosen": 0.1})
+    overrides = {"files": "f" * 16, "mixer": ["igpt", "conv"], "steps": 4}
+    Grid(there, "20_trio-0", {"experiment": "20_trio", "overrides": overrides, "runs": runs, "rates": ["rate-0"]}).save()
+    Grid(there, "90_paper", {"experiment": "90_paper", "overrides": {}, "runs": []}).save()
+
+    def row(field):
+        empty.write_text(f"{{{field}}}")
+        return [cell.strip() for cell in sheet.write().read_text().splitlines()[2].split("|")[1:-1]]
+
+    flop = 3 * 12345 * 4 * configure("smoke").batch * 4
+    assert row("compute")[1:6] == ["5", "0, 1", "4", "60", "0.0"]
+    assert row("compute")[6:] == [f"{flop / 1e12:.0f}", "0.00", "100", "1", "1"]
+    assert row("grids")[2:] == ["6", "1 to 2", "1", "1", "mixer igpt/conv, steps 4"]
+    assert row("searches")[1:] == ["1", "2", "1", "0.03, 0.1", "igpt 0.1"]
+    assert row("data")[1:] == ["photographs", f"`{'f' * 16}`", "40", "40", "5", "10"]
+    assert row("machines")[2] == "1"
+    empty.write_text("{networks}; {idle}")
+    assert sheet.fill().startswith("no | none are published; `quick`, `laptop`, `paper`")
+    weights = there.folder / "networks" / "igpt" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(bytes(1_500_000))
+    assert sheet.fill().startswith("yes | 1 networks, 1.5 MB, in [results/smoke/networks](results/smoke/networks)")
+
+
+def test_settings_show_what_studies_change(monkeypatch):
+    sizes = {"config": {"width": 64, "batch": 32}, "depths": (1, 3), "seeds": (0, 1), "study_seeds": (0, 1)}
+    for profile in sheet.COLUMNS:
+        monkeypatch.setitem(PROFILES, profile, {**sizes, "study": {"width": 32}})
+    assert sheet.setting("width", []) == " | ".join(["64; studies 32"] * 3)
+    assert sheet.setting("batch", []) == "32 | 32 | 32"
+    assert sheet.setting("depth", []) == " | ".join([f"1/3; studies {configure('quick').depth}"] * 3)
+    assert sheet.setting("seed", []) == "0/1 | 0/1 | 0/1"
