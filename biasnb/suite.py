@@ -1,6 +1,7 @@
 """The whole suite: run every notebook, draw what the records say, compare with the reference, publish."""
 
 import io
+import os
 import signal
 import sys
 import time
@@ -60,7 +61,8 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
     for grid, planned in plans:
         if planned:
             grid.save()
-    with notebook.this_interpreter(), Pool(min(workers.cores(), AT_ONCE)) as pool:
+    side_by_side = min(workers.cores(), AT_ONCE)
+    with notebook.this_interpreter(), Pool(side_by_side, share_cores, [workers.cores() // side_by_side]) as pool:
         for i, (name, path, seconds, text) in enumerate(pool.imap(partial(executed, given=asked), EXPERIMENTS), 1):
             print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}\n{text}", file=stream, flush=True)
             rows.append((name, "done" if path else "FAILED", seconds, path))
@@ -85,6 +87,11 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
     write_atomic(store.folder / "summary.md", summary)
     print("\n" + summary, file=stream, flush=True)
     return failed
+
+
+def share_cores(threads):
+    """Threads that wait for each other on a core that another notebook has make both slow."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def executed(name, given):
