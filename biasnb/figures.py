@@ -21,6 +21,7 @@ from .style import (
     level,
     mixers,
     pictures,
+    plain_log,
     with_columns,
 )
 from .trends import across, depth_axis, loss_unit, percent
@@ -91,7 +92,8 @@ def probe_by_layer(grid):
     axes[0].set_ylabel("linear probe, test accuracy, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     seeds = len({run["seed"] for run in grid.runs})
-    footer(figure, grid.caption(), f"solid: trained; dotted: random init; thick: mean, thin: each of n = {seeds} seeds")
+    each = f"thick: mean, thin: each of n = {seeds} seeds" if seeds > 1 else "one seed"
+    footer(figure, grid.caption(), f"solid: trained; dotted: random init; {each}")
     return figure, table
 
 
@@ -109,13 +111,10 @@ def learning_curves(grid):
                 first = seed == part.seed.min()
                 ax.plot(run.step, run.loss, color=COLOURS[mixer], alpha=0.7, linewidth=1.2,
                         label=LABELS[mixer] if first else None)  # fmt: skip
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(base=10, subs=(1, 2, 5)))
+        plain_log(ax)
         ax.set_xlabel("training step")
         ax.set_title(f"depth {depth}", loc="left")
-    axes[0].set_ylabel(f"loss on hidden tokens, {loss_unit(grid)}")
+    axes[0].set_ylabel(f"loss on hidden tokens,\n{loss_unit(grid)}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     seeds = len({run["seed"] for run in grid.runs})
     footer(figure, grid.caption(), f"one line per seed, n = {seeds}; each point averages the steps since the last")

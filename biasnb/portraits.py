@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.ticker import NullFormatter
 
 from .studies import NAMES, done_runs, interval_dots, legend, traits
-from .style import COLOURS, MARKERS, canvas, caption, maps, mixers, with_columns
+from .style import COLOURS, MARKERS, canvas, caption, maps, mixers, plain_log, with_columns
 
 
 def measured(grid, rows):
@@ -29,8 +29,11 @@ def symmetry(grid):
             for name, filled, shift in (("random init", False, -0.15), ("trained", True, 0.15)):
                 values = table[(table.mixer == mixer) & (table.network == name)][metric].dropna().clip(lower=1e-8)
                 interval_dots(ax, x + shift, values.tolist(), mixer, filled)
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        if metric == "roll_error":
+            ax.set_yscale("log")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            plain_log(ax)
         ax.set_xticks(range(len(mixers(grid))), [f"{m}\n{traits(m)}" for m in mixers(grid)], fontsize=8)
         ax.set_ylabel(f"{label}, last layer")
     caption(figure, grid, "smaller: features move more exactly with the image; open: random init, filled: trained; "

@@ -190,7 +190,7 @@ def effects(grid):
             names = list(EFFECTS.values())
             for y, name in enumerate(names):
                 values = part[part.effect == name].value.tolist()
-                interval_dots(ax, y, values, "full" if " x " in name else "conv", vertical=False)
+                interval_dots(ax, y, values, "attn" if " x " in name else "conv", vertical=False)
             ax.axvline(0, color="0.3", linewidth=0.8)
             ax.set_yticks(range(len(names)), names)
             ax.set_ylim(len(names) - 0.5, -0.5)

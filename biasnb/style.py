@@ -6,6 +6,7 @@ import textwrap
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from .operators import MIXERS
@@ -95,6 +96,14 @@ def level(ax, value, text):
     ax.axhline(value, color="0.45", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     ax.annotate(text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
                 va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
+
+
+def plain_log(ax):
+    """A logarithmic y axis over few decades, with plain numbers at 1, 2 and 5."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+    ax.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
 
 
 def pictures(rows, width=10.5):

@@ -13,7 +13,7 @@ from multiprocessing import Pool
 from pathlib import Path
 
 from . import claims, report, verdicts, workers
-from .config import BiasnbError, check_profile
+from .config import PROFILES, BiasnbError, check_profile
 from .experiments import EXPERIMENTS, plan
 from .progress import clock
 from .store import ROOT, Store, StoreError, write_atomic
@@ -132,7 +132,7 @@ def newest(profile):
 
 def published():
     """The profiles that have committed records."""
-    return sorted(p.name for p in (ROOT / "results").glob("*") if p.is_dir())
+    return [profile for profile in PROFILES if (ROOT / "results" / profile).is_dir()]
 
 
 def render_reference(profiles=None):

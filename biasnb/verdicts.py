@@ -13,6 +13,7 @@ from .style import STYLE, canvas, footer
 
 MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not run": "–"}
 LEFT = 8.0  # inches of words before the first profile
+ROOM = 44  # characters in a cell
 SHADES = {"supported": "#b7d4ea", "contradicted": "#f5c6a5", "undecided": "#eeeeee", "not run": "#ffffff"}
 READING = (
     f"The unit is the seed; seeds are paired across networks. A verdict needs {PAIRS} pairs or more, all of whose runs are "
@@ -32,7 +33,7 @@ def board(found):
     for y, (claim, metric) in enumerate(rows):
         first = y == 0 or rows[y - 1][0] is not claim
         ax.text(0, y, claim.id if first else "", weight="bold", va="center", fontsize=9)
-        ax.text(0.28, y, textwrap.shorten(claim.text, 110, placeholder=" …") if first else "", va="center", fontsize=8)
+        ax.text(0.28, y, textwrap.shorten(claim.text, 100, placeholder=" …") if first else "", va="center", fontsize=8)
         ax.text(6.1, y, METRICS[metric].name, va="center", fontsize=8, color="0.35")
         if first:
             ax.axhline(y - 0.5, color="0.85", linewidth=0.6)
@@ -42,8 +43,10 @@ def board(found):
             if here:
                 cell(ax, LEFT + 3.6 * x, y, here[0])
     for x, (profile, evidence) in enumerate(columns):
-        ax.text(LEFT + 3.6 * x, -0.8, f"{profile} {evidence}".strip(), weight="bold", va="center", fontsize=9)
-    ax.set(xlim=(0, LEFT + 3.6 * len(columns)), ylim=(len(rows) - 0.4, -1.2))
+        name = f"{profile} {evidence}".strip()
+        ax.text(LEFT + 3.6 * x, -1.15, name, weight="bold", va="center", fontsize=9)
+        ax.text(LEFT + 3.6 * x, -0.72, PROFILES[profile]["about"].split(",")[0], va="center", fontsize=8, color="0.35")
+    ax.set(xlim=(0, LEFT + 3.6 * len(columns)), ylim=(len(rows) - 0.4, -1.5))
     ax.grid(False)
     ax.set_axis_off()
     counts = {mark: sum(f.verdict == verdict for f in found) for verdict, mark in MARKS.items()}
@@ -61,8 +64,10 @@ def count(found, f):
 def cell(ax, x, y, f):
     ax.add_patch(matplotlib.patches.Rectangle((x, y - 0.46), 3.5, 0.92, color=SHADES[f.verdict], linewidth=0))
     ax.text(x + 0.06, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=8, weight="bold")
-    words = f.why if f.verdict == "not run" else f"{number(f)}, n {f.n}"
-    ax.text(x + 1.12, y, textwrap.shorten(words, 46, placeholder=" …"), va="center", fontsize=7.5, color="0.25")
+    words = f.why if f.verdict == "not run" else f"{f.effect}, n {f.n}"
+    if len(words) > ROOM and f.verdict != "not run":
+        words = f"{number(f)}, n {f.n}"
+    ax.text(x + 1.12, y, textwrap.shorten(words, ROOM, placeholder=" …"), va="center", fontsize=7.2, color="0.25")
 
 
 def draw(found):

@@ -162,7 +162,7 @@ def test_a_notebook_under_another_pretext_is_drawn(root, pretext):
 
 
 def test_committed_figures_are_drawn_from_committed_records_fast_without_torch(tmp_path):
-    """`figures/` shows what `results/` gives, drawn anew in another time zone and locale, in 20 s, with torch barred."""
+    """`figures/` shows what `results/` gives, drawn anew in another time zone and locale, in under a minute, with torch barred."""
     for name in ("results", "figures"):
         assert (CHECKOUT / name).is_dir()
     os.symlink(CHECKOUT / "results", tmp_path / "results")
@@ -171,7 +171,7 @@ def test_committed_figures_are_drawn_from_committed_records_fast_without_torch(t
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     drawn = {p.relative_to(tmp_path / "figures") for p in (tmp_path / "figures").rglob("*") if p.is_file()}
     committed = {p.relative_to(CHECKOUT / "figures") for p in (CHECKOUT / "figures").rglob("*") if p.is_file()}
     assert drawn and drawn == committed
