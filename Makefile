@@ -19,8 +19,16 @@ lint: $(READY)  ## style of package, tests and notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
-figures: $(READY)  ## redraw figures/ and decide the claims from the committed records in results/
-	$(BIN)/python -m biasnb figures
+# Records need no torch: where the suite's environment has not been made, one with the packages that draw is enough.
+SMALL := $(VENV)-figures
+DRAWING := matplotlib numpy pandas scipy seaborn tabulate
+figures: $(if $(wildcard $(READY)),,$(SMALL)/.ready)  ## redraw figures/ and decide the claims from the records in results/
+	$(if $(wildcard $(READY)),$(BIN),$(SMALL)/bin)/python -m biasnb figures
+
+$(SMALL)/.ready: $(wildcard $(CONSTRAINTS))
+	$(PYTHON) -m venv $(SMALL)
+	$(SMALL)/bin/python -m pip install --quiet $(DRAWING) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	touch $@
 
 report: $(READY)  ## runs/PROFILE/report: the executed notebooks and the claims as a static site
 	$(BIN)/python -m biasnb report --profile $(PROFILE)

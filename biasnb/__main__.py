@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .config import PROFILES, BiasnbError, ConfigError, check_names, configure, fields_of
+from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of
 from .experiments import EXPERIMENTS, experiment, fitting, plan
 from .keys import key
 from .operators import MIXERS
@@ -127,11 +127,19 @@ def figures(args):
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
 
 
+def check_own(profile):
+    """The name of a profile. Raises ConfigError naming the nearest."""
+    check_profile(profile)
+    return profile
+
+
 def claims(args):
     from . import claims, verdicts
     from .suite import published
 
-    names = [args.profile] if args.runs else published()
+    names = [check_own(args.profile)] if args.runs else published()
+    if args.profile not in (None, *names):
+        raise ConfigError(f"profile: {args.profile!r} has no records in results/; published are {', '.join(names)}")
     found = claims.findings([Store(name, "runs" if args.runs else "results") for name in names])
     folder = Store(args.profile).folder / "claims" if args.runs else ROOT / "figures"
     paths = verdicts.write(found, folder)
@@ -145,7 +153,7 @@ def report(args):
     from . import claims
     from .report import write
 
-    store = Store(args.profile)
+    store = Store(check_own(args.profile))
     print(write(store, claims.findings([store])))
 
 
@@ -155,6 +163,7 @@ def verify(args):
     rows = verify(args.profile, data_dir=args.data_dir)
     for row in rows:
         outcome = {True: "agrees", False: "DIFFERS", None: row["measured"]}[row["agrees"]]
+        outcome += " to the digit" if row["agrees"] and row["measured"] == row["recorded"] else ""
         numbers = f"{row['recorded']:>18} {row['measured']:>18} {row['allowed']:9}"
         print(f"{row['network']:12} {row['metric']:10} {numbers} {outcome}")
     wrong = [f"{row['network']} {row['metric']}" for row in rows if row["agrees"] is False]
@@ -238,29 +247,33 @@ def parser():
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name, action, words, example, profile="quick"):
-        p = commands.add_parser(name, help=words, description=words, epilog=f"Example: biasnb {example}. {EPILOG}")
+        p = commands.add_parser(name, help=words, description=words, epilog=f"Example: biasnb {example}.")
         p.set_defaults(action=action)
         p.add_argument("--profile", default=profile, help=f"{', '.join(PROFILES)} (default: {profile or 'all published'})")
         return p
 
+    def settable(p, metavar="FIELD=VALUE", **words):
+        p.add_argument("settings", nargs="*", metavar=metavar, **words)
+        p.epilog += f" {EPILOG}"
+
     p = command("reproduce", reproduce, "run every notebook, draw, and compare with the reference", "reproduce --profile quick")
     p.add_argument("--fresh", action="store_true", help="start anew; earlier runs are set aside as runs/PROFILE.old1 and so on")
-    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    settable(p)
     p = command("run", run, "train and evaluate one network", "run --profile quick mixer=igpt depth=4")
-    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    settable(p)
     p = command("notebook", notebook, "run one notebook, strictly checked", "notebook 20_trio --profile smoke seed=0,1")
     p.add_argument("name", help="a name from `biasnb list`")
-    p.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="its parameters, or Config fields")
+    settable(p, metavar="NAME=VALUE", help="its parameters, or Config fields")
     p = command("tune", tune, "search the learning rate of every run of a notebook", "tune 21_cube --profile laptop")
     p.add_argument("name", help="a name from `biasnb list`")
-    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    settable(p)
     p = commands.add_parser("proofs", help="measure what every operator is; writes docs/operators.md")
     p.set_defaults(action=proofs)
     p = command("measure", measure, "measures of a trained network, from its weights", "measure KEY --other KEY dataset=leaves")
     p.add_argument("key", help="key of a run in runs/PROFILE, see `biasnb status`")
     p.add_argument("--other", help="another run on images of the same size, for CKA between the two")
     p.add_argument("--data-dir", default="", help="where the data of the run lie, if it is a folder")
-    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE", help="dataset=NAME (and data_dir) to transfer to")
+    settable(p, help="dataset=NAME (and data_dir) to transfer to")
     p = command("figures", figures, "draw tables and figures from records alone", "figures", profile=None)
     p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")
     p = command("publish", publish, "make the records of a run the committed reference", "publish --profile quick")
@@ -277,7 +290,7 @@ def parser():
     p = commands.add_parser("list", help="notebooks, profiles, operators, settings", epilog="Example: biasnb list")
     p.set_defaults(action=listing)
     p = command("status", status, "which runs are done, running, failed, missing", "status --profile quick")
-    p.add_argument("settings", nargs="*", metavar="FIELD=VALUE")
+    settable(p)
     return top
 
 

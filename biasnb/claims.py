@@ -135,10 +135,11 @@ def tests(found):
             effect = t.effect
             against = 0.0 if t.goal in ("within", "differs") else t.margin
             low, high = stats.bootstrap(t.images) if t.images is not None and t.n > 1 else (np.nan, np.nan)
+            verdict, adjusted = (t.verdict, t.adjusted[0]) if t.decides else ("", np.nan)
             row = {"claim": f.claim.id, "metric": f.metric, "profile": f.profile, "grid": f.evidence, "test": t.label,
-                   "hypothesis": t.hypothesis, "decides": t.decides, "verdict": t.verdict, "mean": effect.mean,
+                   "hypothesis": t.hypothesis, "decides": t.decides, "verdict": verdict, "mean": effect.mean,
                    "low": effect.low, "high": effect.high, "unit": t.unit, "n": t.n, "p": t.p_values()[0],
-                   "p_adjusted": t.adjusted[0], "p_sign_flip": stats.sign_flip(x, against) if t.n > 1 else np.nan,
+                   "p_adjusted": adjusted, "p_sign_flip": stats.sign_flip(x, against) if t.n > 1 else np.nan,
                    "bootstrap_low": low, "bootstrap_high": high,
                    "detectable": stats.detectable(t.n) * effect.sd if t.n > 1 else np.nan,
                    "mean_all_runs": float(np.mean(every)) if every else np.nan, "n_all_runs": len(every)}  # fmt: skip

@@ -11,7 +11,7 @@ from .style import with_columns
 
 PAIRS = 5  # fewer decide nothing
 LEVEL = 0.05
-VERDICTS = ("supported", "contradicted", "undecided", "not run")
+MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not run": "–"}  # of verdicts
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ METRICS = {
     "loss": Metric("pretext loss, sign turned", "", -1.0, PIXELS),
     "probe": Metric("linear probe", "points", 100.0, FEATURES),
     "probe_mean": Metric("probe, mean over layers", "points", 100.0, FEATURES),
-    "knn": Metric("k-NN", "points", 100.0, FEATURES),
     "roll_error": Metric("roll error", ""),
     "lie_error": Metric("Lie error", "", floor=PIXELS),
     "distance": Metric("mixing distance", "tokens", floor=PIXELS),
@@ -142,7 +141,7 @@ class Test:
             self.verdict = "contradicted" if not all(held) else "supported" if self.n >= PAIRS else "undecided"
         elif self.n >= PAIRS:
             good, bad = (p <= LEVEL for p in adjusted)
-            self.verdict = "supported" if good else "contradicted" if bad else "undecided"
+            self.verdict = "contradicted" if bad else "supported" if good else "undecided"
 
 
 @dataclass

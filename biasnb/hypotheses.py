@@ -39,7 +39,7 @@ def p2(e):
         gaps = [hidden(e, other, d) - hidden(e, "igpt", d) for d in depths]
         unit = f"{METRICS[e.metric].unit} per doubling".strip()
         yield e.test(f"slope of {other} − igpt", slope(np.log2(depths), gaps), "below", unit=unit)
-        yield e.test(f"{other} − igpt at depth {depths[0]}", gaps[0], "above", decides=False)
+        yield e.test(f"{other} − igpt at depth {depths[0]}", gaps[0], "above")
 
 
 def p3(e):
@@ -248,10 +248,13 @@ def l5(e):
     forms = [mean(e.of(mixer=mixer, mask_rate=rate) for mixer in TRIO) for rate in rates]
     values = [e.values(form) for form in forms]
     rows = np.array([[v[seed] for v in values] for seed in sorted(set.intersection(*map(set, values)))])
-    p = (stats.page(rows), stats.page(-rows)) if len(rows) > 1 else (np.nan, np.nan)
-    goal, p = ("above", p) if patch > 1 else ("below", p[::-1])
-    yield e.test(f"slope of the probe over the mask rate, patch {patch}", 0.1 * slope(rates, forms), goal, p=p,
-                 unit="points per .1 of mask rate")  # fmt: skip
+    test = e.test(f"slope of the probe over the mask rate, patch {patch}", 0.1 * slope(rates, forms),
+                  "above" if patch > 1 else "below", unit="points per .1 of mask rate")  # fmt: skip
+    if test.n > 1:
+        rising = test.effect.mean > 0  # Page's ranks count where the slope goes the same way
+        p = stats.page(rows if rising else -rows)
+        test.p = (p, 1.0) if rising == (patch > 1) else (1.0, p)
+    yield test
 
 
 # ---- D: data and compute; N: numerics -----------------------------------------------------------------------------
@@ -273,6 +276,7 @@ def d1(e):
         unit = f"{METRICS[e.metric].unit} per doubling"
         yield e.test(f"slope of convmixer − igpt over {name}", slope(np.log2(numbers), gaps), "below", unit=unit,
                      decides=name == "images")  # fmt: skip
+        yield e.test(f"convmixer − igpt with the fewest {name}", gaps[0], "above", decides=name == "images")
 
 
 def d2(e):

@@ -11,11 +11,10 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from . import pages as templates
-from .evidence import METRICS
+from .evidence import MARKS, METRICS
 from .experiments import EXPERIMENTS
 from .store import ROOT, StoreError, write_atomic
 
-SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not run": "–"}
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 NUMBER = re.compile(r"[-−+±]?\d|[-–—]?$|nan$")
 # Of the HTML in notebooks pages keep no active and no styling tag, and of the attributes only these.
@@ -36,6 +35,9 @@ def write(store, findings=(), folder=None):
 
     folder, findings = Path(folder or store.folder / "report"), list(findings)
     paths = {path.stem: path for path in (store.folder / "notebooks").glob("*.ipynb") if known(path.stem)}
+    if not paths:
+        again = f"run `biasnb reproduce --profile {store.profile}` first"
+        raise StoreError(f"{store.folder / 'notebooks'}: no executed notebook to report on; {again}")
     exporter = HTMLExporter(raw_template=templates.CELLS, template_name="basic", config=Config(NbConvertBase=SHOWN))
     pages = {name: convert(path, paths, folder, exporter) for name, path in paths.items()}
     names = sorted({*EXPERIMENTS, *pages}, key=lambda name: (list(EXPERIMENTS).index(name.split("-")[0]), name))
@@ -53,7 +55,7 @@ def write(store, findings=(), folder=None):
         "profile": store.profile,
         "style": templates.STYLE,
         "metrics": METRICS,
-        "symbols": SYMBOLS,
+        "symbols": MARKS,
         "place": place,
     }
     belonging = {name: [f for f in findings if name in (*f.claim.experiments, f.evidence)] for name in names}
@@ -68,7 +70,7 @@ def write(store, findings=(), folder=None):
             path.unlink()
     claims = [list(group) for _, group in groupby(findings, lambda finding: finding.claim.id)]
     verdicts = Counter(finding.verdict for finding in findings)
-    counts = [(verdict, verdicts[verdict]) for verdict in SYMBOLS if verdict in verdicts]
+    counts = [(verdict, verdicts[verdict]) for verdict in MARKS if verdict in verdicts]
     text = environment.get_template("index").render(cards=cards, claims=claims, counts=counts, facts=facts(store))
     write_atomic(folder / "index.html", text)
     return folder / "index.html"

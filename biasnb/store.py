@@ -1,6 +1,7 @@
 """Records: one JSON file per run with small arrays beside it. Written atomically, validated, read without torch."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -104,6 +105,11 @@ def check(record, where="record"):
     missing = [name for name in needed if name not in record]
     if missing:
         raise StoreError(f"{where}: lacks {', '.join(missing)}; delete it to make it anew")
+    if record["kind"] == "run" and record["status"] == "done":
+        for name in ("loss", "psnr", "accuracy", "probe", "init_probe"):
+            score = record[name].get("chosen", record[name]) if isinstance(record[name], dict) else None
+            if not isinstance(score, dict) or not isinstance(score.get("test", ""), int | float | None):
+                raise StoreError(f"{where}: {name} holds no number for the test split; delete it to make it anew")
     if record["status"] not in ("done", "diverged"):
         raise StoreError(f"{where}: status {record['status']!r} is neither done nor diverged")
     return record
@@ -175,36 +181,30 @@ class Store:
         A claim appears complete or not at all; one whose process is gone is taken over. Raises StoreError naming the
         owner of a living one."""
         path, mine = self.path(key, ".claim"), {"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid())}
-        attempt = path.with_name(f".{path.name}.{os.getpid()}.part")
-        write_atomic(attempt, json.dumps(mine))
-        try:
-            while True:
-                try:
-                    os.link(attempt, path)
-                    break
-                except FileExistsError:
-                    owner = _owner(path)
-                    if owner:
-                        held = f"already running on {owner['host']}, process {owner['pid']}"
-                        raise Held(f"{key}: {held}; wait for it or stop it") from None
-                    _set_aside(path)
-        finally:
-            attempt.unlink(missing_ok=True)
+        with _alone(self.folder):
+            owner = _owner(path)
+            if owner:
+                held = f"already running on {owner['host']}, process {owner['pid']}"
+                raise Held(f"{key}: {held}; wait for it or stop it")
+            write_atomic(path, json.dumps(mine))
         try:
             yield lambda: os.utime(path)
         finally:
-            if _owner(path) == mine:
-                path.unlink()
+            with _alone(self.folder):
+                if _owner(path) == mine:
+                    path.unlink()
 
 
-def _set_aside(path):
-    """Remove the claim of a dead owner; if another process has just renewed it, leave that one in force."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, aside)
-        if _owner(aside):
-            os.link(aside, path)
-        aside.unlink()
+@contextlib.contextmanager
+def _alone(folder):
+    """Hold the lock on a folder's claims; it goes with its process. Raises StoreError."""
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context(open(folder / ".lock", "a")), fcntl.LOCK_EX)
+        except OSError as error:
+            raise StoreError(f"{folder / '.lock'}: cannot be written ({error.strerror or error})") from error
+        yield
 
 
 def _start(pid):

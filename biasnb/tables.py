@@ -30,6 +30,12 @@ def number(value, digits):
     return "—" if pd.isna(value) else f"{value:.{digits}f}"
 
 
+def significant(values):
+    """`plus_minus` for values of any size, by significant digits."""
+    mean, half, n = mean_interval(values)
+    return (f"{mean:.3g} ± {half:.2g}" if n > 1 else f"{mean:.3g}") + f" ({n})"
+
+
 def by_network(grid):
     """Groups of a grid's frame, (mixer, *factors) -> rows, in the order they were asked for."""
     return grid.frame().groupby(["mixer", *grid.factors()], sort=False, dropna=False)
@@ -162,8 +168,7 @@ def measures(grid):
     for mixer, pairs in found.items():
         row = {"network": LABELS[mixer], "local, shared, dynamic": traits(mixer)}
         for name, value in wanted.items():
-            means = (np.mean([value(pair[i]) for pair in pairs]) for i in (0, 1)) if pairs else ()
-            row[name] = " → ".join(f"{mean:.3g}" for mean in means) or "—"
+            row[name] = " → ".join(significant([value(pair[i]) for pair in pairs]) for i in (0, 1)) if pairs else "—"
         norms = [history[-1]["weight_norm"] / history[0]["weight_norm"] for history in growth[mixer] if history]
         rows.append({**row, "growth of the weights' norm": f"{np.mean(norms):.2f}x" if norms else "", "n": len(pairs)})
     return tidy(rows)

@@ -7,21 +7,25 @@ import pandas as pd
 
 from . import claims, figures, tables
 from .config import PROFILES
-from .evidence import METRICS, PAIRS
+from .evidence import MARKS, METRICS, PAIRS
 from .store import write_atomic
 from .style import STYLE, canvas, footer
 
-MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not run": "–"}
 LEFT = 8.0  # inches of words before the first profile
 ROOM = 44  # characters in a cell
 SHADES = {"supported": "#b7d4ea", "contradicted": "#f5c6a5", "undecided": "#eeeeee", "not run": "#ffffff"}
 READING = (
-    f"The unit is the seed; seeds are paired across networks. A verdict needs {PAIRS} pairs or more, all of whose runs are "
-    "above their floors: a probe above the same network at random init and above raw pixels, a PSNR above the mean of visible "
-    "neighbours. Runs below are left out, with a count; an effect in brackets is that of all finished runs, floors or not. "
-    "**Supported**: every deciding test holds at the 5 % level after Holm's correction within the claim. **Contradicted**: one "
-    "of them holds the other way round. **Undecided**: neither; the detectable effect (80 % power) says what this many pairs "
-    "could have seen."
+    f"The unit is the seed; seeds are paired across networks. A verdict needs {PAIRS} pairs or more (one violation is enough "
+    "against S2), all of whose runs are above their floors: a probe above the same network at random init and above raw "
+    "pixels, a PSNR above the mean of visible neighbours. Runs below are left out, with a count; that also removes networks "
+    "that fail because of what is being tested, so an effect of all finished runs, floors or not, stands beside. An effect in "
+    "brackets is of all finished runs because no pair is complete. **Supported**: every deciding test holds at the 5 % level "
+    "after Holm's correction over the deciding tests of that row. **Contradicted**: one of them holds the other way round. "
+    "**Undecided**: neither; the detectable effect (80 % power) says what this many pairs could have seen. Tests are two-sided "
+    "t tests, except equivalence, non-inferiority and the permutation tests of P3 and L5, which are one-sided. The exact "
+    "sign-flip p is a check that assumes less; with five pairs it cannot fall below .0625. With few seeds the bootstrap's "
+    "interval is too narrow. Nothing is corrected across rows: of all rows, about one in twenty of those without an effect is "
+    "decided wrongly."
 )
 
 
@@ -39,7 +43,7 @@ def board(found):
             ax.axhline(y - 0.5, color="0.85", linewidth=0.6)
         for x, column in enumerate(columns):
             here = [f for f in found if (f.claim, f.metric, f.profile) == (claim, metric, column[0])
-                    and column[1] in ("", f.evidence)]  # fmt: skip
+                    and column[1] == (f.evidence if count(found, f) > 1 else "")]  # fmt: skip
             if here:
                 cell(ax, LEFT + 3.6 * x, y, here[0])
     for x, (profile, evidence) in enumerate(columns):
@@ -52,7 +56,7 @@ def board(found):
     counts = {mark: sum(f.verdict == verdict for f in found) for verdict, mark in MARKS.items()}
     words = ", ".join(f"{mark} {counts[mark]} {verdict}" for verdict, mark in MARKS.items())
     footer(figure, f"{words}; effect with 95 % interval of the test that the verdict hangs on, n paired seeds; in "
-           "brackets: of all finished runs, none being above its floor")  # fmt: skip
+           "brackets: of all finished runs, as no pair has all its runs above their floors")  # fmt: skip
     return figure
 
 
@@ -78,6 +82,13 @@ def draw(found):
     return figure
 
 
+def table(found):
+    """One row per finding, for display in full."""
+    from IPython.display import Markdown
+
+    return Markdown(claims.summary(found).to_markdown(index=False))
+
+
 def chapter(store, experiment, found):
     """Everything of one notebook, for display: its grids' tables and figures, then the verdicts of its claims."""
     from IPython.display import Markdown
@@ -92,7 +103,7 @@ def chapter(store, experiment, found):
         yield from (figure for name in figures.FIGURES.get(experiment, {}) if (figure := figures.draw(name, grid)))
     decided = [f for f in found if experiment in f.claim.experiments]
     if decided:
-        yield from (Markdown("**Claims**"), claims.summary(decided))
+        yield from (Markdown("**Claims**"), table(decided))
 
 
 def number(f):
@@ -138,12 +149,13 @@ def shown(part):
             "hypothesis": t.hypothesis,
             "mean and 95 % interval": f"{digits(t.mean)} {between(t.low, t.high)}",
             "n": t.n,
+            "p": digits(t.p),
             "p, after Holm": digits(t.p_adjusted),
             "sign-flip p": digits(t.p_sign_flip),
             "bootstrap": between(t.bootstrap_low, t.bootstrap_high),
             "detectable": digits(t.detectable),
             "all runs": f"{digits(t.mean_all_runs)} ({t.n_all_runs})",
-            "verdict": t.verdict,
+            "verdict": t.verdict or "—",
         }
         for t in part.itertuples()
     ]
@@ -152,7 +164,7 @@ def shown(part):
 
 def write(found, folder):
     """Write claims.md, .csv, .tex and the board to a folder. Returns the paths."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "savefig.dpi": 115}):
         paths = figures.save(board(found), folder / "claims")
     for suffix, content in (
         (".md", page(found)),

@@ -162,7 +162,7 @@ def test_a_notebook_under_another_pretext_is_drawn(root, pretext):
 
 
 def test_committed_figures_are_drawn_from_committed_records_fast_without_torch(tmp_path):
-    """`figures/` shows what `results/` gives, drawn anew in another time zone and locale, in under a minute, with torch barred."""
+    """`figures/` shows what `results/` gives, drawn anew in another time zone and locale, within a minute, torch barred."""
     for name in ("results", "figures"):
         assert (CHECKOUT / name).is_dir()
     os.symlink(CHECKOUT / "results", tmp_path / "results")

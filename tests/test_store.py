@@ -103,7 +103,7 @@ def test_a_run_held_by_a_living_process_is_refused_and_a_dead_one_taken_over(roo
     store.path("abc", ".claim").write_text(json.dumps(claim))
     with store.claim("abc"):
         assert store.status("abc")[0] == "running"
-    assert [p.name for p in store.folder.iterdir()] == []
+    assert [p.name for p in store.folder.iterdir()] == [".lock"]
 
 
 def test_a_killed_process_that_nobody_has_waited_for_holds_nothing(root):
