@@ -33,7 +33,7 @@ CLAIMS = (
           f"0 (loss), {HOLM}", h.p1),
     Claim("P2", "The gap between attention and the others shrinks with depth.",
           f"{PAPER}, caption of Figure 1: relatively shallow", ("20_trio",), ("psnr", "loss"),
-          f"the slope of both gaps on log2 depth is below 0, {HOLM}", h.p2),
+          f"both gaps are above 0 at the smallest depth and their slopes on log2 depth below 0, {HOLM}", h.p2),
     Claim("P3", "Taking biases away is not always ideal: a cell with more biases has better features than attention.",
           f"{PAPER}, abstract", ("21_cube",), ("probe",),
           "the largest gain over attn, of the cells with enough pairs, is above 0 by sign-flip permutation of the maximum "
@@ -83,8 +83,8 @@ CLAIMS = (
           f"{IGPT}; He et al., arXiv 2111.06377", ("24_geometry",), ("probe",),
           "Page's trend test of the probe over mask rates: rising for patches, falling for pixels", h.l5),
     Claim("D1", "A bias helps more when data are fewer.", "this suite", ("27_sample_size",), ("probe", "psnr"),
-          "the slope of convmixer − igpt on log2 of the number of unlabelled images is below 0; labelled ones are shown",
-          h.d1),
+          f"convmixer − igpt is above 0 with the fewest unlabelled images, its slope on log2 of their number below 0, {HOLM};"
+          " labelled ones are shown", h.d1),
     Claim("D2", "Where the translation prior is false, weight sharing harms.", "this suite", ("30_symmetry",),
           ("probe", "psnr"),
           f"shared − free static cells is above 0 on leaves and below 0 on their column-coded twin, {HOLM}", h.d2),
