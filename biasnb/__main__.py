@@ -127,21 +127,16 @@ def figures(args):
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
 
 
-def check_own(profile):
-    """The name of a profile. Raises ConfigError naming the nearest."""
-    check_profile(profile)
-    return profile
-
-
 def claims(args):
     from . import claims, verdicts
     from .suite import published
 
-    names = [check_own(args.profile)] if args.runs else published()
-    if args.profile not in (None, *names):
-        raise ConfigError(f"profile: {args.profile!r} has no records in results/; published are {', '.join(names)}")
-    found = claims.findings([Store(name, "runs" if args.runs else "results") for name in names])
-    folder = Store(args.profile).folder / "claims" if args.runs else ROOT / "figures"
+    if args.runs:
+        check_profile(args.profile)
+        stores, folder = [Store(args.profile)], Store(args.profile).folder / "claims"
+    else:
+        stores, folder = [Store(name, "results") for name in published(args.profile)], ROOT / "figures"
+    found = claims.findings(stores)
     paths = verdicts.write(found, folder)
     for f in found:
         if args.profile in (None, f.profile):
@@ -153,7 +148,8 @@ def report(args):
     from . import claims
     from .report import write
 
-    store = Store(check_own(args.profile))
+    check_profile(args.profile)
+    store = Store(args.profile)
     print(write(store, claims.findings([store])))
 
 

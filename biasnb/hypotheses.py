@@ -2,7 +2,6 @@
 
 A run is named by its fields with `of`; sums and differences of runs are taken per seed. Rules in words: claims.py."""
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +10,8 @@ from . import stats
 from .config import SHALLOW
 from .evidence import METRICS, PAIRS, Absent, mean, slope, total
 from .operators import CUBE, MIXERS, TRIO
+from .studies import EFFECTS
 
-AXES = ("local", "shared", "dynamic")
 CLOSED = ("full", "attn")  # closed under permutation of the tokens
 STATIC = ("conv", "gconv", "lc", "full")
 MARGIN = {"probe": 1.0, "psnr": 0.1}  # points, dB: smaller effects count as none
@@ -73,9 +72,8 @@ def effect(e, *axes):
 
 
 def f1(e):
-    for n in (1, 2, 3):
-        for axes in itertools.combinations(AXES, n):
-            yield e.test(" x ".join(axes), effect(e, *axes), "differs", MARGIN[e.metric])
+    for name in EFFECTS.values():
+        yield e.test(name, effect(e, *name.split(" x ")), "differs", MARGIN[e.metric])
 
 
 def f2(e):

@@ -52,7 +52,7 @@ def fill():
         raise StoreError(f"{path}: {error}; write {{name}} for a field and {{{{ for a brace") from None
     for name in sorted(names - set(FIELDS)):
         raise StoreError(f"{path}: no such field {name!r}; did you mean {nearest(name, FIELDS)!r}?")
-    profiles = [read(profile) for profile in PROFILES if profile in published()]
+    profiles = [read(profile) for profile in published()]
     return text.format(**{name: FIELDS[name](profiles) for name in names})
 
 

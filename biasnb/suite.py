@@ -130,18 +130,18 @@ def newest(profile):
     return own if own.grids() else Store(profile, "results")
 
 
-def published():
-    """The profiles that have committed records."""
-    return [profile for profile in PROFILES if (ROOT / "results" / profile).is_dir()]
+def published(*asked):
+    """The profiles that have committed records. Raises StoreError if one asked for (None: none) is not among them."""
+    found = [profile for profile in PROFILES if (ROOT / "results" / profile).is_dir()]
+    for profile in sorted(set(asked) - {None, *found}):
+        raise StoreError(f"profile: {profile!r} has no records in results/; published are {found}")
+    return found
 
 
 def render_reference(profiles=None):
     """Draw figures/<profile> from results/<profile> for every published profile, and figures/claims.* from all of them.
     Returns the paths. Raises StoreError for a profile that is not published."""
-    found = published()
-    unknown = sorted(set(profiles or []) - set(found))
-    if unknown:
-        raise StoreError(f"profile: {unknown[0]!r} has no records in results/; published are {found}")
+    found = published(*(profiles or ()))
     paths = [path for profile in profiles or found for path in render(Store(profile, "results"), ROOT / "figures" / profile)]
     return paths + verdicts.write(claims.findings([Store(profile, "results") for profile in found]), ROOT / "figures")
 

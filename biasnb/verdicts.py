@@ -112,11 +112,10 @@ def number(f):
     return opened + f.effect.rpartition(": ")[2]
 
 
-def page(found):
-    """All findings as Markdown: a table per profile, then every claim with its rule and tests."""
-    every, table = claims.tests(found), claims.summary(found)
+def page(found, every):
+    """All findings as Markdown: a table per profile, then every claim with its rule and its part of `every` test."""
     lines = ["# Claims and their evidence", "", "![Verdicts](claims.png)", "", READING, ""]
-    for profile in dict.fromkeys(table.profile):
+    for profile in dict.fromkeys(f.profile for f in found):
         lines += [f"## {profile}: {PROFILES[profile]['about']}", "", "| claim | statement | metric | verdict | effect and 95 % "
                   "interval | n | why |", "|---|---|---|---|---|---|---|"]  # fmt: skip
         for f in (f for f in found if f.profile == profile):
@@ -166,9 +165,10 @@ def write(found, folder):
     """Write claims.md, .csv, .tex and the board to a folder. Returns the paths."""
     with matplotlib.rc_context({**STYLE, "savefig.dpi": 115}):
         paths = figures.save(board(found), folder / "claims")
+    every = claims.tests(found)
     for suffix, content in (
-        (".md", page(found)),
-        (".csv", claims.tests(found).to_csv(index=False, lineterminator="\n", float_format="%.6g")),
+        (".md", page(found, every)),
+        (".csv", every.to_csv(index=False, lineterminator="\n", float_format="%.6g")),
         (".tex", tables.latex(claims.summary(found), "Claims and verdicts", "claims")),
     ):
         paths.append(folder / f"claims{suffix}")
