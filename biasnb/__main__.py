@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 
 from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of
 from .experiments import EXPERIMENTS, experiment, fitting, plan
+from .interrupts import TIME_UP, Stopped, seconds_of, watched
 from .keys import key
 from .operators import MIXERS
 from .store import ROOT, Store
@@ -81,8 +81,8 @@ def tune(args):
 
 
 def proofs(args):
+    from .files import write_atomic
     from .proof import markdown
-    from .store import write_atomic
 
     text = markdown()
     write_atomic(ROOT / "docs" / "operators.md", text)
@@ -117,7 +117,16 @@ def notebook(args):
 
     given = settings(args.settings)
     given.setdefault("profile", args.profile)
-    print(execute(args.name, given))
+    print(execute(args.name, given, cell_timeout=args.cell_timeout))
+
+
+def lint(args):
+    from .notebook import lint
+
+    found = lint()
+    print("\n".join(found) or f"{len(EXPERIMENTS)} notebooks: each has one cell of literal parameters and its kernelspec")
+    if found:
+        raise BiasnbError(f"{len(found)} of {len(EXPERIMENTS)} notebooks cannot be run so")
 
 
 def figures(args):
@@ -248,20 +257,29 @@ def parser():
         p.add_argument("--profile", default=profile, help=f"{', '.join(PROFILES)} (default: {profile or 'all published'})")
         return p
 
+    def limited(p):
+        words = f"stop after so many seconds with a state to go on from, exit code {TIME_UP}; the same command goes on"
+        p.add_argument("--time-limit", metavar="SECONDS", help=words)
+
     def settable(p, metavar="FIELD=VALUE", **words):
         p.add_argument("settings", nargs="*", metavar=metavar, **words)
         p.epilog += f" {EPILOG}"
 
     p = command("reproduce", reproduce, "run every notebook, draw, and compare with the reference", "reproduce --profile quick")
     p.add_argument("--fresh", action="store_true", help="start anew; earlier runs are set aside as runs/PROFILE.old1 and so on")
+    limited(p)
     settable(p)
     p = command("run", run, "train and evaluate one network", "run --profile quick mixer=igpt depth=4")
+    limited(p)
     settable(p)
     p = command("notebook", notebook, "run one notebook, strictly checked", "notebook 20_trio --profile smoke seed=0,1")
     p.add_argument("name", help="a name from `biasnb list`")
+    p.add_argument("--cell-timeout", metavar="SECONDS", type=int, help="a cell that takes longer fails the notebook")
+    limited(p)
     settable(p, metavar="NAME=VALUE", help="its parameters, or Config fields")
     p = command("tune", tune, "search the learning rate of every run of a notebook", "tune 21_cube --profile laptop")
     p.add_argument("name", help="a name from `biasnb list`")
+    limited(p)
     settable(p)
     p = commands.add_parser("proofs", help="measure what every operator is; writes docs/operators.md")
     p.set_defaults(action=proofs)
@@ -281,6 +299,8 @@ def parser():
     p = command("report", report, "your executed notebooks and claims as static HTML", "report --profile quick")
     p = command("verify", verify, "re-evaluate published networks and compare with the records", "verify --profile quick")
     p.add_argument("--data-dir", default="", help="where the data of the networks lie, if it is a folder")
+    p = commands.add_parser("lint", help="check that every notebook can be run with parameters", epilog="Example: biasnb lint")
+    p.set_defaults(action=lint)
     p = commands.add_parser("sheet", help="fill REPRODUCIBILITY.md from the committed records", epilog="Example: biasnb sheet")
     p.set_defaults(action=sheet)
     p = commands.add_parser("list", help="notebooks, profiles, operators, settings", epilog="Example: biasnb list")
@@ -299,21 +319,26 @@ def main(words=None):
         args.settings += late
     if args.command in ("figures", "claims") and args.runs and not args.profile:
         args.profile = "quick"
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        args.action(args)
+        with watched(getattr(args, "time_limit", None) and seconds_of(args.time_limit)):
+            args.action(args)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return trouble(f"error: {error}", 2)
     except BiasnbError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+        return trouble(f"error: {error}", getattr(error, "exit_code", 1))
+    except (KeyboardInterrupt, Stopped) as stop:
+        by = "interrupted" if isinstance(stop, KeyboardInterrupt) else f"stopped by {stop}"
+        return trouble(f"\n{by}; the same command goes on where it stopped", getattr(stop, "code", 130))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return trouble(f"error: {error.filename or 'file'}: {error.strerror or error}", 1)
     return 0
+
+
+def trouble(line, code):
+    print(line, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

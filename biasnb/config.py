@@ -11,6 +11,7 @@ PHOTOGRAPHS_VERSION = LEAVES_VERSION = 1  # part of the key: raise them when the
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VERSIONS = {"photographs": PHOTOGRAPHS_VERSION, "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION}
 SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
+MAX_TOKENS = 64**2  # operators keep N x N masks and 8-byte addresses: at this size about 0.2 GB a block
 DATASETS = (*VERSIONS, "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "folder")
 
 
@@ -79,6 +80,8 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+        if self.data_dir:
+            full_path(self.data_dir)
         for trouble in self._troubles():
             raise ConfigError(trouble)
 
@@ -88,6 +91,10 @@ class Config:
         if self.image_size % self.patch:
             fits = [p for p in (1, 2, 4) if self.image_size % p == 0]
             yield f"patch: {self.patch} does not divide image_size {self.image_size}; choose from {fits}"
+        if self.grid**2 > MAX_TOKENS:
+            fits = [f"patch {p} or " for p in (2, 4) if self.image_size % p == 0 and (self.image_size // p) ** 2 <= MAX_TOKENS]
+            yield (f"patch: {self.patch} on {self.image_size} pixels gives {self.grid**2} tokens, more than {MAX_TOKENS}; "
+                   f"choose {''.join(fits[:1])}image_size {self.patch * math.isqrt(MAX_TOKENS)}")  # fmt: skip
         if "heads" in reads and self.width % self.heads:
             fits = [g for g in range(1, self.heads + 1) if self.width % g == 0]
             yield f"heads: {self.heads} does not divide width {self.width}; the nearest is {fits[-1]}"
@@ -95,8 +102,9 @@ class Config:
             yield f"local_heads: {self.local_heads} of {self.heads} heads; choose at most {self.heads}"
         if self.kernel % 2 == 0:
             yield f"kernel: {self.kernel} has no centre; choose an odd number, e.g. {self.kernel + 1}"
-        if self.pretext == "ar" and self.grid < 2:
-            yield f"patch: {self.patch} leaves one token, and pretext 'ar' predicts from earlier ones; choose a smaller one"
+        if self.causal and self.grid < 2:
+            who = "pretext 'ar'" if self.pretext == "ar" else f"mixer {self.mixer!r}"
+            yield f"patch: {self.patch} leaves one token, and {who} reads earlier ones; choose a smaller one"
         if self.mixer in ("hyena", "hyena_hybrid") and self.skip in ("none", "channel"):
             yield f"skip: {self.skip!r}, but {self.mixer}'s gates cannot start near the identity; choose 'both' or 'spatial'"
         if self.permute == "in_patch" and self.patch == 1:
@@ -122,7 +130,8 @@ class Config:
         if self.dataset == "folder" and not self.data_dir:
             yield "data_dir: empty, and dataset is 'folder'; set it to a folder of class folders"
         if self.dataset == "folder" and self.pretext == "supervised" and (classes := class_folders(self.data_dir)) == 1:
-            yield f"pretext: 'supervised' needs two classes or more, {self.data_dir!r} has {classes}; add one or choose 'bert'"
+            where = short(self.data_dir)
+            yield f"pretext: 'supervised' needs two classes or more, {where} has {classes}; add one or choose 'bert'"
 
     @property
     def grid(self):
@@ -163,34 +172,42 @@ def fields_of():
     return {f.name: f.type for f in fields(Config)}
 
 
+def short(value, most=80):
+    """A value for a message: one line, its middle left out where it is long."""
+    try:
+        text = " ".join(repr(value).splitlines())
+    except Exception:  # e.g. a whole number of more than 4300 digits
+        return f"<{type(value).__name__} that cannot be shown>"
+    return text if len(text) <= most else f"{text[: most - 23]}...{text[-20:]}"
+
+
 def nearest(word, words):
-    """The word most like the given one."""
-    return max(words, key=lambda w: difflib.SequenceMatcher(None, str(word).lower(), str(w).lower()).ratio())
+    """The word most like the given one, by its first letters."""
+    return max(words, key=lambda w: difflib.SequenceMatcher(None, str(word)[:80].lower(), w.lower()).ratio())
 
 
 def check_names(given, known, what="field"):
     """Refuse a name that is not known. Raises ConfigError naming the nearest one."""
     for name, value in given.items():
         if name not in known:
-            raise ConfigError(f"{name}: no such {what} (given {value!r}); did you mean {nearest(name, known)!r}?")
+            shown = name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else short(name)
+            raise ConfigError(f"{shown}: no such {what} (given {short(value)}); did you mean {nearest(name, known)!r}?")
 
 
 def _checked(f, value):
     meta = f.metadata
-    if f.type is float and type(value) is int:
-        value = float(value)
-    if type(value) is not f.type:
+    if type(value) is not f.type and not (f.type is float and type(value) is int):
         kind = {int: "a whole number", float: "a number", str: "text"}[f.type]
-        raise ConfigError(f"{f.name}: {value!r} is {type(value).__name__}, expected {kind}, e.g. {f.default!r}")
-    if f.type is float and not math.isfinite(value):
+        raise ConfigError(f"{f.name}: {short(value)} is {type(value).__name__}, expected {kind}, e.g. {f.default!r}")
+    if type(value) is float and not math.isfinite(value):
         raise ConfigError(f"{f.name}: {value!r} is not a finite number; e.g. {f.default!r}")
     if meta["choices"] and value not in meta["choices"]:
         near = (nearest if f.type is str else lambda v, c: min(c, key=lambda x: abs(x - v)))(value, meta["choices"])
-        raise ConfigError(f"{f.name}: {value!r} is not one of {list(meta['choices'])}; the nearest is {near!r}")
+        raise ConfigError(f"{f.name}: {short(value)} is not one of {list(meta['choices'])}; the nearest is {near!r}")
     if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
         near = min(max(value, meta["low"]), meta["high"])
-        raise ConfigError(f"{f.name}: {value!r} is outside {meta['low']} to {meta['high']}; the nearest is {near!r}")
-    return value
+        raise ConfigError(f"{f.name}: {short(value)} is outside {meta['low']} to {meta['high']}; the nearest is {near!r}")
+    return value + 0.0 if f.type is float else value  # 1 and -0.0 are 1.0 and 0.0
 
 
 # A profile is a set of Config fields, the sizes of the trio's grid, the base point of the studies around it with their
@@ -252,7 +269,7 @@ PROFILES = {
 def check_profile(name):
     """Return the profile's data. Raises ConfigError naming the nearest profile."""
     if name not in PROFILES:
-        raise ConfigError(f"profile: {name!r} is not one of {list(PROFILES)}; did you mean {nearest(name, PROFILES)!r}?")
+        raise ConfigError(f"profile: {short(name)} is not one of {list(PROFILES)}; did you mean {nearest(name, PROFILES)!r}?")
     return PROFILES[name]
 
 
@@ -261,8 +278,19 @@ def configure(profile, **overrides):
     return Config(**{**check_profile(profile)["config"], **overrides})
 
 
+def full_path(data_dir):
+    """A folder's path from the root, `~` written out, whether it exists or not. Raises ConfigError for what is no path."""
+    try:
+        path = Path(data_dir).expanduser()
+        path.is_dir()
+        return path.resolve()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"data_dir: {short(data_dir)} is not a path that can be read ({why}); set it to a folder") from None
+
+
 def class_folders(folder):
     """Number of class folders, of the training split if there is one; 0 for a folder that is missing."""
-    top = Path(folder).expanduser()
+    top = full_path(folder)
     top = top / "train" if (top / "train").is_dir() else top
     return sum(d.is_dir() and not d.name.startswith(".") for d in top.iterdir()) if top.is_dir() else 0

@@ -2,6 +2,10 @@
 
 import functools
 import hashlib
+import re
+import socket
+import tarfile
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +18,16 @@ from PIL import Image
 
 from . import leaves, photographs
 from .config import IMAGE_SUFFIXES, VERSIONS, BiasnbError
+from .files import StoreError, arrays_digest, read_arrays, write_arrays
 from .keys import folder_signature
-from .store import ROOT, StoreError, arrays_digest, read_arrays, write_arrays
+from .locks import Held, Lock
+from .store import ROOT
 
 VAL_FRACTION = 0.1
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
+MAX_PIXELS = 64_000_000  # of one image: a file of a few kB may declare gigabytes
+STALL = 60  # seconds without a byte after which a download has failed
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the last are bytes that are no UTF-8
 EMBEDDED = {
     "photographs": photographs.crops,
     "leaves": functools.partial(leaves.fields, coded=False),
@@ -33,8 +42,16 @@ DOWNLOADS = {
 }
 
 
+def printable(text):
+    """A text on one line that every terminal and file takes: a file name may hold anything."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
 class DataError(BiasnbError):
     """Images that are missing or cannot be used."""
+
+    def __init__(self, message):
+        super().__init__(printable(message))
 
 
 class Split(NamedTuple):
@@ -76,9 +93,12 @@ def generator(device, seed, *names):
 
 def load(cfg, device="cpu"):
     """The data set of a Config. A tenth of the training images, drawn by the seed, is the validation split
-    (embedded sets have their own). Raises DataError."""
-    signature = folder_signature(cfg.data_dir, content=True) if cfg.dataset == "folder" else ""
-    name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
+    (embedded sets have their own). Raises DataError, or ConfigError if data_dir is no folder of images."""
+    try:
+        signature = folder_signature(cfg.data_dir, content=True) if cfg.dataset == "folder" else ""
+        name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
+    except OSError as error:
+        raise DataError(f"{error.filename or cfg.data_dir}: {error.strerror or error}; mend or remove it") from None
     split = {part: (torch.from_numpy(arrays[part]), torch.from_numpy(arrays[f"{part}_labels"]))
              for part in ("train", "val", "test") if part in arrays}  # fmt: skip
     if "val" not in split:
@@ -119,7 +139,7 @@ def _arrays(dataset, data_dir, size, signature):
         top = Path(data_dir).expanduser()
         kept = f"{signature}-{size}"
         classes, arrays = _kept(kept, lambda: read_folder(top, size))
-        name = top.resolve().name
+        name = printable(top.resolve().name)
     elif dataset in EMBEDDED:
         name = dataset
         classes, arrays = _kept(f"{dataset}-{VERSIONS[dataset]}-{size}", lambda: EMBEDDED[dataset](size))
@@ -148,10 +168,11 @@ def _kept(name, make):
 
 
 def read_folder(top, size):
-    """Images of `top/<class>/*` or `top/{train,val,test}/<class>/*` as (classes, arrays). JPEG and PNG, 8 bits per
-    channel, grey or RGB. Images of other sizes are cut to the central square and resized, with a warning.
+    """Images of `top/<class>/*` or `top/{train,val,test}/<class>/*` as (classes, arrays). JPEG and PNG, grey or RGB, as
+    they are stored: 16 bits are cut to 8, an EXIF orientation is not applied. Images of other sizes are cut to the
+    central square and resized, with a warning.
 
-    Raises DataError naming the folder or file and what is wrong with it."""
+    Raises DataError naming the folder or file and what is wrong with it, OSError for a folder that cannot be listed."""
     parts = {part: top / part for part in ("train", "val", "test") if (top / part).is_dir()}
     if parts and not {"train", "test"} <= set(parts):
         raise DataError(f"{top}: has {sorted(parts)} but not both train and test; add the other or use class folders only")
@@ -175,7 +196,7 @@ def read_folder(top, size):
         arrays[part], arrays[f"{part}_labels"] = np.stack(images), np.array(labels, np.int64)
     if len(sizes) > 1 or any(h != w for h, w in sizes):
         seen = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)[:3]) + (", ..." if len(sizes) > 3 else "")
-        warnings.warn(f"{top.name}: images of {len(sizes)} sizes ({seen}), cut to the central square and "
+        warnings.warn(f"{printable(top.name)}: images of {len(sizes)} sizes ({seen}), cut to the central square and "
                       f"resized to {size}x{size}", stacklevel=2)  # fmt: skip
     if not parts:
         images, labels = arrays.pop("all"), arrays.pop("all_labels")
@@ -183,19 +204,31 @@ def read_folder(top, size):
         held = max(1, round(TEST_FRACTION * len(labels)))
         for part, index in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
             arrays[part], arrays[f"{part}_labels"] = images[index], labels[index]
-    return classes, arrays
+    return tuple(printable(name) for name in classes), arrays
 
 
 def _decode(file):
+    """(h, w, 3) uint8. What is too large or of another kind is refused by its header, before it is decoded."""
     try:
-        with Image.open(file, formats=("JPEG", "PNG")) as image:
-            plain = image.mode in ("RGB", "L") or (image.mode == "P" and "transparency" not in image.info)
-            if not plain:
-                channels = len(image.getbands())
-                raise DataError(f"{file}: mode {image.mode} ({channels} channels); convert it to 8-bit RGB or grey")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not readable as a JPEG or PNG image ({error}); replace or remove it") from None
+        if not file.is_file():  # opening a FIFO waits for ever
+            raise DataError(f"{file}: not a file, or a link to none; replace or remove it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=("JPEG", "PNG")) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+                if image.mode not in ("RGB", "L", "P") or "transparency" in image.info:
+                    kind = f"{image.mode} ({len(image.getbands())} channels{', transparent' * ('transparency' in image.info)})"
+                    raise DataError(f"{file}: mode {kind}; convert it to 8-bit RGB or grey")
+                return np.asarray(image.convert("RGB"))
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file makes decoders raise anything
+        raise DataError(f"{file}: not readable as a JPEG or PNG image ({_reason(error)}); replace or remove it") from None
+
+
+def _reason(error):
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def resize(images, size):
@@ -218,35 +251,88 @@ def resize(images, size):
 
 def download(dataset, root, size):
     """(classes, arrays) of a torchvision data set, downloaded to `root` on first use. STL-10 trains on its unlabelled
-    images too (label -1). Raises DataError naming the missing files."""
+    images too (label -1). Raises DataError saying what to put where."""
     from torchvision import datasets
 
-    make, train, test = {
+    make, *choices = {
         "cifar10": (datasets.CIFAR10, {"train": True}, {"train": False}),
         "cifar100": (datasets.CIFAR100, {"train": True}, {"train": False}),
         "svhn": (datasets.SVHN, {"split": "train"}, {"split": "test"}),
         "stl10": (datasets.STL10, {"split": "train+unlabeled"}, {"split": "test"}),
         "fashionmnist": (datasets.FashionMNIST, {"train": True}, {"train": False}),
     }[dataset]
+
+    def read():
+        return [make(str(root), download=False, **choice) for choice in choices]
+
+    try:
+        found = read()
+    except Exception:  # missing, torn or tampered with; torchvision raises many kinds
+        found = _fetched(dataset, make, root, read)
     arrays = {}
-    for part, choice in (("train", train), ("test", test)):
-        try:
-            found = make(str(root), download=True, **choice)
-        except Exception as error:  # torchvision raises many kinds, from URLError to a bare RuntimeError
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(
-                f"{dataset}: not in {root} and cannot be downloaded ({reason}); put {DOWNLOADS[dataset]} there, "
-                "set data_dir to where it is, or use dataset='folder' or 'photographs'"
-            ) from None
-        images = np.asarray(found.data)
+    for part, split in zip(("train", "test"), found, strict=True):
+        images = np.asarray(split.data)
         if dataset in ("svhn", "stl10"):  # (n, 3, h, w)
             images = images.transpose(0, 2, 3, 1)
         if images.ndim == 3:  # Fashion-MNIST is grey
             images = np.repeat(images[..., None], 3, axis=3)
-        labels = found.targets if hasattr(found, "targets") else found.labels
+        labels = split.targets if hasattr(split, "targets") else split.labels
         arrays[part], arrays[f"{part}_labels"] = resize(images, size), np.asarray(labels, np.int64)
-    classes = getattr(found, "classes", None) or range(int(arrays["test_labels"].max()) + 1)
+    classes = getattr(found[1], "classes", None) or range(int(arrays["test_labels"].max()) + 1)
     return tuple(str(c) for c in classes), arrays
+
+
+def _fetched(dataset, make, root, read):
+    """What `read` gives once the data are whole: fetched by one process, for which others wait; twice if they fail their
+    check. Raises DataError."""
+    lock, told = Lock(root / ".locks", dataset), -STALL
+    while True:
+        try:
+            with lock:
+                for fetch in (False, True, True):  # another process may just have done it
+                    try:
+                        if fetch:
+                            _fetch(make, root)
+                        return read()
+                    except Exception as error:
+                        reason = _reason(error)
+        except Held as held:
+            if time.monotonic() - told >= STALL:
+                told = time.monotonic()
+                print(f"{held}; waiting for its download", flush=True)
+            time.sleep(0.5)
+            continue
+        except StoreError as error:  # no lock can be made in a folder that is read-only
+            reason = _reason(error)
+        raise DataError(
+            f"{dataset}: not whole in {root} and cannot be downloaded ({reason}); put {DOWNLOADS[dataset]} there, "
+            "set data_dir to where it is, or use dataset='folder' or 'photographs'"
+        )
+
+
+def _fetch(make, root):
+    """Download the files of a torchvision data set that are missing or fail their md5, and extract them, even over what
+    is there: torchvision itself takes a torn file of Fashion-MNIST for whole. Nothing is written outside the folder."""
+    from torchvision.datasets.utils import download_url, extract_archive
+
+    if hasattr(make, "split_list"):  # SVHN
+        files = [(root, *make.split_list[part]) for part in ("train", "test")]
+    elif hasattr(make, "resources"):  # Fashion-MNIST
+        files = [(root / make.__name__ / "raw", make.mirrors[0] + name, name, md5) for name, md5 in make.resources]
+    else:
+        files = [(root, make.url, make.filename, make.tgz_md5)]
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL)
+    try:
+        for folder, url, name, md5 in files:
+            download_url(url, folder, name, md5)
+            if name.endswith(".tar.gz"):
+                with tarfile.open(folder / name) as archive:
+                    archive.extractall(folder, filter="data")
+            elif name.endswith(".gz"):
+                extract_archive(str(folder / name))
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 # ---- augmentation -------------------------------------------------------------------------------------------------

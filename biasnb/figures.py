@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from . import portraits, studies, trends
-from .store import write_atomic
+from .files import write_atomic
 from .style import (
     COLOURS,
     FLOORS,

@@ -5,33 +5,61 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
-from .config import BiasnbError, ConfigError, check_names, fields_of
-from .experiments import experiment, fitting, plan
+from .config import BiasnbError, ConfigError, check_names, fields_of, full_path, short
+from .experiments import EXPERIMENTS, experiment, fitting, plan
+from .files import StoreError, attempt_of, read_json, to_json, write_atomic
+from .locks import place
+from .processes import end_descendants
 from .store import ROOT, Store
 
 NOTEBOOKS = ROOT / "notebooks"
+STOP_SECONDS = 5
 
 
 class NotebookError(BiasnbError):
-    """A notebook that cannot be run, or that ran and did not keep its promise."""
+    """A notebook that cannot be run, or that ran and did not keep its promise; `state` is failed, killed or timeout."""
+
+    def __init__(self, message, state="failed"):
+        super().__init__(message)
+        self.state = state
 
 
 def read(name):
-    """The notebook as nbformat's object. Raises ConfigError for an unknown name, NotebookError if it is broken."""
+    """The notebook as nbformat's object. Raises ConfigError for an unknown name, NotebookError if it is broken or has lost
+    its kernelspec, without which neither JupyterLab nor plain Papermill can run it."""
     import nbformat
 
     experiment(name)
     path = NOTEBOOKS / f"{name}.ipynb"
     try:
-        return nbformat.read(path, as_version=4)
+        found = nbformat.read(path, as_version=4)
     except FileNotFoundError:
         raise NotebookError(f"{path}: no such file; restore it with git checkout") from None
     except Exception as error:
         raise NotebookError(f"{path}: not a readable notebook ({str(error).splitlines()[0]})") from None
+    if not found.metadata.get("kernelspec", {}).get("name"):
+        raise NotebookError(f"{path}: has lost its kernelspec; restore it with git checkout or save it in JupyterLab")
+    return found
+
+
+def lint():
+    """What is wrong with the committed notebooks, a line each: a lost tag or kernelspec, parameters that are not literals."""
+    found = []
+    for name in EXPERIMENTS:
+        try:
+            notebook = read(name)
+            defaults(notebook, name)
+            if notebook.metadata.kernelspec.name != "python3":
+                found.append(f"{name}: kernelspec {notebook.metadata.kernelspec.name!r}, expected 'python3'")
+        except NotebookError as error:
+            found.append(str(error))
+    return found
 
 
 def defaults(notebook, name):
@@ -97,11 +125,14 @@ def request(name, values):
 
 
 def parse_field(field, value):
-    """Text as a value of a Config field, or a list of values. Raises ConfigError."""
+    """Text as a value of a Config field, or a list of values; a folder as its path from the root. Raises ConfigError."""
+    if field == "data_dir" and value != "":
+        return str(full_path(value))
     if not isinstance(value, str) or field == "data_dir" or (field, value) == ("lr", "tuned"):
         return value
-    many = [parse(field, part.strip(), fields_of()[field]) for part in value.strip("[]").split(",")]
-    return many if len(many) > 1 or value.startswith("[") else many[0]
+    listed = value.startswith("[") and value.endswith("]")
+    many = [parse(field, part.strip(), fields_of()[field]) for part in (value[1:-1] if listed else value).split(",")]
+    return many if len(many) > 1 or listed else many[0]
 
 
 def parse(field, value, kind):
@@ -110,86 +141,154 @@ def parse(field, value, kind):
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise ConfigError(f"{field}: {value!r} is {type(value).__name__}, expected {kind.__name__}")
+            raise ConfigError(f"{field}: {short(value)} is {type(value).__name__}, expected {kind.__name__}")
         return value
     try:
         if kind is bool:
             return {"true": True, "false": False}[value.lower()]
-        if kind is int:
-            if not re.fullmatch(r"[+-]?(0|[1-9]\d*)", value):
+        if kind in (int, float):
+            if not re.fullmatch(r"[+-]?(0|[1-9][0-9]*)" if kind is int else r"[+-]?[0-9a-z.+-]+", value, re.I | re.A):
                 raise ValueError
-            return int(value)
-        if kind is float:
-            return float(value)
-        return parse(field, json.loads(value), kind)
-    except (ValueError, KeyError):
+            return kind(value)
+        found = json.loads(value)
+        if type(found) is not kind:
+            raise ValueError
+        return found
+    except (ValueError, KeyError, RecursionError):
         form = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, f"a JSON {kind.__name__}")
-        raise ConfigError(f"{field}: {value!r} is not {form}") from None
+        raise ConfigError(f"{field}: {short(value)} is not {form}") from None
 
 
 @contextlib.contextmanager
 def this_interpreter():
-    """A kernel named `biasnb` that is this Python, whatever kernels the machine has or the notebook names."""
+    """A kernel named `biasnb` that is this Python, whatever kernels the machine has or the notebook names, and that needs
+    no home folder."""
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "kernels" / "biasnb"
         spec.mkdir(parents=True)
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
         content = {"argv": command, "display_name": "biasnb", "language": "python", "env": {"PYTHONPATH": str(ROOT)}}
         (spec / "kernel.json").write_text(json.dumps(content))
-        before = os.environ.get("JUPYTER_PATH")
-        os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, before] if before else [folder])
+        paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
+        own = {"JUPYTER_PATH": paths, "JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
         try:
             yield "biasnb"
         finally:
-            os.environ.pop("JUPYTER_PATH")
-            if before is not None:
-                os.environ["JUPYTER_PATH"] = before
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def execute(name, given=None, stream=sys.stdout):
+def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None):
     """Run a notebook through Papermill. Returns the path of the executed copy, `runs/<profile>/notebooks/<name>.ipynb`
     (with changed settings, `<name>-<data>-<digest>.ipynb`).
 
-    The copy appears there only if every cell ran and every record that the parameters ask for exists and validates;
-    otherwise it is kept as `<name>.failed.ipynb` and NotebookError says what went wrong. An earlier good copy stays.
-    """
+    The copy appears there only if every cell ran, each within `cell_timeout` seconds, and every record that the parameters
+    ask for exists and validates; otherwise it is kept as `<name>.failed.ipynb` and NotebookError says what went wrong. An
+    earlier good copy stays. Raises Held if another process runs the same. `kernel` is what `this_interpreter` gave, where
+    several notebooks run at once."""
     values = parameters(name, given or {})
     profile, overrides = request(name, values)
-    import nbformat
-    import papermill
-
-    label = plan(name, profile, overrides)[0].name
-    folder = Store(profile).folder / "notebooks"
-    attempt, failed, final = (folder / f for f in (f".{label}.{os.getpid()}.ipynb", f"{label}.failed.ipynb", f"{label}.ipynb"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotebookError(f"{folder}: cannot be made ({error.strerror})") from None
-    try:
-        with this_interpreter() as kernel:
-            papermill.execute_notebook(
-                str(NOTEBOOKS / f"{name}.ipynb"), str(attempt), values, kernel_name=kernel, language="python",
-                progress_bar=False, stdout_file=stream, stderr_file=stream, cwd=str(NOTEBOOKS),
-            )  # fmt: skip
-        trouble = broken_promise(nbformat.read(attempt, as_version=4), name, profile, overrides)
-        if not trouble:
-            os.replace(attempt, final)
-    except papermill.PapermillExecutionError as error:
-        trouble = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-    except Exception as error:
-        trouble = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-    finally:
-        if attempt.is_file():
-            os.replace(attempt, failed)
-    if trouble:
-        raise NotebookError(f"{name}: {trouble}; see {failed}")
-    failed.unlink(missing_ok=True)
+    store, label = Store(profile), plan(name, profile, overrides)[0].name
+    folder = store.folder / "notebooks"
+    final, failed, attempt = folder / f"{label}.ipynb", folder / f"{label}.failed.ipynb", attempt_of(folder / label)
+    with store.lock(f"notebook-{label}"):
+        note(store, label, "running")
+        try:
+            attempt.mkdir()
+            _run(name, attempt / "executed.ipynb", values, stream, cell_timeout, kernel)
+            trouble, ended = broken_promise(attempt / "executed.ipynb", name, profile, overrides), "failed"
+        except NotebookError as error:
+            trouble, ended = str(error), error.state
+        except OSError as error:
+            trouble, ended = f"{error.filename or attempt}: {error.strerror or error}", "failed"
+        except (KeyboardInterrupt, SystemExit) as stop:
+            note(store, label, "preempted", f"{type(stop).__name__}: {stop}")
+            raise
+        finally:
+            keep(attempt, failed)
+        if trouble:
+            note(store, label, ended, trouble)
+            raise NotebookError(f"{name}: {trouble}; see {failed}", ended)
+        os.replace(failed, final)
+        note(store, label, "done")
     return final
 
 
-def broken_promise(executed, name, profile, overrides):
+def keep(attempt, path):
+    """Move what has been executed so far to `path` and remove the folder it was written in."""
+    with contextlib.suppress(OSError):
+        os.replace(attempt / "executed.ipynb", path)
+    shutil.rmtree(attempt, ignore_errors=True)
+
+
+def note(store, label, state, detail=""):
+    """Write down how a notebook stands."""
+    write_atomic(store.folder / "notebooks" / f"{label}.state.json", to_json({"state": state, "detail": detail}))
+
+
+def state(store, label):
+    """(state, detail) of a notebook: pending, running, done, failed, killed, timeout or preempted."""
+    owner, killed = store.lock(f"notebook-{label}").state()
+    if owner:
+        return "running", f"on {place(owner)}"
+    try:
+        found = read_json(store.folder / "notebooks" / f"{label}.state.json")
+        return ("killed", "") if killed or found["state"] == "running" else (found["state"], found["detail"])
+    except (StoreError, KeyError, TypeError):
+        return "pending", ""
+
+
+def _run(name, path, values, stream, cell_timeout, kernel):
+    """Execute a notebook to `path` with Papermill in a thread, so that signals come here and not to its event loop: then its
+    kernel and all that this started are ended. Raises NotebookError, OSError."""
+    import papermill
+
+    ended, outcome = threading.Event(), []
+
+    def work():
+        try:
+            papermill.execute_notebook(
+                str(NOTEBOOKS / f"{name}.ipynb"), str(path), values, kernel_name=kernel, language="python",
+                progress_bar=False, stdout_file=stream, stderr_file=stream, cwd=str(NOTEBOOKS),
+                execution_timeout=cell_timeout,
+            )  # fmt: skip
+        except BaseException as error:
+            outcome.append(error)
+        ended.set()
+
+    with contextlib.nullcontext(kernel) if kernel else this_interpreter() as kernel:
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            ended.wait()
+        except (KeyboardInterrupt, SystemExit):
+            end_descendants(STOP_SECONDS)
+            ended.wait(1)
+            raise
+    if outcome:
+        raise explained(outcome[0]) from None
+
+
+def explained(error):
+    """What ended Papermill as a NotebookError, or the OSError it is."""
+    kind, text = type(error).__name__, (str(error).strip() or "no message").splitlines()[0]
+    if isinstance(error, OSError):
+        return error
+    if kind == "PapermillExecutionError":
+        return NotebookError(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
+    if kind == "DeadKernelError":
+        return NotebookError("the kernel was killed (out of memory?)", "killed")
+    if kind == "CellTimeoutError":
+        return NotebookError("a cell took longer than the cell timeout", "timeout")
+    return NotebookError(f"{kind}: {text}")
+
+
+def broken_promise(path, name, profile, overrides):
     """What an executed notebook lacks, in words, or None: a cell that did not run, a missing or invalid record."""
-    cells = [c for c in executed.cells if c.cell_type == "code" and c.source.strip()]
+    import nbformat
+
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and c.source.strip()]
     idle = [i for i, cell in enumerate(cells, 1) if cell.execution_count is None]
     if idle:
         return f"code cell {idle[0]} of {len(cells)} did not run (did an earlier cell leave the kernel?)"

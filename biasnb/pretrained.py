@@ -6,11 +6,12 @@ import torch
 
 from .config import Config, ConfigError
 from .data import DataError
+from .files import StoreError, read_json, to_json, write_atomic
 from .operators import CUBE, TRIO
 from .pretext import evaluate
 from .probe import probe_network
 from .run import fill, prepare
-from .store import Store, StoreError, read_json, to_json, write_atomic
+from .store import Store
 
 GRIDS = {"20_trio": TRIO, "21_cube": CUBE}  # whose networks are published
 COLUMNS = ("network", "metric", "recorded", "measured", "allowed", "agrees")

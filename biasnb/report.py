@@ -13,7 +13,8 @@ from urllib.parse import quote, unquote
 from . import pages as templates
 from .evidence import MARKS, METRICS
 from .experiments import EXPERIMENTS
-from .store import ROOT, StoreError, write_atomic
+from .files import StoreError, write_atomic
+from .store import ROOT
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 NUMBER = re.compile(r"[-−+±]?\d|[-–—]?$|nan$")

@@ -18,11 +18,11 @@ from .checkpoint import Checkpoints
 from .config import BiasnbError, Config
 from .data import load
 from .environment import environment
+from .files import StoreError, write_atomic
 from .keys import floor_fields, floor_key, key, relevant
 from .model import build, context_coverage, flop_per_image, parameters_by_part
 from .pretext import evaluate, evaluation_draw, examples, sample
 from .probe import probe_network, probe_pixels
-from .store import StoreError, write_atomic
 from .train import Diverged, pretrain
 
 SHOWN = 10  # images whose reconstructions are kept
@@ -114,15 +114,26 @@ def run(cfg, store, prefix=""):
     k = key(cfg)
     if store.has(k):
         return store.load(k)
-    with store.claim(k) as beat:
+    with store.claim(k) as lock:
         if store.has(k):
             return store.load(k)
         try:
-            return _run(cfg, k, store, prefix, beat)
-        except Exception as error:
+            return _run(cfg, k, store, prefix, lock)
+        except BaseException as error:
+            error = explained(error, cfg)
             with contextlib.suppress(StoreError):
                 write_atomic(store.path(k, ".error"), f"{type(error).__name__}: {error}\n")
-            raise
+            raise error from None
+
+
+def explained(error, cfg):
+    """The error itself, or for want of memory one that says what to lower."""
+    text = str(error)
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if short or (isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate" in text)):
+        tokens = f"{cfg.batch} images of {cfg.grid**2} tokens at width {cfg.width}"
+        return BiasnbError(f"batch: {tokens} do not fit into memory; lower batch, width or image_size, or raise patch")
+    return error
 
 
 def shown(split):
@@ -142,11 +153,11 @@ def second(cfg, **data):
     return replace(cfg, **{"data_dir": "", **data}, images=0, permute="none", augment="none")
 
 
-def _run(cfg, k, store, prefix, beat):
+def _run(cfg, k, store, prefix, lock):
     data, model = prepare(cfg)
     palette, device = model.palette, model.mean.device
     about = {"data": data.fingerprint, "palette": palette.hash if palette else None, "device": device.type}
-    checkpoints = Checkpoints(store.folder / "checkpoints" / k, relevant(cfg) | about, beat=beat)
+    checkpoints = Checkpoints(store.checkpoints(k), relevant(cfg) | about, lock.check)
     index = shown(data.test)
     images, seen = data.test.images[index], watched(data.test)
     init_probe = probe_network(model, data)
@@ -196,8 +207,10 @@ def _run(cfg, k, store, prefix, beat):
             "images_per_second": statistics.median(log["speeds"][1:] or log["speeds"] or [0.0]),
             "wall_seconds": log["seconds"],
         }
+        lock.check()
         weights = {name: p.cpu().contiguous() for name, p in model.state_dict().items()}
         write_atomic(store.path(k, ".safetensors"), save_tensors(weights, {"config": json.dumps(relevant(cfg))}))
+    lock.check()
     record = store.save(record, arrays)
     checkpoints.clear()
     return record

@@ -8,7 +8,8 @@ from string import Formatter
 from typing import NamedTuple
 
 from .config import PROFILES, configure, fields_of, nearest
-from .store import ROOT, Store, StoreError, write_atomic
+from .files import StoreError, write_atomic
+from .store import ROOT, Store
 from .suite import BANDS, published
 
 TEMPLATE, PAGE = "docs/reproducibility.in.md", "REPRODUCIBILITY.md"

@@ -1,21 +1,18 @@
 """Records: one JSON file per run with small arrays beside it. Written atomically, validated, read without torch."""
 
 import contextlib
-import fcntl
-import hashlib
-import io
-import json
 import math
 import os
-import socket
-import time
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from .config import BiasnbError, fields_of
+from .config import fields_of
+from .files import StoreError, arrays_digest, read_arrays, read_json, sweep, to_json, write_arrays, write_atomic
+from .locks import Lock, place
 
 ROOT = Path(os.environ.get("BIASNB_ROOT") or Path(__file__).resolve().parents[1])
 SCHEMA = 2
@@ -26,71 +23,6 @@ REQUIRED = {
 }
 METRICS = ("parameters", "flop_per_image", "context_coverage", "images_per_second", "wall_seconds", "loss", "psnr", "accuracy",
            "probe", "init_probe", "measures", "init_measures")  # fmt: skip
-
-
-class StoreError(BiasnbError):
-    """A record, array or grid file that is missing or does not validate."""
-
-
-class Held(StoreError):
-    """A run that another living process is training."""
-
-
-def write_atomic(path, content):
-    """Write bytes or text so that the final name holds the old content or the new, never a part of it."""
-    path = Path(path)
-    attempt = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(attempt, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(attempt, path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            attempt.unlink(missing_ok=True)
-
-
-def to_json(content):
-    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def read_json(path):
-    """Parse a JSON file. Raises StoreError naming the file."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise StoreError(f"{path}: not readable as JSON ({error}); delete it to make it anew") from None
-
-
-def write_arrays(path, arrays):
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
-
-
-def read_arrays(path):
-    """Arrays of an .npz file as a dict; pickled content is refused. Raises StoreError naming the file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:
-        raise StoreError(f"{path}: not readable as arrays ({error}); delete it to make it anew") from None
-
-
-def arrays_digest(arrays):
-    """sha256 over names, shapes, types and content."""
-    h = hashlib.sha256()
-    for name in sorted(arrays):
-        a = np.ascontiguousarray(arrays[name])
-        h.update(f"{name}{a.dtype.str}{a.shape}".encode())
-        h.update(a.tobytes())
-    return h.hexdigest()
 
 
 def check(record, where="record"):
@@ -123,7 +55,17 @@ class Store:
         self.folder = ROOT / base / profile
 
     def path(self, key, suffix=".json"):
+        """Where a record, or what belongs to it, is kept. Raises StoreError for a key that is none."""
+        if not re.fullmatch(r"([a-z]+-)?[\w-]+", key, re.ASCII):
+            raise StoreError(f"key: {key!r} is not the key of a record; `biasnb status` lists them")
         return self.folder / f"{key}{suffix}"
+
+    def lock(self, name):
+        return Lock(self.folder / "locks", name)
+
+    def checkpoints(self, key):
+        """The folder of the states of a run."""
+        return self.folder / "checkpoints" / key
 
     def has(self, key):
         return self.path(key).is_file()
@@ -160,73 +102,49 @@ class Store:
         ]
 
     def status(self, key):
-        """(state, detail): done, diverged, running, failed, interrupted or missing."""
+        """(state, detail): done, diverged, running, failed, preempted (by a signal or the time limit), killed or missing."""
         if self.has(key):
             try:
                 return self.load(key)["status"], ""
             except StoreError as error:
                 return "broken", str(error)
-        owner = _owner(self.path(key, ".claim"))
+        owner, killed = self.lock(key).state()
         if owner:
-            return "running", f"on {owner['host']}, process {owner['pid']}"
-        if self.path(key, ".error").is_file():
-            return "failed", self.path(key, ".error").read_text(encoding="utf-8").strip()
-        steps = sorted((self.folder / "checkpoints" / key).glob("*.safetensors"))
-        return ("interrupted", f"at step {int(steps[-1].name.split('-')[0])}") if steps else ("missing", "")
+            return "running", f"on {place(owner)}"
+        steps = [int(path.name.partition("-")[0]) for path in self.checkpoints(key).glob("[0-9]*-*.safetensors")]
+        at = f"at step {max(steps)}, goes on from there" if steps else "before a first state"
+        why = read_text(self.path(key, ".error"))
+        if why.startswith(("Stopped", "KeyboardInterrupt")):
+            return "preempted", at
+        if killed or (steps and not why):
+            return "killed", at
+        return ("failed", why) if why else ("missing", "")
 
     @contextlib.contextmanager
     def claim(self, key):
-        """Hold a run for this process, so that no other trains it too; yields a function that renews the claim.
+        """Hold a run for this process, so that no other trains it too; yields its Lock. Raises Held naming the owner."""
+        with self.lock(key) as lock:
+            sweep(self.folder, f"{key}.*")
+            yield lock
+        if self.has(key):
+            lock.remove()
 
-        A claim appears complete or not at all; one whose process is gone is taken over. Raises StoreError naming the
-        owner of a living one."""
-        path, mine = self.path(key, ".claim"), {"host": socket.gethostname(), "pid": os.getpid(), "start": _start(os.getpid())}
-        with _alone(self.folder):
-            owner = _owner(path)
-            if owner:
-                held = f"already running on {owner['host']}, process {owner['pid']}"
-                raise Held(f"{key}: {held}; wait for it or stop it")
-            write_atomic(path, json.dumps(mine))
-        try:
-            yield lambda: os.utime(path)
-        finally:
-            with _alone(self.folder):
-                if _owner(path) == mine:
-                    path.unlink()
+    def tidy(self):
+        """Remove what processes that were killed left beside records that are complete, and torn attempts at files."""
+        for folder in [self.folder, *(path for path in self.folder.glob("*") if path.is_dir())]:
+            sweep(folder)
+        for name in ("checkpoints", "locks"):
+            for path in (self.folder / name).glob("*"):
+                if self.has(path.name) and not self.lock(path.name).owner():
+                    shutil.rmtree(path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _alone(folder):
-    """Hold the lock on a folder's claims; it goes with its process. Raises StoreError."""
-    with contextlib.ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(held.enter_context(open(folder / ".lock", "a")), fcntl.LOCK_EX)
-        except OSError as error:
-            raise StoreError(f"{folder / '.lock'}: cannot be written ({error.strerror or error})") from error
-        yield
-
-
-def _start(pid):
-    """Start time of a process in clock ticks, so that a reused pid is not taken for the owner; None if unknown, or if it has
-    ended and its parent has not noticed."""
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[19]) if fields[0] not in "ZX" else None
-
-
-def _owner(path, patience=3600):
-    """The living owner of a claim, or None. On another host: alive while the claim was renewed within `patience` s."""
+def read_text(path):
+    """The text of a small file; empty if there is none."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        if owner["host"] != socket.gethostname():
-            return owner if time.time() - path.stat().st_mtime < patience else None
-        os.kill(owner["pid"], 0)
-        return owner if owner["start"] == _start(owner["pid"]) else None
-    except PermissionError:
-        return owner
-    except (OSError, ValueError, KeyError):
-        return None
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -282,7 +200,8 @@ class Grid:
         values = {key: (floor["psnr"]["neighbour_mean"], floor["pixel_probe"]["test"]) for key, floor in floors.items()}
         for i, name in enumerate(("floor_psnr", "floor_probe")):
             asked[name] = [values.get(key, (float("nan"),) * 2)[i] for key in asked.get("floor", ())]
-        asked["status"] = ["failed" if self.store.path(run["key"], ".error").is_file() else "missing" for run in self.runs]
+        failed = {run["key"] for run in self.runs if self.store.status(run["key"])[0] == "failed"}
+        asked["status"] = ["failed" if run["key"] in failed else "missing" for run in self.runs]
         if found.empty:
             return asked
         rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")

@@ -1,22 +1,24 @@
 """The whole suite: run every notebook, draw what the records say, compare with the reference, publish."""
 
+import contextlib
 import io
 import os
 import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from multiprocessing import Pool
 from pathlib import Path
 
 from . import claims, report, verdicts, workers
 from .config import PROFILES, BiasnbError, check_profile
 from .experiments import EXPERIMENTS, plan
+from .files import StoreError, write_atomic
+from .processes import end_descendants, follow_parent
 from .progress import clock
-from .store import ROOT, Store, StoreError, write_atomic
+from .store import ROOT, Store
 
 AT_ONCE = 4  # notebooks
 FEW = 4  # grids that are not worth starting processes for
@@ -45,6 +47,7 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
         aside = (store.folder.with_name(f"{profile}.old{n}") for n in count(1))
         store.folder.rename(next(folder for folder in aside if not folder.exists()))
     failed, start = [], time.monotonic()
+    store.tidy()
     requests = {name: notebook.request(name, notebook.parameters(name, asked[name])) for name in EXPERIMENTS}
     plans = [plan(name, *request) for name, request in requests.items()]
     configs = [cfg for _, planned in plans for cfg in planned]
@@ -54,19 +57,17 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
         workers.train(configs, store)
         state = "done"
     except BiasnbError as error:
-        state = "FAILED"  # the notebooks that need what failed say so once more
+        state = "failed"  # the notebooks that need what failed say so once more
         print(f"error: {error}", file=stream, flush=True)
     print(f"{len(set(store.folder.glob('*.json')) - before)} new records", file=stream, flush=True)
     rows, found = [("training", state, time.monotonic() - start, None)], []
     for grid, planned in plans:
         if planned:
             grid.save()
-    side_by_side = min(workers.cores(), AT_ONCE)
-    with notebook.this_interpreter(), Pool(side_by_side, share_cores, [workers.cores() // side_by_side]) as pool:
-        for i, (name, path, seconds, text) in enumerate(pool.imap(partial(executed, given=asked), EXPERIMENTS), 1):
-            print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}\n{text}", file=stream, flush=True)
-            rows.append((name, "done" if path else "FAILED", seconds, path))
-            failed += [] if path else [name]
+    for i, (name, state, seconds, path, text) in enumerate(notebooks(asked, {p.content["experiment"]: p for p, _ in plans}), 1):
+        print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}\n{text}", file=stream, flush=True)
+        rows.append((name, state, seconds, path))
+        failed += [] if path else [name]
     paths = []
 
     def decided():
@@ -80,7 +81,7 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
             paths += make()
         except BiasnbError as error:
             failed.append(name)
-            state = "FAILED"
+            state = "failed"
             print(f"error: {error}", file=stream, flush=True)
         rows.append((name, state, time.monotonic() - began, None))
     summary = summarise(profile, rows, time.monotonic() - start, paths)
@@ -89,22 +90,43 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
     return failed
 
 
-def share_cores(threads):
-    """Threads that wait for each other on a core that another notebook has make both slow."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-
-
-def executed(name, given):
-    """Run one notebook, in a process of its own: (name, path of the executed copy or None, seconds, what it printed)."""
+def notebooks(asked, grids):
+    """Run all notebooks, several at once, each with its share of the cores: yields (name, state, seconds, path of the executed
+    copy or None, what it printed). One that fails or is killed leaves the others alone; if this is stopped, all are."""
     from . import notebook
 
-    began, stream = time.monotonic(), io.StringIO()
+    side_by_side = min(workers.cores(), AT_ONCE)
+    unfinished, threads = list(EXPERIMENTS), os.environ.get("OMP_NUM_THREADS")
+    pool = ThreadPoolExecutor(side_by_side)
+    with notebook.this_interpreter() as kernel, contextlib.chdir(notebook.NOTEBOOKS):
+        os.environ["OMP_NUM_THREADS"] = str(workers.cores() // side_by_side)  # threads that wait for each other are slow
+        try:
+            for done in pool.map(lambda name: executed(name, asked[name], kernel), EXPERIMENTS):
+                unfinished.remove(done[0])
+                yield done
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_descendants(notebook.STOP_SECONDS)
+            pool.shutdown()
+            for name in unfinished:
+                if notebook.state(grids[name].store, grids[name].name)[0] == "killed":
+                    notebook.note(grids[name].store, grids[name].name, "preempted")
+            raise
+        finally:
+            os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
+
+
+def executed(name, given, kernel):
+    """Run one notebook: (name, state, seconds, path of the executed copy or None, what it printed)."""
+    from . import notebook
+
+    began, stream, path, state = time.monotonic(), io.StringIO(), None, "done"
     try:
-        path = notebook.execute(name, given[name], stream)
+        path = notebook.execute(name, given, stream, kernel=kernel)
     except BiasnbError as error:
-        path = None
+        state = getattr(error, "state", "failed")
         print(f"error: {error}", file=stream)
-    return name, path, time.monotonic() - began, stream.getvalue()
+    return name, state, time.monotonic() - began, path, stream.getvalue()
 
 
 def render(store, folder=None):
@@ -113,8 +135,15 @@ def render(store, folder=None):
     grids, draw = store.grids(), partial(render_grid, folder=folder)
     if len(grids) <= FEW:
         return [path for grid in grids for path in draw(grid)]
-    with ProcessPoolExecutor(initializer=signal.signal, initargs=(signal.SIGTERM, signal.SIG_DFL)) as pool:
+    with ProcessPoolExecutor(initializer=alone, initargs=(os.getpid(),)) as pool:
         return [path for paths in pool.map(draw, grids) for path in paths]
+
+
+def alone(parent):
+    """A process that draws: it goes with its parent, which sees to signals."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent(parent)
 
 
 def render_grid(grid, folder=None):

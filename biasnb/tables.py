@@ -9,8 +9,8 @@ import pandas as pd
 
 from . import store
 from .config import fields_of, nearest
+from .files import StoreError, write_atomic
 from .stats import mean_interval
-from .store import StoreError, write_atomic
 from .studies import EFFECTS, cube_effects, shown, traits
 from .style import FLOORS, LABELS, depths_of, mixers, with_columns
 

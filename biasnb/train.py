@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from .checkpoint import Interrupts
 from .config import BiasnbError
 from .data import augmentation, generator
+from .interrupts import Interrupts
 from .pretext import LOSSES, draw
 from .progress import Progress
 
@@ -94,7 +94,7 @@ def pretrain(cfg, data, model, checkpoints=None, label=None):
                 log["seconds"] += now - mark
                 mark, marked = now, step
             report(step, f"loss {loss:.4f}")
-            if checkpoints and (interrupts.caught or checkpoints.due(now)):
+            if checkpoints and (interrupts.caught or checkpoints.due(now) or step == cfg.steps):
                 checkpoints.save(step, model, solver, log)
             interrupts.stop()
     report.finish(f"loss {log['history'][-1]['loss']:.4f}, trained")

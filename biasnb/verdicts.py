@@ -8,7 +8,7 @@ import pandas as pd
 from . import claims, figures, tables
 from .config import PROFILES
 from .evidence import MARKS, METRICS, PAIRS
-from .store import write_atomic
+from .files import write_atomic
 from .style import STYLE, canvas, footer
 
 LEFT = 8.0  # inches of words before the first profile

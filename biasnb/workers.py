@@ -17,13 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .config import BiasnbError, Config
+from .interrupts import watched
 from .keys import floor_key, key
+from .locks import Held
 from .operators import MIXERS
 from .progress import Progress
-from .store import Held, Store
+from .store import Store
 
 AT_MOST = 16
-STOP_SECONDS = 20
+STOP_SECONDS = 6
 
 
 def train(configs, store):
@@ -63,13 +65,34 @@ def on_gpu(configs):
 
 
 def side_by_side(count, missing, store):
+    """Train by workers; those that were killed are replaced as long as that brings records."""
+    report, left = Progress(f"{count} workers", len(missing), unit="runs"), len(missing)
+    while killed := work(count, missing, store, report):
+        before, left = left, sum(lacks(keys, store) for keys in missing)
+        if not left or left == before:
+            break
+        print(f"{killed} workers were killed; {left} runs go on with new ones", flush=True)
+    left = [k for keys in missing for k in keys if not store.has(k)]
+    if left:
+        states = {k: store.status(k) for k in left}
+        k = next((k for k in left if states[k][0] != "missing"), left[0])
+        state, detail = states[k]
+        undone = sum(lacks(keys, store) for keys in missing)
+        why = detail or f"see {store.folder / 'workers.log'}"
+        raise BiasnbError(f"{k}: {state}, {why} ({undone} of {len(missing)} runs not done)")
+    report.finish(f"{len(missing)} runs trained")
+
+
+def work(count, missing, store, report):
+    """Let `count` workers train what is still missing; returns how many of them were killed."""
     command = [sys.executable, "-m", "biasnb.workers", store.profile]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    asked = json.dumps([asdict(cfg) for cfg in missing.values()]) + "\n"
-    report, workers, left = Progress(f"{count} workers", len(missing), unit="runs"), [], set(missing)
+    workers, left = [], {keys for keys in missing if lacks(keys, store)}
+    asked = json.dumps([asdict(cfg) for keys, cfg in missing.items() if keys in left]) + "\n"
     store.folder.mkdir(parents=True, exist_ok=True)
-    with open(store.folder / "workers.log", "w") as log, stopping(workers):
-        for _ in range(count):
+    with open(store.folder / "workers.log", "a") as log, stopping(workers):
+        log.truncate(0)
+        for _ in range(min(count, len(left))):
             workers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE,
                                             stdout=log, stderr=log, text=True))  # fmt: skip
             with contextlib.suppress(BrokenPipeError):  # it died at once: what is not done is said below
@@ -79,14 +102,7 @@ def side_by_side(count, missing, store):
             time.sleep(0.2)
             left = {keys for keys in left if lacks(keys, store)}
             report(len(missing) - len(left), latest(log.name))
-    left = [k for keys in missing for k in keys if not store.has(k)]
-    if left:
-        states = {k: store.status(k) for k in left}
-        k = next((k for k in left if states[k][0] != "missing"), left[0])
-        state, detail = states[k]
-        undone = sum(lacks(keys, store) for keys in missing)
-        raise BiasnbError(f"{k}: {state}, {detail or f'see {log.name}'} ({undone} of {len(missing)} runs not done)")
-    report.finish(f"{len(missing)} runs trained")
+    return sum(worker.returncode < 0 for worker in workers)
 
 
 def latest(path):
@@ -105,26 +121,32 @@ def stopping(workers):
         for worker in workers:
             if worker.poll() is None:
                 worker.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
         for worker in workers:
             with contextlib.suppress(OSError):
                 worker.stdin.close()
             try:
-                worker.wait(STOP_SECONDS)
+                worker.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.kill()
+                worker.wait()
 
 
 def main(profile):
     """One worker; the exit code says whether a run failed."""
     configs = [Config(**fields) for fields in json.loads(sys.stdin.readline())]
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with watched():
+        return train_in_turn(configs, Store(profile))
+
+
+def train_in_turn(configs, store):
     import torch
 
     from . import run as runs
 
     torch.set_num_threads(1)
-    store, code, began = Store(profile), 0, time.time()
+    code, began = 0, time.time()
     for cfg in configs:
         error = store.path(key(cfg), ".error")
         if error.is_file() and error.stat().st_mtime > began:  # another worker has just tried
