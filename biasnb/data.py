@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import re
 import socket
 import tarfile
@@ -212,15 +213,15 @@ def _decode(file):
     try:
         if not file.is_file():  # opening a FIFO waits for ever
             raise DataError(f"{file}: not a file, or a link to none; replace or remove it")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=("JPEG", "PNG")) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-                if image.mode not in ("RGB", "L", "P") or "transparency" in image.info:
-                    kind = f"{image.mode} ({len(image.getbands())} channels{', transparent' * ('transparency' in image.info)})"
-                    raise DataError(f"{file}: mode {kind}; convert it to 8-bit RGB or grey")
-                return np.asarray(image.convert("RGB"))
+        ignore = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+        with ignore, Image.open(file, formats=("JPEG", "PNG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{file}: {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels; make it smaller")
+            clear = ", transparent" if "transparency" in image.info else ""
+            if clear or image.mode not in ("RGB", "L", "P"):
+                channels = len(image.getbands())
+                raise DataError(f"{file}: mode {image.mode} ({channels} channels{clear}); convert it to 8-bit RGB or grey")
+            return np.asarray(image.convert("RGB"))
     except DataError:
         raise
     except Exception as error:  # a damaged file makes decoders raise anything
@@ -283,12 +284,11 @@ def download(dataset, root, size):
 
 
 def _fetched(dataset, make, root, read):
-    """What `read` gives once the data are whole: fetched by one process, for which others wait; twice if they fail their
-    check. Raises DataError."""
-    lock, told = Lock(root / ".locks", dataset), -STALL
-    while True:
+    """What `read` gives once the data are whole: fetched by one process, for which others wait, and once again if they
+    fail their check. Raises DataError."""
+    for second in itertools.count():
         try:
-            with lock:
+            with Lock(root / ".locks", dataset):
                 for fetch in (False, True, True):  # another process may just have done it
                     try:
                         if fetch:
@@ -297,10 +297,9 @@ def _fetched(dataset, make, root, read):
                     except Exception as error:
                         reason = _reason(error)
         except Held as held:
-            if time.monotonic() - told >= STALL:
-                told = time.monotonic()
-                print(f"{held}; waiting for its download", flush=True)
-            time.sleep(0.5)
+            if second % STALL == 0:
+                print(f"waiting for another download of {held}", flush=True)
+            time.sleep(1)
             continue
         except StoreError as error:  # no lock can be made in a folder that is read-only
             reason = _reason(error)

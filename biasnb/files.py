@@ -1,6 +1,7 @@
 """Files that are whole at any moment: written beside their name and then renamed, and read with a check."""
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -42,14 +43,15 @@ def write_atomic(path, content):
             attempt.unlink(missing_ok=True)
 
 
-def sweep(folder, pattern="*"):
-    """Remove what writers that were killed left of files in a folder whose names fit a pattern."""
-    for attempt in folder.glob(f".{pattern}.part"):
+def sweep(folder, start=""):
+    """Remove what writers that were killed left of the files in a folder whose names begin with `start`."""
+    for attempt in folder.glob(f".{glob.escape(start)}*.part"):
         process, _, place = attempt.name.removesuffix(".part").rpartition("@")
-        start, _, pid = process.rpartition(".")[2].partition("-")
+        began, _, pid = process.rpartition(".")[2].partition("-")
         here = place == host().replace("/", "-") and pid.isdigit()
-        if here and not lives({"pid": int(pid), "start": int(start) if start.isdigit() else None}):
-            shutil.rmtree(attempt, ignore_errors=True) if attempt.is_dir() else attempt.unlink(missing_ok=True)
+        if here and not lives({"pid": int(pid), "start": int(began) if began.isdigit() else None}):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(attempt) if attempt.is_dir() else attempt.unlink()
 
 
 def to_json(content):

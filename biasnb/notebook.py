@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .config import BiasnbError, ConfigError, check_names, fields_of, full_path, short
 from .experiments import EXPERIMENTS, experiment, fitting, plan
-from .files import StoreError, attempt_of, read_json, to_json, write_atomic
+from .files import StoreError, attempt_of, read_json, sweep, to_json, write_atomic
 from .locks import place
 from .processes import end_descendants
 from .store import ROOT, Store
@@ -194,6 +194,7 @@ def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None)
     folder = store.folder / "notebooks"
     final, failed, attempt = folder / f"{label}.ipynb", folder / f"{label}.failed.ipynb", attempt_of(folder / label)
     with store.lock(f"notebook-{label}"):
+        sweep(folder, label)
         note(store, label, "running")
         try:
             attempt.mkdir()

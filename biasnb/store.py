@@ -124,7 +124,7 @@ class Store:
     def claim(self, key):
         """Hold a run for this process, so that no other trains it too; yields its Lock. Raises Held naming the owner."""
         with self.lock(key) as lock:
-            sweep(self.folder, f"{key}.*")
+            sweep(self.folder, key)
             yield lock
         if self.has(key):
             lock.remove()

@@ -47,7 +47,6 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
         aside = (store.folder.with_name(f"{profile}.old{n}") for n in count(1))
         store.folder.rename(next(folder for folder in aside if not folder.exists()))
     failed, start = [], time.monotonic()
-    store.tidy()
     requests = {name: notebook.request(name, notebook.parameters(name, asked[name])) for name in EXPERIMENTS}
     plans = [plan(name, *request) for name, request in requests.items()]
     configs = [cfg for _, planned in plans for cfg in planned]

@@ -32,6 +32,7 @@ def train(configs, store):
     """Make the records that are missing: by one worker per core, so that every run has one thread wherever it is trained, or
     here on a GPU and for operators that only this process knows. Raises BiasnbError for the first that failed; an interrupt
     stops all workers, and their runs go on from their checkpoints the next time."""
+    store.tidy()
     needed = {(key(cfg), floor_key(cfg)): cfg for cfg in dict.fromkeys(configs)}
     missing = {keys: cfg for keys, cfg in needed.items() if lacks(keys, store)}
     count = min(cores(), len(missing), AT_MOST)
