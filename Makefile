@@ -5,18 +5,32 @@ PROFILE ?= quick
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.biasnb-ready
+KILLS ?= 100
+PARALLEL := -n auto --dist loadgroup
+ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: reproduce test lint figures report lab clean install
+.PHONY: reproduce test faults chaos audit lint figures report lab clean install
 
 reproduce: $(READY)  ## every notebook with PROFILE=quick; FRESH=1 starts anew; SET="field=value ..." changes settings
 	$(BIN)/python -m biasnb reproduce --profile $(PROFILE) $(if $(FRESH),--fresh) $(SET)
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests, one process per core
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL)
+
+faults: $(READY)  ## the tests of faults, and docs/faults.md from their results
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -m fault --faults docs/faults.md
+
+chaos: $(READY)  ## kill the suite KILLS times at random moments (SEED=) and compare with an undisturbed run
+	$(BIN)/python tests/chaos.py --kills $(KILLS) $(if $(SEED),--seed $(SEED)) reproduce --profile smoke steps=60
+
+audit: $(READY)  ## known vulnerabilities of the exact versions; needs the network
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --no-deps --requirement constraints.txt
 
 lint: $(READY)  ## style of package, tests and notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m biasnb lint
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
 # Records need no torch: where the suite's environment has not been made, one with the packages that draw is enough.

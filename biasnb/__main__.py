@@ -15,6 +15,12 @@ from .store import ROOT, Store
 EPILOG = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
 
 
+class Incomplete(BiasnbError):
+    """What was drawn or decided has gaps."""
+
+    exit_code = 3
+
+
 def settings(words):
     """['depth=2', 'lr=0.01'] -> {'depth': '2', 'lr': '0.01'}. Raises ConfigError."""
     found = {}
@@ -129,11 +135,21 @@ def lint(args):
         raise BiasnbError(f"{len(found)} of {len(EXPERIMENTS)} notebooks cannot be run so")
 
 
+def check_complete(stores):
+    """Print a line for every grid that lacks records. Raises Incomplete if there is one."""
+    lacking = [(store, grid, len(grid.missing())) for store in stores for grid in store.grids() if grid.missing()]
+    for store, grid, n in lacking:
+        print(f"{store.base}/{store.profile} {grid.name}: {n} of {len(grid.keys)} records are missing")
+    if lacking:
+        raise Incomplete(f"{len(lacking)} grids lack records and were shown with gaps; `biasnb status` says which and why")
+
+
 def figures(args):
-    from .suite import render, render_reference
+    from .suite import published, render, render_reference
 
     paths = render(Store(args.profile)) if args.runs else render_reference([args.profile] if args.profile else None)
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
+    check_complete([Store(args.profile)] if args.runs else [Store(name, "results") for name in published(args.profile)])
 
 
 def claims(args):
@@ -141,7 +157,6 @@ def claims(args):
     from .suite import published
 
     if args.runs:
-        check_profile(args.profile)
         stores, folder = [Store(args.profile)], Store(args.profile).folder / "claims"
     else:
         stores, folder = [Store(name, "results") for name in published(args.profile)], ROOT / "figures"
@@ -151,13 +166,13 @@ def claims(args):
         if args.profile in (None, f.profile):
             print(f"{f.claim.id:3} {f.metric:10} {f.profile:7} {f.verdict:12} {f.effect}; n {f.n}; {f.why}")
     print("\n".join(str(path) for path in paths if path.suffix in (".md", ".png")))
+    check_complete(stores)
 
 
 def report(args):
     from . import claims
     from .report import write
 
-    check_profile(args.profile)
     store = Store(args.profile)
     print(write(store, claims.findings([store])))
 
@@ -219,6 +234,8 @@ def listing(args):
 
 
 def status(args):
+    from .notebook import states
+
     given = typed(args.settings)
     store, seen, kinds, grids = Store(args.profile), set(), [], []
     for name in EXPERIMENTS:
@@ -226,6 +243,8 @@ def status(args):
             grids.append(plan(name, args.profile, fitting(name, given))[0])
         except ConfigError as error:
             print(f"{name:20} cannot be run so: {error}")
+    for label, (state, detail) in states(store).items():
+        print(f"{label:20} notebook {state} {detail}".rstrip())
     for grid in [*grids, *store.grids()]:
         for one in grid.runs:
             if one["key"] not in seen:
@@ -305,7 +324,7 @@ def parser():
     p.set_defaults(action=sheet)
     p = commands.add_parser("list", help="notebooks, profiles, operators, settings", epilog="Example: biasnb list")
     p.set_defaults(action=listing)
-    p = command("status", status, "which runs are done, running, failed, missing", "status --profile quick")
+    p = command("status", status, "which runs and notebooks are done, running, failed, missing", "status --profile quick")
     settable(p)
     return top
 
@@ -320,6 +339,10 @@ def main(words=None):
     if args.command in ("figures", "claims") and args.runs and not args.profile:
         args.profile = "quick"
     try:
+        if getattr(args, "profile", None):
+            check_profile(args.profile)
+        if getattr(args, "profile", None) is not None:
+            check_profile(args.profile)
         with watched(getattr(args, "time_limit", None) and seconds_of(args.time_limit)):
             args.action(args)
     except ConfigError as error:

@@ -1,6 +1,7 @@
 """The stamp on every record: what the numbers were made with."""
 
 import contextlib
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -31,6 +32,7 @@ def _version(package):
         return None
 
 
+@functools.cache  # the code that runs is that of the first look
 def _git(*words):
     try:
         done = subprocess.run(("git", "-C", str(Path(__file__).parent), *words), capture_output=True, text=True, timeout=10)

@@ -20,6 +20,7 @@ from .store import ROOT, Store
 
 NOTEBOOKS = ROOT / "notebooks"
 STOP_SECONDS = 5
+PARAMETERS = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}  # types that a parameter can have
 
 
 class NotebookError(BiasnbError):
@@ -43,7 +44,8 @@ def read(name):
         raise NotebookError(f"{path}: no such file; restore it with git checkout") from None
     except Exception as error:
         raise NotebookError(f"{path}: not a readable notebook ({str(error).splitlines()[0]})") from None
-    if not found.metadata.get("kernelspec", {}).get("name"):
+    spec = found.metadata.get("kernelspec")
+    if not (isinstance(spec, dict) and spec.get("name")):
         raise NotebookError(f"{path}: has lost its kernelspec; restore it with git checkout or save it in JupyterLab")
     return found
 
@@ -62,21 +64,46 @@ def lint():
     return found
 
 
-def defaults(notebook, name):
-    """The parameters of a notebook and their default values, from its one cell tagged `parameters`.
+def declared(notebook, name):
+    """The parameters of a notebook from its one cell tagged `parameters`: name -> (default, type, whether it may be None). The
+    cell is read, not run.
 
-    Raises NotebookError unless there is exactly one such cell and it holds only `name = literal`."""
+    Raises NotebookError unless there is exactly one such cell and it holds only `name = literal` or `name: type = literal`."""
     cells = [c.source for c in notebook.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(f"{name}: {len(cells)} cells are tagged 'parameters', needs exactly one")
+    try:
+        statements = ast.parse(cells[0]).body
+    except SyntaxError as error:
+        raise NotebookError(f"{name}: parameters cell: line {error.lineno}: {error.msg}") from None
     found = {}
-    for statement in ast.parse(cells[0]).body:
+    for statement in statements:
         try:
-            (target,) = statement.targets
-            found[target.id] = ast.literal_eval(statement.value)
-        except (AttributeError, ValueError):
-            raise NotebookError(f"{name}: parameters cell: {ast.unparse(statement)!r} is not `name = literal`") from None
+            (target,) = statement.targets if isinstance(statement, ast.Assign) else (statement.target,)
+            value = ast.literal_eval(statement.value)
+            found[target.id] = (value, *kind_of(value, getattr(statement, "annotation", None)))
+        except (AttributeError, ValueError, TypeError, KeyError):
+            text = short(ast.unparse(statement))
+            raise NotebookError(f"{name}: parameters cell: {text} is not `name = literal` or `name: type = literal`") from None
     return found
+
+
+def kind_of(value, annotation):
+    """(type, whether it may be None) of a parameter, by its annotation, such as `int | None`, else by its default. Raises
+    KeyError if neither tells the type."""
+    if annotation is None:
+        return PARAMETERS[type(value).__name__], False
+    words = re.findall(r"\w+", ast.unparse(annotation))
+    kind = PARAMETERS[next((word for word in words if word in PARAMETERS), "")]
+    optional = "None" in words or "Optional" in words
+    if type(value) is not kind and not (optional and value is None):
+        raise TypeError
+    return kind, optional
+
+
+def defaults(notebook, name):
+    """The parameters of a notebook and their default values. Raises NotebookError, see `declared`."""
+    return {field: value for field, (value, _, _) in declared(notebook, name).items()}
 
 
 def parameters(name, given):
@@ -85,14 +112,16 @@ def parameters(name, given):
     A name that is no parameter of the notebook but a Config field goes into its `overrides`; a comma-separated or
     JSON list gives several values. Raises ConfigError for an unknown, misspelt or mistyped one.
     """
-    known = defaults(read(name), name)
-    values, overrides = dict(known), dict(known.get("overrides", {}))
+    known = declared(read(name), name)
+    values = {field: default for field, (default, _, _) in known.items()}
+    overrides = dict(values.get("overrides", {}))
     for field, value in given.items():
         if field not in known and field in fields_of() and "overrides" in known:
             overrides[field] = parse_field(field, value)
             continue
         check_names({field: value}, [*known, *(fields_of() if "overrides" in known else [])], "parameter")
-        values[field] = parse(field, value, type(known[field]))
+        _, kind, optional = known[field]
+        values[field] = None if optional and value in (None, "None", "null") else parse(field, value, kind)
     if "overrides" in known:
         check_names(values["overrides"], fields_of(), "field in overrides")
         values["overrides"] = {**values["overrides"], **overrides}
@@ -167,17 +196,23 @@ def this_interpreter():
         spec = Path(folder) / "kernels" / "biasnb"
         spec.mkdir(parents=True)
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
-        content = {"argv": command, "display_name": "biasnb", "language": "python", "env": {"PYTHONPATH": str(ROOT)}}
-        (spec / "kernel.json").write_text(json.dumps(content))
-        paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        own = {"JUPYTER_PATH": paths, "JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
+        (spec / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "biasnb", "language": "python"}))
+        front = lambda path, name: os.pathsep.join(filter(None, [path, os.environ.get(name)]))  # noqa: E731
+        own = {"JUPYTER_PATH": front(folder, "JUPYTER_PATH"), "JUPYTER_RUNTIME_DIR": f"{folder}/runtime",
+               "IPYTHONDIR": f"{folder}/ipython", "PYTHONPATH": front(str(Path(__file__).parents[1]), "PYTHONPATH"),
+               "JPY_SESSION_NAME": None}  # fmt: skip  # progress is for a log, also when called from JupyterLab
         before = {name: os.environ.get(name) for name in own}
-        os.environ.update(own)
+        set_environment(own)
         try:
             yield "biasnb"
         finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+            set_environment(before)
+
+
+def set_environment(values):
+    """Set variables of the environment, or remove those that are None."""
+    for name, value in values.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None):
@@ -208,20 +243,32 @@ def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None)
             note(store, label, "preempted", f"{type(stop).__name__}: {stop}")
             raise
         finally:
-            keep(attempt, failed)
-        if trouble:
-            note(store, label, ended, trouble)
-            raise NotebookError(f"{name}: {trouble}; see {failed}", ended)
+            lost = keep(attempt, failed)
+        if trouble or lost:
+            with contextlib.suppress(StoreError):  # what went wrong is told, even if it cannot be written down
+                note(store, label, ended, trouble or lost)
+            raise NotebookError(f"{name}: {trouble or lost}" + (f"; see {failed}" if not lost else ""), ended)
         os.replace(failed, final)
         note(store, label, "done")
     return final
 
 
 def keep(attempt, path):
-    """Move what has been executed so far to `path` and remove the folder it was written in."""
-    with contextlib.suppress(OSError):
-        os.replace(attempt / "executed.ipynb", path)
-    shutil.rmtree(attempt, ignore_errors=True)
+    """Move what has been executed so far to `path`, without the local paths that Papermill notes, and remove the folder it was
+    written in. Returns why that could not be done, or None."""
+    import nbformat
+
+    try:
+        executed = nbformat.read(attempt / "executed.ipynb", as_version=4)
+        for name in ("input_path", "output_path"):
+            executed.metadata.get("papermill", {}).pop(name, None)
+        write_atomic(path, nbformat.writes(executed) + "\n")
+    except StoreError as error:
+        return str(error)
+    except Exception as error:  # none was written, or a part of one
+        return f"no executed copy ({type(error).__name__})"
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
 
 
 def note(store, label, state, detail=""):
@@ -239,6 +286,12 @@ def state(store, label):
         return ("killed", "") if killed or found["state"] == "running" else (found["state"], found["detail"])
     except (StoreError, KeyError, TypeError):
         return "pending", ""
+
+
+def states(store):
+    """Label -> (state, detail) of every notebook that has been started with a profile, in the order of their names."""
+    labels = sorted(path.name.removesuffix(".state.json") for path in (store.folder / "notebooks").glob("*.state.json"))
+    return {label: state(store, label) for label in labels}
 
 
 def _run(name, path, values, stream, cell_timeout, kernel):

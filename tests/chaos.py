@@ -104,9 +104,8 @@ def kills(folder, words, count, rng, shortest, longest, say):
             way = rng.choices(list(WAYS), WAYS.values())[0]
         seconds, goes_on = kill(process, way, rng)
         done[way].append(seconds)
-        say(
-            f"{sum(map(len, done.values())):4}  {way:26} {time.monotonic() - began:6.1f} s after its start, gone in {seconds:.1f} s"
-        )
+        after = time.monotonic() - began
+        say(f"{sum(map(len, done.values())):4}  {way:26} {after:6.1f} s after its start, gone in {seconds:.1f} s")
         process = process if goes_on else None
     if process is not None:
         kill(process, "SIGKILL to all", rng)
@@ -156,10 +155,7 @@ def campaign(top, words, count, seed, shortest=0.5, longest=30.0, say=print):
     finish(wild, words, tries=2)
     same = compare(calm, wild, profile)
     kinds = collections.Counter(name.suffix.lstrip(".") if len(name.parts) == 1 else name.parts[0] for name in same)
-    lines = [
-        f"biasnb {' '.join(words)}",
-        f"seed {seed}: {sum(map(len, done.values()))} kills in {time.monotonic() - began:.0f} s",
-    ]
+    lines = [f"biasnb {' '.join(words)}", f"seed {seed}: {count} kills in {time.monotonic() - began:.0f} s"]
     lines += [f"  {len(done[way]):4} {way:26} gone in at most {max(done[way], default=0):.1f} s" for way in WAYS]
     lines += ["equal to the undisturbed run: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items())]
     return [*lines, "none missing, none torn, none different, nothing left over"]

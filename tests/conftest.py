@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from faults import Table
 
 from biasnb import store
+
+
+def pytest_addoption(parser, pluginmanager):
+    pluginmanager.register(Table())
 
 
 @pytest.fixture

@@ -1,0 +1,81 @@
+"""What the code never does, read from the code itself."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from biasnb.config import PROFILES
+from biasnb.files import StoreError
+from biasnb.store import ROOT, Store
+
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.save", "yaml.load",
+             "joblib.load", "pd.read_pickle", "shelve.open",
+             *(f"pickle.{name}" for name in ("load", "loads", "dump", "dumps"))}  # fmt: skip
+OURS = sorted([*(ROOT / "biasnb").glob("*.py"), *(ROOT / "tests").glob("*.py")])
+
+
+def calls(path):
+    """(dotted name, call) of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "biasnb").glob("*.py")), ids=lambda path: path.stem)
+def test_no_code_of_a_user_is_run_and_no_pickle_read_or_written(path):
+    names = [name for name, _ in calls(path)]
+    assert not FORBIDDEN & set(names)
+    assert "pickle" not in [a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import) for a in n.names]
+    for name, call in calls(path):
+        given = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        assert "shell" not in given, f"line {call.lineno}: a shell"
+        if name in ("np.load", "numpy.load"):
+            assert given.get("allow_pickle") == "False", f"line {call.lineno}"
+
+
+def test_the_search_finds_what_it_looks_for(tmp_path):
+    (tmp_path / "bad.py").write_text("import torch\nx = torch.load('f')\neval('1')\n")
+    assert {name for name, _ in calls(tmp_path / "bad.py")} & FORBIDDEN == {"torch.load", "eval"}
+
+
+def test_jupyterlab_keeps_its_token():
+    for path in (ROOT / "Makefile", *OURS):
+        if path.name != "test_security.py":
+            text = path.read_text(encoding="utf-8")
+            assert "ServerApp" not in text and "IdentityProvider" not in text and "NotebookApp" not in text, path
+
+
+@pytest.mark.parametrize("key", ["../secret", "/etc/passwd", "a/b", "..", ".", "", "a\n", "a\x00", ".hidden", "ü" * 16])
+def test_a_key_cannot_lead_out_of_its_folder(root, key):
+    store = Store("smoke")
+    for use in (store.path, store.has, store.load, store.status, store.arrays):
+        with pytest.raises(StoreError, match="key: ") as caught:
+            use(key)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [["measure", "../../secret"], ["status", "--profile", "../.."], ["claims", "--profile", ".."],
+                                   ["figures", "--profile", "../x", "--runs"], ["report", "--profile", "/tmp"],
+                                   ["publish", "../x"], ["verify", "--profile", "../x"], ["run", "--profile", "a/b"],
+                                   ["notebook", "../20_trio"], ["tune", "../20_trio"],
+                                   ["reproduce", "--profile", ".."]])  # fmt: skip
+def test_names_on_the_command_line_cannot_lead_out_either(root, capsys, words):
+    from biasnb.__main__ import main
+
+    (root / "secret.json").write_text("{}")
+    assert main(words) in (1, 2)
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert sorted(path.name for path in root.iterdir()) == ["secret.json"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_a_plain_name(profile):
+    assert profile.isidentifier()
+
+
+def test_torch_is_new_enough():
+    version = subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
+    assert tuple(int(part) for part in version.stdout.split(".")[:2]) >= (2, 10)
