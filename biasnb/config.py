@@ -127,6 +127,8 @@ class Config:
         if self.pretext == "bert" and (hidden := self.batch * self.grid**2 * self.mask_rate) < 16:
             yield (f"mask_rate: {self.mask_rate} hides {hidden:.2g} tokens of a batch on average, fewer than 16; "
                    f"raise it, batch or image_size")  # fmt: skip
+        if self.labelled == 1:
+            yield "labelled: 1 image gives a probe nothing to tell apart; choose 2 or more, or 0 for all"
         if self.dataset == "folder" and not self.data_dir:
             yield "data_dir: empty, and dataset is 'folder'; set it to a folder of class folders"
         if self.dataset == "folder" and self.pretext == "supervised" and (classes := class_folders(self.data_dir)) == 1:
@@ -190,7 +192,8 @@ def check_names(given, known, what="field"):
     """Refuse a name that is not known. Raises ConfigError naming the nearest one."""
     for name, value in given.items():
         if name not in known:
-            shown = name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else short(name)
+            plain = isinstance(name, str) and 0 < len(name) <= 80 and name.isprintable()
+            shown = name if plain else short(name)
             raise ConfigError(f"{shown}: no such {what} (given {short(value)}); did you mean {nearest(name, known)!r}?")
 
 

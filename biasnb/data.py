@@ -2,11 +2,6 @@
 
 import functools
 import hashlib
-import itertools
-import re
-import socket
-import tarfile
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,45 +9,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
 from . import leaves, photographs
-from .config import IMAGE_SUFFIXES, VERSIONS, BiasnbError
+from .config import IMAGE_SUFFIXES, VERSIONS
+from .downloads import download
 from .files import StoreError, arrays_digest, read_arrays, write_arrays
+from .images import DataError, decode, printable, resize
 from .keys import folder_signature
-from .locks import Held, Lock
 from .store import ROOT
 
 VAL_FRACTION = 0.1
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
-MAX_PIXELS = 64_000_000  # of one image: a file of a few kB may declare gigabytes
-STALL = 60  # seconds without a byte after which a download has failed
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the last are bytes that are no UTF-8
 EMBEDDED = {
     "photographs": photographs.crops,
     "leaves": functools.partial(leaves.fields, coded=False),
     "leaves_coded": functools.partial(leaves.fields, coded=True),
 }
-DOWNLOADS = {
-    "cifar10": "cifar-10-python.tar.gz",
-    "cifar100": "cifar-100-python.tar.gz",
-    "svhn": "train_32x32.mat and test_32x32.mat",
-    "stl10": "stl10_binary.tar.gz",
-    "fashionmnist": "FashionMNIST/raw/*-ubyte.gz",
-}
-
-
-def printable(text):
-    """A text on one line that every terminal and file takes: a file name may hold anything."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
-
-
-class DataError(BiasnbError):
-    """Images that are missing or cannot be used."""
-
-    def __init__(self, message):
-        super().__init__(printable(message))
 
 
 class Split(NamedTuple):
@@ -190,7 +162,7 @@ def read_folder(top, size):
             if not files:
                 raise DataError(f"{folder / name}: holds no JPEG or PNG image; add some or remove the folder")
             for file in files:
-                image = _decode(file)
+                image = decode(file)
                 sizes.add(image.shape[:2])
                 images.append(resize(image[None], size)[0])
             labels += [label] * len(files)
@@ -206,132 +178,6 @@ def read_folder(top, size):
         for part, index in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
             arrays[part], arrays[f"{part}_labels"] = images[index], labels[index]
     return tuple(printable(name) for name in classes), arrays
-
-
-def _decode(file):
-    """(h, w, 3) uint8. What is too large or of another kind is refused by its header, before it is decoded."""
-    try:
-        if not file.is_file():  # opening a FIFO waits for ever
-            raise DataError(f"{file}: not a file, or a link to none; replace or remove it")
-        ignore = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-        with ignore, Image.open(file, formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{file}: {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels; make it smaller")
-            clear = ", transparent" if "transparency" in image.info else ""
-            if clear or image.mode not in ("RGB", "L", "P"):
-                channels = len(image.getbands())
-                raise DataError(f"{file}: mode {image.mode} ({channels} channels{clear}); convert it to 8-bit RGB or grey")
-            return np.asarray(image.convert("RGB"))
-    except DataError:
-        raise
-    except Exception as error:  # a damaged file makes decoders raise anything
-        raise DataError(f"{file}: not readable as a JPEG or PNG image ({_reason(error)}); replace or remove it") from None
-
-
-def _reason(error):
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def resize(images, size):
-    """(n, h, w, 3) uint8 -> (n, size, size, 3) uint8: central square, bilinear with antialiasing."""
-    h, w = images.shape[1:3]
-    side = min(h, w)
-    images = images[:, (h - side) // 2 :, (w - side) // 2 :][:, :side, :side]
-    if side == size:
-        return np.ascontiguousarray(images)
-    out = []
-    for chunk in np.array_split(images, max(1, len(images) * side * side // 4_000_000)):
-        x = torch.from_numpy(np.array(chunk)).permute(0, 3, 1, 2).float()
-        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        out.append(x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
-    return np.ascontiguousarray(np.concatenate(out))
-
-
-# ---- torchvision's data sets --------------------------------------------------------------------------------------
-
-
-def download(dataset, root, size):
-    """(classes, arrays) of a torchvision data set, downloaded to `root` on first use. STL-10 trains on its unlabelled
-    images too (label -1). Raises DataError saying what to put where."""
-    from torchvision import datasets
-
-    make, *choices = {
-        "cifar10": (datasets.CIFAR10, {"train": True}, {"train": False}),
-        "cifar100": (datasets.CIFAR100, {"train": True}, {"train": False}),
-        "svhn": (datasets.SVHN, {"split": "train"}, {"split": "test"}),
-        "stl10": (datasets.STL10, {"split": "train+unlabeled"}, {"split": "test"}),
-        "fashionmnist": (datasets.FashionMNIST, {"train": True}, {"train": False}),
-    }[dataset]
-
-    def read():
-        return [make(str(root), download=False, **choice) for choice in choices]
-
-    try:
-        found = read()
-    except Exception:  # missing, torn or tampered with; torchvision raises many kinds
-        found = _fetched(dataset, make, root, read)
-    arrays = {}
-    for part, split in zip(("train", "test"), found, strict=True):
-        images = np.asarray(split.data)
-        if dataset in ("svhn", "stl10"):  # (n, 3, h, w)
-            images = images.transpose(0, 2, 3, 1)
-        if images.ndim == 3:  # Fashion-MNIST is grey
-            images = np.repeat(images[..., None], 3, axis=3)
-        labels = split.targets if hasattr(split, "targets") else split.labels
-        arrays[part], arrays[f"{part}_labels"] = resize(images, size), np.asarray(labels, np.int64)
-    classes = getattr(found[1], "classes", None) or range(int(arrays["test_labels"].max()) + 1)
-    return tuple(str(c) for c in classes), arrays
-
-
-def _fetched(dataset, make, root, read):
-    """What `read` gives once the data are whole: fetched by one process, for which others wait, and once again if they
-    fail their check. Raises DataError."""
-    for second in itertools.count():
-        try:
-            with Lock(root / ".locks", dataset):
-                for fetch in (False, True, True):  # another process may just have done it
-                    try:
-                        if fetch:
-                            _fetch(make, root)
-                        return read()
-                    except Exception as error:
-                        reason = _reason(error)
-        except Held as held:
-            if second % STALL == 0:
-                print(f"waiting for another download of {held}", flush=True)
-            time.sleep(1)
-            continue
-        except StoreError as error:  # no lock can be made in a folder that is read-only
-            reason = _reason(error)
-        raise DataError(
-            f"{dataset}: not whole in {root} and cannot be downloaded ({reason}); put {DOWNLOADS[dataset]} there, "
-            "set data_dir to where it is, or use dataset='folder' or 'photographs'"
-        )
-
-
-def _fetch(make, root):
-    """Download the files of a torchvision data set that are missing or fail their md5, and extract them, even over what
-    is there: torchvision itself takes a torn file of Fashion-MNIST for whole. Nothing is written outside the folder."""
-    from torchvision.datasets.utils import download_url, extract_archive
-
-    if hasattr(make, "split_list"):  # SVHN
-        files = [(root, *make.split_list[part]) for part in ("train", "test")]
-    elif hasattr(make, "resources"):  # Fashion-MNIST
-        files = [(root / make.__name__ / "raw", make.mirrors[0] + name, name, md5) for name, md5 in make.resources]
-    else:
-        files = [(root, make.url, make.filename, make.tgz_md5)]
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL)
-    try:
-        for folder, url, name, md5 in files:
-            download_url(url, folder, name, md5)
-            if name.endswith(".tar.gz"):
-                with tarfile.open(folder / name) as archive:
-                    archive.extractall(folder, filter="data")
-            elif name.endswith(".gz"):
-                extract_archive(str(folder / name))
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 # ---- augmentation -------------------------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ class Lock:
         """Whether this process made number n: complete at once, or not at all."""
         attempt, path = attempt_of(self.folder / str(n)), self.folder / str(n)
         try:
+            if self.folder.is_file():
+                raise NotADirectoryError(20, "its folder is a file")
             self.folder.mkdir(parents=True, exist_ok=True)
             attempt.write_text(json.dumps(myself()), encoding="utf-8")
             os.link(attempt, path)

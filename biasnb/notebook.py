@@ -79,7 +79,7 @@ def declared(notebook, name):
     found = {}
     for statement in statements:
         try:
-            (target,) = statement.targets if isinstance(statement, ast.Assign) else (statement.target,)
+            (target,) = [statement.target] if isinstance(statement, ast.AnnAssign) else statement.targets
             value = ast.literal_eval(statement.value)
             found[target.id] = (value, *kind_of(value, getattr(statement, "annotation", None)))
         except (AttributeError, ValueError, TypeError, KeyError):

@@ -73,7 +73,7 @@ def kill(process, way, rng):
     for victim in victims:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.send_signal(number)
-    if way == "SIGKILL to one it started" and victims:
+    if way == "SIGKILL to one it started":
         return 0.0, True
     try:
         code = process.wait(STOP_SECONDS)
@@ -102,6 +102,8 @@ def kills(folder, words, count, rng, shortest, longest, say):
             continue
         except subprocess.TimeoutExpired:
             way = rng.choices(list(WAYS), WAYS.values())[0]
+        if way == "SIGKILL to one it started" and not family(process)[1:]:
+            way = "SIGKILL to the first"
         seconds, goes_on = kill(process, way, rng)
         done[way].append(seconds)
         after = time.monotonic() - began

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biasnb import data, leaves, model, photographs, pretext, train
+from biasnb import data, downloads, leaves, model, photographs, pretext, train
 from biasnb.config import Config, configure
 from biasnb.data import DataError
 from biasnb.keys import key
@@ -106,7 +106,7 @@ def test_a_failed_download_names_the_files_to_put_there(root, monkeypatch, name)
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", offline)
-    with pytest.raises(DataError, match=f"{name}.*{data.DOWNLOADS[name].split()[0].split('*')[0]}") as caught:
+    with pytest.raises(DataError, match=f"{name}.*{downloads.DOWNLOADS[name].split()[0].split('*')[0]}") as caught:
         data.load(Config(dataset=name))
     assert "\n" not in str(caught.value)
 

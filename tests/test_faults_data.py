@@ -27,7 +27,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biasnb import data, store
+from biasnb import data, downloads, images, store
 from biasnb.config import BiasnbError, Config, ConfigError
 from biasnb.data import DataError
 from biasnb.keys import key
@@ -314,7 +314,7 @@ def test_a_torn_file_without_its_archive_is_downloaded(cifar, server, root):
 
 @pytest.mark.fault("F22")
 def test_a_server_that_stalls_is_given_up(cifar, server, monkeypatch):
-    monkeypatch.setattr(data, "STALL", 0.2)
+    monkeypatch.setattr(downloads, "STALL", 0.2)
     server.go.clear()
     refused(cifar[1], "cifar10", "timed out", "set data_dir")
     assert server.asked == 2
@@ -493,6 +493,11 @@ def png(w, h, rows, depth=8, colour=2, before=b"", after=b""):
     return b"\x89PNG\r\n\x1a\n" + head + before + chunk(b"IDAT", zlib.compress(lines)) + after + chunk(b"IEND", b"")
 
 
+def brief(value):
+    """A name of a case without the content of its file."""
+    return value if isinstance(value, str) else type(value).__name__
+
+
 RGB, WIDE = noise(), noise(9, 1, seed=1)
 SIXTEEN = np.random.default_rng(2).integers(0, 65536, (8, 8, 3)).astype(">u2")
 PALETTE = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE, colors=7)
@@ -515,12 +520,13 @@ TURNED[0x0112] = 6  # turn by a quarter to view
         ("x.png", saved(Image.fromarray(WIDE.transpose(1, 0, 2))), WIDE.transpose(1, 0, 2)),
         ("x.jpeg", saved(FLAT, "JPEG", quality=95), np.asarray(FLAT)),
     ],
+    ids=brief,
 )
 def test_odd_but_harmless_images_are_decoded_as_they_are(tmp_path, name, content, pixels):
     (tmp_path / name).write_bytes(content)
-    found = data._decode(tmp_path / name)
+    found = images.decode(tmp_path / name)
     assert found.dtype == np.uint8 and found.shape == pixels.shape and (found == pixels).all()
-    assert data.resize(found[None], 8).shape == (1, 8, 8, 3)
+    assert images.resize(found[None], 8).shape == (1, 8, 8, 3)
 
 
 def test_an_exif_orientation_is_not_applied(tmp_path):
@@ -528,8 +534,8 @@ def test_an_exif_orientation_is_not_applied(tmp_path):
     for name, options in (("plain.jpg", {}), ("turned.jpg", {"exif": TURNED})):
         (tmp_path / name).write_bytes(saved(smooth, "JPEG", **options))
     assert Image.open(tmp_path / "turned.jpg").getexif()[0x0112] == 6
-    assert data._decode(tmp_path / "turned.jpg").shape == (8, 16, 3)
-    assert (data._decode(tmp_path / "turned.jpg") == data._decode(tmp_path / "plain.jpg")).all()
+    assert images.decode(tmp_path / "turned.jpg").shape == (8, 16, 3)
+    assert (images.decode(tmp_path / "turned.jpg") == images.decode(tmp_path / "plain.jpg")).all()
 
 
 def zipped():
@@ -573,6 +579,7 @@ NOT_AN_IMAGE, NO_MODE = "not readable as a JPEG or PNG image", "convert it to 8-
         (png(8, 8, [r.tobytes() for r in RGB], before=chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB)), NOT_AN_IMAGE),
         (png(8, 8, [r.tobytes() for r in RGB], before=chunk(b"iCCP", b"a\0\0" + BOMB)), NOT_AN_IMAGE),
     ],
+    ids=brief,
 )
 def test_what_is_no_image_or_not_of_a_kind_that_fits_is_refused_by_name(root, tmp_path, content, words, recwarn):
     cfg = pets(tmp_path)
@@ -590,12 +597,12 @@ def test_a_cut_image_is_refused_or_whole_and_a_damaged_one_never_crashes(tmp_pat
     options = {"progressive": True} if kind == "progressive" else {}
     content = saved(Image.fromarray(noise(6, 6)), "PNG" if kind == "PNG" else "JPEG", **options)
     path.write_bytes(content)
-    whole = data._decode(path)
+    whole = images.decode(path)
     accepted = []
     for n in {*range(0, len(content), 3), *range(len(content) - 30, len(content))}:
         path.write_bytes(content[:n])
         try:
-            assert (data._decode(path) == whole).all(), n
+            assert (images.decode(path) == whole).all(), n
             accepted.append(n)
         except DataError as error:
             assert str(error).startswith(f"{path}: not readable") and "\n" not in str(error)
@@ -606,7 +613,7 @@ def test_a_cut_image_is_refused_or_whole_and_a_damaged_one_never_crashes(tmp_pat
             damaged[at] = rng.integers(0, 256)
         path.write_bytes(damaged)
         try:
-            assert data._decode(path).dtype == np.uint8
+            assert images.decode(path).dtype == np.uint8
         except DataError as error:
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
 
@@ -636,13 +643,13 @@ def test_a_linked_image_is_read(root, tmp_path):
 
 def test_an_image_that_vanishes_is_refused_by_name(root, tmp_path, monkeypatch):
     cfg = pets(tmp_path)
-    path, decode = tmp_path / "pets/cat/3.png", data._decode
+    path, decode = tmp_path / "pets/cat/3.png", data.decode
 
     def vanishing(file):
         path.unlink(missing_ok=True)
         return decode(file)
 
-    monkeypatch.setattr(data, "_decode", vanishing)
+    monkeypatch.setattr(data, "decode", vanishing)
     refused(cfg, f"{path}: ", "not a file")
 
 

@@ -74,7 +74,8 @@ def test_any_value_of_a_field_is_kept_or_refused_in_one_line_naming_it(given):
 def test_any_name_that_is_no_field_is_refused_in_one_line(name, value):
     with pytest.raises(ConfigError) as caught:
         Config(**{name: value})
-    assert "no such field" in one_line(caught.value, *([name] if name.isprintable() and len(name) <= 80 else [short(name)]))
+    plain = name.isprintable() and 0 < len(name) <= 80
+    assert "no such field" in one_line(caught.value, name if plain else short(name))
 
 
 # ---- too many tokens ----------------------------------------------------------------------------------------------
@@ -242,7 +243,8 @@ def test_any_value_of_a_parameter_is_taken_or_refused_in_one_line(root, name, dr
     try:
         values = notebook.parameters(name, {field: value})
     except ConfigError as error:
-        one_line(error, field, short(field), *fields_of())
+        inner = value if isinstance(value, dict) else {}
+        one_line(error, field, short(field), *fields_of(), *inner, *map(short, inner))
     else:
         assert {n: type(v) for n, v in values.items()} == {n: type(v) for n, v in DECLARED[name].items()}
     assert not any(root.iterdir())

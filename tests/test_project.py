@@ -11,7 +11,8 @@ from synthetic import NO_TORCH
 from biasnb.store import ROOT
 
 ORDER = [
-    "operators", "config", "processes", "interrupts", "files", "locks", "keys", "store", "environment", "photographs", "leaves", "data", "palette", "embed",
+    "operators", "config", "processes", "interrupts", "files", "locks", "keys", "store", "environment",
+    "photographs", "leaves", "images", "downloads", "data", "palette", "embed",
     "positions", "mixing", "model", "pretext", "baselines", "probe", "compare", "measure", "proof", "progress",
     "checkpoint", "train", "run", "pretrained", "workers", "tune", "stats", "style", "studies", "portraits", "trends",
     "figures", "tables", "evidence", "hypotheses", "claims", "verdicts", "grids", "experiments", "notebook", "pages", "report",

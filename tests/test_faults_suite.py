@@ -1,0 +1,934 @@
+"""Faults of the suite around the runs: Papermill's traps, signals to notebooks and to the whole suite, full and read-only disks,
+gaps, other surroundings, hostile names. Real processes, real signals and, where this may mount, real full disks."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import synthetic
+
+from biasnb import notebook
+from biasnb.__main__ import main
+from biasnb.config import ConfigError
+from biasnb.store import ROOT, Store
+
+TIMES = 90  # seconds that anything may take on a busy machine
+STOP_SECONDS = 10
+# Only the notebooks named first, so that the whole suite is quick.
+REDUCED = """
+import sys
+from biasnb import experiments
+for name in set(experiments.EXPERIMENTS) - set(sys.argv[1].split(",")):
+    del experiments.EXPERIMENTS[name]
+from biasnb.__main__ import main
+sys.exit(main(sys.argv[2:]))
+"""
+SLEEP = "import time; time.sleep(1000)"
+PARAMETERS = "profile = 'smoke'\noverrides = {}"
+
+
+def until(true, seconds=TIMES):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def write_notebook(folder, name, *cells, parameters=(PARAMETERS,), kernelspec="python3"):
+    """A small notebook in a checkout: cells tagged `parameters`, then others."""
+    n = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": kernelspec, "display_name": "?"}} if kernelspec else {})
+    tagged = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]}) for source in parameters]
+    n.cells = [*tagged, *map(nbformat.v4.new_code_cell, cells)]
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    nbformat.write(n, folder / "notebooks" / f"{name}.ipynb")
+
+
+def start(folder, *words, only=None, **environment):
+    """`biasnb WORDS` in a checkout of its own. A variable that is None is taken away."""
+    own = {"BIASNB_ROOT": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "BIASNB_CHECKPOINT_SECONDS": "0.05"}
+    env = {name: value for name, value in ({**os.environ, **own, **environment}).items() if value is not None}
+    command = ["-c", REDUCED, ",".join(only)] if only else ["-m", "biasnb"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *command, *words], env=env, cwd=folder, stdout=pipe, stderr=pipe, text=True,
+                            start_new_session=True)  # fmt: skip
+
+
+def finish(process, seconds=TIMES):
+    """(exit code, stdout, stderr); an orphan that holds a pipe makes this time out."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        for one in [psutil.Process(process.pid), *descendants(process)]:
+            one.kill()
+        raise
+    return process.returncode, out, err
+
+
+def biasnb(folder, *words, **given):
+    return finish(start(folder, *words, **given))
+
+
+def here(capsys, *words):
+    """`biasnb WORDS` in this process: (exit code, stdout, stderr)."""
+    code = main(list(words))
+    return code, *capsys.readouterr()
+
+
+def descendants(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def stop(process, number):
+    """Signal a process: (exit code, stdout, stderr, seconds it took, processes that outlived it)."""
+    family, began = descendants(process), time.monotonic()
+    process.send_signal(number)
+    done = finish(process, STOP_SECONDS + 5)
+    seconds = time.monotonic() - began
+    return *done, seconds, psutil.wait_procs(family, STOP_SECONDS)[1]
+
+
+def store_of(folder, profile="smoke"):
+    store = Store(profile)
+    store.folder = folder / "runs" / profile
+    return store
+
+
+def state_of(folder, label):
+    return notebook.state(store_of(folder), label)
+
+
+def files(folder, *patterns):
+    """Path -> content of the files under a folder."""
+    found = (path for pattern in patterns or ("**/*",) for path in folder.glob(pattern))
+    return {path.relative_to(folder): path.read_bytes() for path in found if path.is_file()}
+
+
+def one_line(text):
+    assert text.startswith("error: ") and text.count("\n") == 1, text
+    return text
+
+
+@pytest.fixture
+def notebooks(root, monkeypatch):
+    """The committed notebooks, to be damaged."""
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
+    return root
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("T1")
+@pytest.mark.fault("F17")
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sede=3", "sede: no such parameter (given '3'); did you mean 'seed'?"),
+        ("profil=smoke", "did you mean 'profile'?"),
+        ("depth=two", "depth: 'two' is not a whole number"),
+        ("depth=2.5", "depth: '2.5' is not a whole number"),
+        ("depth=", "depth: '' is not a whole number"),
+        ("seed=-1", "seed: -1 is outside 0 to 2147483647; the nearest is 0"),
+        ("mixer=Mixer", "the nearest is 'mixer'"),
+        ('overrides={"sede": 3}', "sede: no such field in overrides"),
+    ],
+)
+def test_unknown_misspelt_mistyped_and_missing_parameters_start_no_kernel(root, monkeypatch, capsys, word, said):
+    monkeypatch.setattr(notebook, "this_interpreter", None)
+    code, _, error = here(capsys, "notebook", "20_trio", "--profile", "smoke", word)
+    assert code == 2 and said in one_line(error)
+    assert not any(root.iterdir())
+
+
+ANNOTATED = """profile: str = 'smoke'
+x: int | None = None
+flag: bool = True
+rate: float = 0.5
+y: "Optional[list[int]]" = None
+overrides: dict = {}"""
+
+
+@pytest.fixture
+def annotated(root, monkeypatch):
+    write_notebook(root, "20_trio", parameters=[ANNOTATED])
+    monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
+
+
+@pytest.mark.fault("T2")
+def test_annotated_parameters_are_read_without_running_the_cell(annotated):
+    assert notebook.defaults(notebook.read("20_trio"), "20_trio") == {
+        "profile": "smoke", "x": None, "flag": True, "rate": 0.5, "y": None, "overrides": {}}  # fmt: skip
+    values = notebook.parameters("20_trio", {"x": "3", "rate": "1e-3", "y": "[1, 2]", "seed": "4"})
+    assert (values["x"], values["rate"], values["y"], values["overrides"]) == (3, 1e-3, [1, 2], {"seed": 4})
+    assert notebook.parameters("20_trio", {"x": "null", "y": None})["x"] is None
+    for name, text in (("x", "three"), ("x", "1.5"), ("flag", "null"), ("rate", "null"), ("y", "3"), ("z", "1")):
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            notebook.parameters("20_trio", {name: text})
+
+
+@pytest.mark.fault("T2")
+@pytest.mark.fault("F18")
+@pytest.mark.parametrize(
+    "cell",
+    ["x: int", "x = None", "x: int = 'a'", "x: Path = 'a'", "x: int = None", "x = y = 1", "x, y = 1, 2", "x += 1", "x = f(1)",
+     "x = 1 +", "%matplotlib inline", "x = (1, 2)", "x = 1j", "a.b = 1"],
+)  # fmt: skip
+def test_a_parameter_that_tells_no_type_is_refused_by_lint_and_runner(notebooks, capsys, cell):
+    write_notebook(notebooks, "20_trio", parameters=[f"{PARAMETERS}\n{cell}"])
+    code, out, error = here(capsys, "lint")
+    assert code == 1 and out.startswith("20_trio: parameters cell: ") and out.count("\n") == 1 and "1 of 18" in one_line(error)
+    code, _, error = here(capsys, "notebook", "20_trio")
+    assert code == 1 and "20_trio: parameters cell" in one_line(error)
+    assert not (notebooks / "runs").exists()
+
+
+@pytest.mark.fault("T3")
+def test_texts_are_typed_by_the_declaration_and_never_guessed(annotated, capsys):
+    assert notebook.parameters("20_trio", {"flag": "false"})["flag"] is False
+    assert notebook.parameters("20_trio", {"flag": "True"})["flag"] is True
+    for name, text in (("flag", "0"), ("flag", "no"), ("flag", ""), ("x", "007"), ("steps", "007"), ("x", "0x7"), ("x", "1_0"),
+                       ("x", "٣"), ("x", "true"), ("rate", "1,5"), ("rate", "1_0")):  # fmt: skip
+        code, _, error = here(capsys, "notebook", "20_trio", f"{name}={text}")
+        assert code == 2 and f"{name}: {text!r} is not " in one_line(error)
+
+
+# ---- notebooks that cannot be run -----------------------------------------------------------------------------------
+
+
+def damaged(folder, how):
+    path = folder / "notebooks/21_cube.ipynb"
+    n = nbformat.read(path, as_version=4)
+    tagged = next(cell for cell in n.cells if "parameters" in cell.metadata.get("tags", []))
+    if how == "two tags":
+        n.cells[-2].metadata.tags = n.cells[4].metadata.tags = ["parameters"]
+    elif how == "no tag":
+        tagged.metadata.tags = []
+    elif how == "no kernelspec":
+        del n.metadata["kernelspec"]
+    elif how == "odd kernelspec":
+        n.metadata["kernelspec"] = "python3"
+    nbformat.write(n, path)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif how == "gone":
+        path.unlink()
+
+
+DAMAGES = {
+    "no tag": "21_cube: 0 cells are tagged 'parameters', needs exactly one",
+    "two tags": "cells are tagged 'parameters', needs exactly one",
+    "no kernelspec": "21_cube.ipynb: has lost its kernelspec",
+    "odd kernelspec": "21_cube.ipynb: has lost its kernelspec",
+    "cut": "21_cube.ipynb: not a readable notebook",
+    "gone": "21_cube.ipynb: no such file",
+}
+
+
+@pytest.mark.fault("T4")
+@pytest.mark.fault("F18")
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_notebook_without_its_tag_or_kernelspec_fails_lint_and_is_refused(notebooks, monkeypatch, capsys, how):
+    monkeypatch.setattr(notebook, "this_interpreter", None)
+    assert here(capsys, "lint")[0] == 0
+    damaged(notebooks, how)
+    code, out, error = here(capsys, "lint")
+    assert code == 1 and DAMAGES[how] in out and out.count("\n") == 1 and "1 of 18 notebooks" in one_line(error)
+    for words in (["notebook", "21_cube"], ["reproduce"]):
+        code, _, error = here(capsys, *words, "--profile", "smoke")
+        assert code == 1 and DAMAGES[how] in one_line(error)
+    assert not (notebooks / "runs").exists()
+
+
+@pytest.mark.fault("T12")
+def test_lint_refuses_sources_that_papermill_has_left_its_mark_on(tmp_path):
+    words = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "nbstripout" in line)
+    options = re.findall(r'--[\w-]+(?: "[^"]*")?', words.partition("nbstripout")[2])
+    options = [part.strip('"') for option in options for part in option.split(" ", 1)]
+    verify = [sys.executable, "-m", "nbstripout", *options]
+    clean, marked = tmp_path / "clean.ipynb", tmp_path / "marked.ipynb"
+    shutil.copy(ROOT / "notebooks/20_trio.ipynb", clean)
+    n = nbformat.read(clean, as_version=4)
+    n.metadata.papermill = {"input_path": "/home/me/20_trio.ipynb"}
+    nbformat.write(n, marked)
+    assert subprocess.run([*verify, *sorted((ROOT / "notebooks").glob("*.ipynb")), clean]).returncode == 0
+    assert subprocess.run([*verify, marked], capture_output=True).returncode == 1
+
+
+# ---- notebooks that go wrong ----------------------------------------------------------------------------------------
+
+FOUR = ("00_start_here", "01_inputs", "02_networks", "90_paper")
+GOOD = """import sys
+print("kernel", sys.executable)
+from biasnb.progress import Progress
+report = Progress("training", 3, every=1e-9)
+report(1, "loss 2")
+report(2, "loss 1")
+report.finish("loss 0")"""
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """`reproduce` of four notebooks of which only the last is good, on a machine with other kernels of their names, called from
+    JupyterLab: (folder, exit code, stdout, stderr)."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name in ("python3", "biasnb"):
+        spec = {"argv": ["/bin/false"], "display_name": name, "language": "python"}
+        (folder / "jupyter/kernels" / name).mkdir(parents=True)
+        (folder / "jupyter/kernels" / name / "kernel.json").write_text(json.dumps(spec))
+    write_notebook(folder, "00_start_here", "import sys\nsys.exit(0)", "late = 1")
+    write_notebook(folder, "01_inputs", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "late = 1")
+    write_notebook(folder, "02_networks", "1 / 0", "late = 1")
+    write_notebook(folder, "90_paper", GOOD, kernelspec="ir")
+    environment = {"JUPYTER_PATH": str(folder / "jupyter"), "JPY_SESSION_NAME": "lab"}
+    return folder, *biasnb(folder, "reproduce", "--profile", "smoke", only=FOUR, **environment)
+
+
+@pytest.mark.fault("T5")
+@pytest.mark.fault("F19")
+def test_a_cell_that_leaves_the_kernel_half_way_has_failed(hostile):
+    folder, _, out, _ = hostile
+    state, detail = state_of(folder, "00_start_here")
+    assert state == "failed" and "did not run" in detail and f"error: 00_start_here: {detail}" in out
+    assert "00_start_here.failed.ipynb" in out and not (folder / "runs/smoke/notebooks/00_start_here.ipynb").exists()
+
+
+@pytest.mark.fault("F9")
+def test_a_killed_kernel_is_named_and_the_other_notebooks_go_on(hostile):
+    folder, code, out, error = hostile
+    assert code == 1 and "3 of 4 notebooks failed: 00_start_here, 01_inputs, 02_networks" in one_line(error)
+    assert [state_of(folder, name)[0] for name in FOUR] == ["failed", "killed", "failed", "done"]
+    assert "error: 01_inputs: the kernel was killed" in out
+    assert re.search(r"\| 01_inputs \| killed \|", (folder / "runs/smoke/summary.md").read_text())
+    copies = {path.name for path in (folder / "runs/smoke/notebooks").glob("*.ipynb")}
+    assert copies == {"90_paper.ipynb", *(f"{name}.failed.ipynb" for name in FOUR[:3])}
+
+
+@pytest.mark.fault("F9")
+def test_status_lists_the_notebooks_that_were_started(hostile):
+    code, out, _ = biasnb(hostile[0], "status", "--profile", "smoke")
+    lines = [line.split(" ", 1) for line in out.splitlines() if " notebook " in line]
+    assert code == 0 and [name for name, _ in lines] == list(FOUR)
+    states = [rest.split()[1] for _, rest in lines]
+    assert states == ["failed", "killed", "failed", "done"]
+    assert "ZeroDivisionError" in lines[2][1]
+
+
+@pytest.mark.fault("T10")
+def test_the_kernel_is_this_interpreter_whatever_the_machine_has_under_its_name(hostile):
+    folder, _, out, _ = hostile
+    assert f"kernel {sys.executable}" in out
+    executed = nbformat.read(folder / "runs/smoke/notebooks/90_paper.ipynb", as_version=4)
+    assert executed.metadata.kernelspec.name == "biasnb" or executed.metadata.kernelspec.name == "ir"
+
+
+@pytest.mark.fault("T11")
+def test_progress_in_a_notebook_run_is_plain_lines_in_log_and_copy(hostile):
+    folder, _, out, _ = hostile
+    lines = [line for line in out.splitlines() if line.startswith("training: ")]
+    assert len(lines) == 3 and "2/3 steps, 66 %" in lines[1] and "\x1b" not in out and "\r" not in out
+    executed = nbformat.read(folder / "runs/smoke/notebooks/90_paper.ipynb", as_version=4)
+    assert "".join(o.text for o in executed.cells[-1].outputs if o.output_type == "stream").count("training: ") == 3
+
+
+@pytest.mark.fault("T12")
+def test_executed_copies_hold_no_local_path(hostile):
+    folder, *_ = hostile
+    copies = sorted((folder / "runs/smoke/notebooks").glob("*.ipynb"))
+    assert len(copies) == 4
+    for path in copies:
+        executed = nbformat.read(path, as_version=4)
+        assert "parameters" in executed.metadata.papermill
+        for cell in executed.cells:
+            cell.outputs = []  # what a cell prints, such as a traceback, is its own
+        assert str(folder) not in json.dumps(executed) and ".part" not in json.dumps(executed)
+
+
+@pytest.mark.fault("T6")
+@pytest.mark.fault("F19")
+def test_a_cell_that_takes_too_long_is_a_timeout_and_never_completed(root, monkeypatch, capsys):
+    started = root / "pid"
+    child = f"import subprocess\np = subprocess.Popen(['sleep', '1000'])\nopen({str(started)!r}, 'w').write(str(p.pid))"
+    write_notebook(root, "90_paper", child, SLEEP, "late = 1")
+    monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
+    code, _, error = here(capsys, "notebook", "90_paper", "--profile", "smoke", "--cell-timeout", "2")
+    assert code == 1 and "90_paper: a cell took longer than the cell timeout" in one_line(error)
+    assert notebook.state(Store("smoke"), "90_paper")[0] == "timeout"
+    assert "90_paper             notebook timeout a cell took longer" in here(capsys, "status", "--profile", "smoke")[1]
+    assert [path.name for path in Store("smoke").folder.glob("notebooks/*.ipynb")] == ["90_paper.failed.ipynb"]
+    pid = int(started.read_text())
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, STOP_SECONDS)
+
+
+# ---- signals to one notebook ----------------------------------------------------------------------------------------
+
+BUSY = """import pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(1000)"
+deaf = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+own = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+deaf.stdout.readline()
+pathlib.Path("started").write_text("")
+time.sleep(1000)"""
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory):
+    """A notebook in a long cell, whose processes do not go by themselves: a second call meanwhile, then SIGTERM."""
+    folder = tmp_path_factory.mktemp("busy")
+    write_notebook(folder, "90_paper", BUSY, "late = 1")
+    good = folder / "runs/smoke/notebooks/90_paper.ipynb"
+    good.parent.mkdir(parents=True)
+    good.write_text("an earlier good copy")
+    words = ("notebook", "90_paper", "--profile", "smoke")
+    process = start(folder, *words)
+    until((folder / "notebooks/started").exists)
+    running, second, status = state_of(folder, "90_paper"), biasnb(folder, *words), biasnb(folder, "status", *words[2:])
+    family = descendants(process)
+    found = {"folder": folder, "pid": process.pid, "second": second, "running": running, "status": status, "family": family}
+    return {**found, "stopped": stop(process, signal.SIGTERM)}
+
+
+@pytest.mark.fault("T8")
+def test_a_signal_ends_the_kernel_and_all_that_it_started(busy):
+    assert len(busy["family"]) >= 3
+    code, _, error, seconds, alive = busy["stopped"]
+    assert code == 143 and seconds < STOP_SECONDS and not alive
+    assert error.endswith("stopped by SIGTERM; the same command goes on where it stopped\n")
+    assert state_of(busy["folder"], "90_paper")[0] == "preempted"
+    folder = busy["folder"] / "runs/smoke/notebooks"
+    assert (folder / "90_paper.ipynb").read_text() == "an earlier good copy" and not list(folder.glob(".*"))
+
+
+@pytest.mark.fault("T9")
+def test_a_second_run_of_the_same_notebook_is_refused_naming_host_and_process(busy):
+    code, out, error = busy["second"]
+    where = f"already running on {socket.gethostname()}, process {busy['pid']}"
+    assert code == 1 and where in one_line(error) and out == ""
+    assert busy["running"] == ("running", where.removeprefix("already running "))
+    assert f"90_paper             notebook running {busy['running'][1]}\n" in busy["status"][1]
+    assert list((busy["folder"] / "runs/smoke/notebooks").glob("*.failed.ipynb"))  # the first run's, kept when it was stopped
+
+
+# ---- signals to the suite -------------------------------------------------------------------------------------------
+
+THREE = ("00_start_here", "20_trio", "90_paper")
+GATE = """import pathlib, time
+pathlib.Path("started-{}").write_text("")
+while not pathlib.Path("go").exists():
+    time.sleep(0.05)"""
+TRIO = (
+    'from biasnb import experiments, tables\ngrid = experiments.run("20_trio", profile, overrides)\ntables.make("trio", grid)'
+)
+
+
+def marks(folder):
+    """Name -> inode and time of every record: another if it was written again."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (folder / "runs/smoke").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory, decoded):
+    """`reproduce` stopped while it trains, interrupted and killed while notebooks run, then left alone, then called again."""
+    folder = tmp_path_factory.mktemp("story")
+    shutil.copytree(decoded, folder / "runs/cache")
+    for name in THREE:
+        write_notebook(folder, name, *([TRIO] if name == "20_trio" else []), GATE.format(name))
+    words, store = ("reproduce", "--profile", "smoke", "seed=0", "depth=1", "steps=300"), store_of(folder)
+    labels, found = [], {"folder": folder}
+
+    def run_records():
+        return [path.stem for path in store.folder.glob("*.json") if "-" not in path.stem]
+
+    def half_way():
+        begun = {path.parent.name for path in store.folder.glob("checkpoints/*/*.safetensors")}
+        return run_records() and begun - set(run_records())
+
+    def all_in_notebooks():
+        return all((folder / f"notebooks/started-{name}").exists() for name in THREE[: 2 if os.cpu_count() == 2 else None])
+
+    for name, number, ready in (
+        ("training", signal.SIGTERM, half_way),
+        ("notebooks", signal.SIGINT, all_in_notebooks),
+        ("killed", signal.SIGKILL, all_in_notebooks),
+    ):
+        for path in (folder / "notebooks").glob("started-*"):
+            path.unlink()
+        process = start(folder, *words, only=THREE)
+        until(lambda ready=ready, process=process: ready() or process.poll() is not None)
+        labels = [path.stem for path in (store.folder / "grids").glob("*.json")]
+        before = marks(folder)
+        begun = [path.stem.removeprefix("started-") for path in (folder / "notebooks").glob("started-*")]
+        result = stop(process, number)
+        found[name] = {
+            "stopped": result, "before": before, "after": marks(folder), "begun": begun,
+            "runs": {key: store.status(key)[0] for key in {p.parent.name for p in store.folder.glob("checkpoints/*/*")}},
+            "notebooks": {label: state for label, (state, _) in notebook.states(store).items()},
+        }  # fmt: skip
+    (folder / "notebooks/go").write_text("")
+    found["done"] = biasnb(folder, *words, only=THREE), marks(folder), files(store.folder, "figures/*", "tables/*", "claims/*")
+    found["again"] = biasnb(folder, *words, only=THREE), marks(folder), files(store.folder, "figures/*", "tables/*", "claims/*")
+    return found | {"labels": labels}
+
+
+@pytest.mark.fault("F8")
+def test_a_signal_while_the_suite_trains_leaves_states_to_go_on_from(story):
+    found = story["training"]
+    code, _, error, seconds, alive = found["stopped"]
+    assert code == 143 and seconds < STOP_SECONDS and not alive and "stopped by SIGTERM" in error
+    assert found["runs"] and set(found["runs"].values()) == {"preempted"}
+    assert found["notebooks"] == {}
+
+
+@pytest.mark.fault("F8")
+def test_an_interrupt_while_notebooks_run_ends_their_kernels(story):
+    found = story["notebooks"]
+    code, _, error, seconds, alive = found["stopped"]
+    assert code == 130 and seconds < STOP_SECONDS and not alive and "interrupted" in error
+    assert len(found["begun"]) >= 2
+    assert {state for label, state in found["notebooks"].items() if label.split("-")[0] in found["begun"]} == {"preempted"}
+
+
+@pytest.mark.fault("F8")
+def test_a_killed_suite_leaves_no_process_and_its_notebooks_are_known_as_killed(story):
+    found = story["killed"]
+    code, _, _, _, alive = found["stopped"]
+    assert code == -signal.SIGKILL and not alive
+    assert {state for label, state in found["notebooks"].items() if label.split("-")[0] in found["begun"]} == {"killed"}
+
+
+@pytest.mark.fault("F8")
+def test_what_was_trained_before_a_signal_is_not_trained_again(story):
+    last = story["training"]["before"]
+    assert last
+    for name in ("training", "notebooks", "killed"):
+        for marked in (story[name]["before"], story[name]["after"]):
+            assert last.items() <= marked.items()
+            last = marked
+    (code, out, error), marked, _ = story["done"]
+    assert code == 0, out + error
+    assert last.items() <= marked.items() and len(marked) == 4 and "3 of 3 notebooks" in out
+    assert not [p for p in story["folder"].glob("runs/**/*") if p.name.endswith((".part", ".error"))]
+
+
+@pytest.mark.fault("F20")
+def test_a_finished_suite_called_again_trains_nothing_and_draws_the_same(story):
+    (code, out, error), marked, drawn = story["again"]
+    assert code == 0, out + error
+    assert "\n0 new records\n" in out and "trained" not in out and marked == story["done"][1]
+    assert drawn == story["done"][2] and {path.suffix for path in drawn} == {".png", ".svg", ".pdf", ".csv", ".md", ".tex"}
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------------------
+
+# A process that may mount: it is root, or becomes it in a namespace of its own.
+SPACES = [["unshare", "-m"], ["unshare", "-rm"]]
+
+
+def mounting():
+    """The words that start a process which may mount, or None."""
+    for words in SPACES if shutil.which("unshare") else []:
+        probe = [*words, "sh", "-c", "mount -t tmpfs -o size=64k none /mnt && mount -o remount,ro,bind /mnt"]
+        if subprocess.run(probe, capture_output=True).returncode == 0:
+            return words
+    return None
+
+
+def driven(function, folder, *words, before=()):
+    """What a function of this file returns when it runs in a process of its own, with `folder` as its checkout."""
+    code = "import json, sys, test_faults_suite as t\nprint(json.dumps(getattr(t, sys.argv[1])(t.Path(sys.argv[2]), *sys.argv[3:])))"
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    env = {**os.environ, "BIASNB_ROOT": str(folder), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [*before, sys.executable, "-c", code, function.__name__, str(folder), *words]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=2 * TIMES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def apart(words, prepare=lambda: None):
+    """`biasnb WORDS` in a fork of this process: [exit code, stderr]."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        error, code = io.StringIO(), 99
+        with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+            try:
+                prepare()
+                code = main(words)
+            except BaseException as trouble:
+                error.write(f"Traceback {trouble!r}")
+        os.write(writer, json.dumps([code, error.getvalue()]).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    return json.loads(answer)
+
+
+def digests(folder):
+    hashed = {str(p): hashlib.sha256(content).hexdigest() for p, content in files(folder).items()}
+    return {name: digest for name, digest in hashed.items() if not name.startswith("filler")}
+
+
+def sizes():
+    """Bytes that are free, or that a file may have: more and more."""
+    return itertools.chain([0], (4096 * 2**i for i in range(10)))
+
+
+def full_disk(folder, way):
+    """Run, draw and execute a notebook with more and more room on a disk, or within more and more bytes a file may have, until
+    all goes well: for each kind [[exit code, stderr, files that changed, leftovers], ...]."""
+    import torch
+
+    from biasnb import figures, run  # noqa: F401  in the parent of the forks
+
+    torch.set_num_threads(1)
+    runs, top = folder / "runs", folder / "runs/smoke"
+    if way == "disk":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", runs], check=True)
+    shutil.copytree(folder / "cache", runs / "cache")
+    found = {}
+
+    def limit(size):
+        if way == "disk":
+            (runs / "filler").write_bytes(b"")
+            free = os.statvfs(runs)
+            os.truncate(runs / "filler", 0)
+            with open(runs / "filler", "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_bsize - size))
+        return (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 1), -1))) if way == "limit" else (lambda: None)
+
+    def tried(words, size):
+        before = digests(runs)
+        code, error = apart(words, limit(size))
+        (runs / "filler").unlink(missing_ok=True)
+        after = digests(runs)
+        changed = [name for name, digest in before.items() if after.get(name) != digest]
+        left = [str(path) for path in runs.glob("**/.*") if path.name.endswith(".part")]
+        return code, error, changed, left
+
+    def until_it_goes_well(kind, words):
+        found[kind] = []
+        for size in sizes():
+            found[kind].append(tried(words, size))
+            if found[kind][-1][0] == 0:
+                break
+
+    earlier = synthetic.run_record("mixer", 4, 7)
+    Store("smoke").save(earlier)
+    until_it_goes_well("run", ["run", "--profile", "smoke", "steps=3"])
+    synthetic.grid(Store("smoke"), "10_one_run").save()
+    assert apart(["figures", "--runs", "--profile", "smoke"])[0] == 0
+    good = digests(top / "figures") | digests(top / "tables")
+    for path in [*(top / "figures").iterdir(), *(top / "tables").iterdir()]:
+        path.write_text("earlier")
+    until_it_goes_well("figures", ["figures", "--runs", "--profile", "smoke"])
+    whole = {hashlib.sha256(b"earlier").hexdigest(), *good.values()}
+    found["torn figures"] = [n for d in ("figures", "tables") for n, h in digests(top / d).items() if h not in whole]
+    write = f"while True: open({str(runs / 'filler')!r}, 'ab').write(b'0' * 4096) and None" if way == "disk" else "pass"
+    write_notebook(folder, "90_paper", f"try:\n    {write}\nexcept OSError:\n    pass", "print('x' * 100_000)")
+    (top / "notebooks").mkdir(exist_ok=True)
+    (top / "notebooks/90_paper.ipynb").write_text("an earlier good copy")
+    words = ["notebook", "90_paper", "--profile", "smoke"]
+    size = {"disk": 2**20, "limit": 2**15}[way]
+    found["notebook"] = [tried(words, size)]
+    found["notebook state"] = notebook.state(Store("smoke"), "90_paper")
+    return found
+
+
+@pytest.fixture(scope="module", params=["disk", "limit"])
+def full(request, tmp_path_factory, decoded):
+    """What `full_disk` found on a small disk of its own, or with a limit on the size of files where none can be mounted."""
+    before = mounting()
+    if request.param == "disk" and not before:
+        pytest.skip("may not mount a small disk here")
+    folder = tmp_path_factory.mktemp(f"full {request.param}")
+    shutil.copytree(decoded, folder / "cache")
+    (folder / "runs").mkdir()
+    return folder, driven(full_disk, folder, request.param, before=before or () if request.param == "disk" else ())
+
+
+@pytest.mark.fault("F10")
+@pytest.mark.parametrize("kind", ["run", "figures"])
+def test_a_full_disk_is_named_in_one_line_and_harms_no_earlier_file(full, kind):
+    folder, found = full
+    *short, (code, error, *_) = found[kind]
+    assert len(short) >= 3 and code == 0, error
+    for code, error, changed, left in short:
+        assert code == 1 and str(folder / "runs/smoke") in one_line(error)
+        assert "No space left" in error or "File too large" in error
+        states = [n for n in changed if n.split("/")[1] in ("locks", "checkpoints", "workers.log") or n.endswith(".error")]
+        assert left == [] and set(changed) - set(states) == set() if kind == "run" else left == []
+    assert found["torn figures"] == []
+
+
+@pytest.mark.fault("F10")
+@pytest.mark.fault("T7")
+def test_a_full_disk_leaves_the_earlier_executed_copy_as_it_was(full):
+    folder, found = full
+    ((code, error, changed, left),) = found["notebook"]
+    assert code == 1 and str(folder / "runs/smoke/notebooks") in one_line(error)
+    assert "smoke/notebooks/90_paper.ipynb" not in changed and left == []
+    assert found["notebook state"][0] != "done"
+
+
+# ---- gaps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gaps(root):
+    """The trio with three seeds, of whose attention at depth 1 one run is missing, one failed and one diverged."""
+    grid = synthetic.grid(Store("smoke"), seed=[0, 1, 2])
+    grid.save()
+    runs = [run for run in grid.runs if (run["mixer"], run["depth"]) == ("igpt", 1)]
+    for run in runs:
+        grid.store.path(run["key"]).unlink()
+    grid.store.path(runs[1]["key"], ".error").write_text("MemoryError: too large\n")
+    grid.store.save(synthetic.run_record("igpt", 1, 2, status="diverged"))
+    return grid
+
+
+@pytest.mark.fault("F21")
+@pytest.mark.fault("F11")
+def test_figures_and_tables_of_incomplete_records_show_the_gap_and_exit_with_3(gaps, root, capsys):
+    code, out, error = here(capsys, "figures", "--runs", "--profile", "smoke")
+    assert code == 3 and "1 grids lack records" in one_line(error)
+    assert out.splitlines()[-1] == "runs/smoke 20_trio: 2 of 19 records are missing"
+    heads, _, *rows = (line.strip("|").split("|") for line in (root / "runs/smoke/tables/20_trio-trio.md").read_text()
+                       .splitlines() if line.startswith("|"))  # fmt: skip
+    table = [dict(zip(map(str.strip, heads), map(str.strip, row), strict=True)) for row in rows]
+    row = next(row for row in table if (row["network"], row["depth"]) == ("iGPT (attention)", "1"))
+    assert [row[name] for name in ("n", "diverged", "failed", "missing", "masked PSNR, dB", "probe, %")] == [
+        "0", "1", "1", "1", "—", "—"]  # fmt: skip
+    assert all(other["n"] == "3" and other["masked PSNR, dB"].endswith(" (3)") for other in table if other is not row)
+    points = (root / "runs/smoke/figures/20_trio-psnr.csv").read_text().splitlines()
+    assert [line.rpartition(",")[0] for line in points if line.startswith("igpt,1,")] == [
+        "igpt,1,0,missing", "igpt,1,1,failed", "igpt,1,2,diverged"]  # fmt: skip
+    assert all(line.endswith(",") for line in points if line.startswith("igpt,1,"))
+
+
+@pytest.mark.fault("F21")
+def test_claims_from_incomplete_records_exit_with_3_and_from_whole_ones_with_0(gaps, root, capsys):
+    code, out, error = here(capsys, "claims", "--runs", "--profile", "smoke")
+    assert code == 3 and "2 of 19 records are missing" in out and one_line(error)
+    assert (root / "runs/smoke/claims/claims.md").is_file()
+    synthetic.grid(Store("smoke"), seed=[0, 1, 2])
+    code, out, error = here(capsys, "claims", "--runs", "--profile", "smoke")
+    assert (code, error) == (0, "") and "missing" not in out.splitlines()[-1]
+
+
+@pytest.mark.fault("F21")
+def test_the_committed_records_are_complete():
+    for folder in (path for path in (ROOT / "results").iterdir() if path.is_dir()):
+        for grid in Store(folder.name, "results").grids():
+            assert grid.missing() == [], grid.name
+
+
+# ---- other surroundings ---------------------------------------------------------------------------------------------
+
+
+def loopback():
+    """A namespace without network still has itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        fcntl.ioctl(s, 0x8914, struct.pack("16sh", b"lo", 1))  # SIOCSIFFLAGS: IFF_UP
+
+
+def read_only(folder):
+    """Commands where only runs/ can be written, without network and home: name -> [exit code, stdout, stderr]."""
+    loopback()
+    mount = lambda *words: subprocess.run(["mount", *words], check=True)  # noqa: E731
+    for place in (folder, folder / "runs", ROOT):
+        mount("--bind", place, place)
+    for place in (folder, ROOT):
+        mount("-o", "remount,ro,bind", place)
+    networks = {line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]}
+    smoke = ("--profile", "smoke")
+    both = {
+        "figures": start(folder, "figures", "--runs", *smoke, HOME=None),
+        "notebook": start(folder, "notebook", "90_paper", *smoke, HOME="/proc/none"),
+    }
+    found = {name: finish(process) for name, process in both.items()}
+    mount("-o", "remount,ro,bind", folder / "runs")
+    both = {
+        "run": start(folder, "run", *smoke, "steps=3", HOME="/proc/none"),
+        "reproduce": start(folder, "reproduce", *smoke, HOME=None),
+        "status": start(folder, "status", *smoke, HOME=None),
+    }
+    writable = [str(p) for p in (folder, folder / "results", ROOT, ROOT / "results") if os.access(p, os.W_OK)]
+    return found | {name: finish(process) for name, process in both.items()} | {"net": sorted(networks), "writable": writable}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    before = mounting()
+    if not before or subprocess.run([*before, "-n", "true"], capture_output=True).returncode:
+        pytest.skip("may not make a read-only file system without network here")
+    folder = tmp_path_factory.mktemp("bare")
+    for name in ("notebooks", "results"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("quick", "laptop"))
+    store = store_of(folder)
+    synthetic.grid(store, seed=[0], depth=[1]).save()
+    return folder, driven(read_only, folder, before=[*before, "-n"])
+
+
+@pytest.mark.fault("F23")
+@pytest.mark.parametrize("command", ["figures", "notebook"])
+def test_figures_and_figure_notebooks_need_only_runs_to_be_writable_no_network_and_no_home(bare, command):
+    folder, found = bare
+    assert found["net"] == ["lo"] and found["writable"] == []
+    code, out, error = found[command]
+    if command == "figures":
+        assert (code, "records are missing" in out) == (3, True), error
+        assert (folder / "runs/smoke/figures/20_trio-psnr.png").is_file()
+    else:
+        assert code == 0, error
+        assert (folder / "runs/smoke/notebooks/90_paper.ipynb").is_file()
+
+
+@pytest.mark.fault("F23")
+def test_training_into_a_read_only_folder_says_in_one_line_what_it_needs(bare):
+    folder, found = bare
+    for command in ("run", "reproduce"):
+        code, _, error = found[command]
+        assert code == 1, error
+        assert str(folder / "runs") in one_line(error) and "Read-only file system" in error
+    assert found["status"][0] == 0 and "notebook done" in found["status"][1]
+
+
+@pytest.mark.fault("F23")
+def test_a_gpu_that_is_not_there_is_named_with_what_to_choose(root, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, error = here(capsys, "run", "--profile", "smoke", "device=cuda")
+    assert code == 1 and "device: 'cuda', but torch sees no GPU; choose 'cpu' or 'auto'" in one_line(error)
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+SURROUNDINGS = {
+    "plain": {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0"},
+    "mit Leerzeichen, Ümläut und 像": {"LC_ALL": "de_DE.UTF-8", "TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "12345"},
+    "only ascii ü": {**ASCII, "TZ": "America/St_Johns", "PYTHONHASHSEED": "7"},
+}
+
+
+@pytest.mark.fault("F25")
+def test_locale_time_zone_path_and_hash_seed_change_neither_key_nor_result(tmp_path, decoded):
+    found = []
+    for name in SURROUNDINGS:
+        shutil.copytree(decoded, tmp_path / name / "runs/cache")
+    words = ("run", "--profile", "smoke", "steps=3", "device=cpu")
+    processes = [start(tmp_path / name, *words, **environment) for name, environment in SURROUNDINGS.items()]
+    for name, process in zip(SURROUNDINGS, processes, strict=True):
+        code, _, error = finish(process)
+        assert code == 0, error
+        store = store_of(tmp_path / name)
+        (path,) = (path for path in store.folder.glob("*.json") if "-" not in path.stem)
+        record = store.load(path.stem)
+        found.append({k: v for k, v in record.items() if k not in ("wall_seconds", "images_per_second", "environment")})
+    assert found[0] == found[1] == found[2] and len(found[0]["history"]) == 3
+
+
+@pytest.mark.fault("F25")
+def test_a_terminal_that_knows_only_ascii_gets_every_word(tmp_path):
+    synthetic.grid(store_of(tmp_path), "10_one_run").save()
+    words = ["claims", "--runs", "--profile", "smoke"]
+    code, out, error = biasnb(tmp_path, *words, PYTHONIOENCODING="ascii", **ASCII)
+    assert (code, error) == (0, "") and out.isascii() and "not run" in out
+
+
+# ---- hostile names --------------------------------------------------------------------------------------------------
+
+TOUCHED = []  # paths that this process opens, lists, makes or removes while it is not None-terminated
+WATCHING = False
+OUT = ("../x", "../../x", "/tmp/x", "..", ".", "smoke/../../x", "x\x00y", "smoke/", "x" * 300, "")
+COMMANDS = (
+    ("reproduce",), ("run",), ("notebook", "20_trio"), ("notebook", "90_paper"), ("tune", "20_trio"), ("measure", "k"),
+    ("figures",), ("figures", "--runs"), ("publish",), ("claims",), ("claims", "--runs"), ("report",), ("verify",), ("status",),
+)  # fmt: skip
+
+
+def watch(event, arguments):
+    if WATCHING and event.split(".")[0] in ("open", "os", "shutil", "glob") and arguments:
+        TOUCHED.extend(str(os.fsdecode(a)) for a in arguments[:2] if isinstance(a, str | bytes | os.PathLike))
+
+
+@pytest.fixture
+def decoys(root, monkeypatch):
+    """Places that a name with dots would lead to, full of valid records; checks that nothing of them was opened or changed."""
+    global WATCHING
+    store = Store("smoke")
+    (root / "runs/smoke").mkdir(parents=True)
+    monkeypatch.setattr(store, "folder", root / "x")
+    grid = synthetic.grid(store, "10_one_run")
+    grid.save()
+    record = store.path(grid.keys[0]).read_text()
+    for place in (root / "runs", root, root.parent):
+        (place / "x.json").write_text(record)
+    shutil.copytree(root / "x", root / "runs/x")
+    before = files(root.parent, "**/x/**/*", "**/x.json")
+    everything = {path for path in root.rglob("*")}
+    if not hasattr(sys, "watched_by_this_test"):
+        sys.addaudithook(watch)
+        sys.watched_by_this_test = True
+    TOUCHED.clear()
+    WATCHING = True
+    yield root
+    WATCHING = False
+    places = [place / "x" for place in (root / "runs", root, root.parent)]
+    for path in map(os.path.realpath, (t for t in TOUCHED if "\0" not in t)):
+        assert not any(path == f"{place}.json" or Path(path).is_relative_to(place) for place in map(str, places)), path
+    assert files(root.parent, "**/x/**/*", "**/x.json") == before
+    assert {path for path in root.rglob("*")} == everything
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_profile_leads_out_of_its_folder_in_no_command(decoys, capsys, command):
+    for name in OUT:
+        code, out, error = here(capsys, *command, f"--profile={name}")
+        assert code == 2 and "profile: " in one_line(error) and out == "", name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("measure", name, "--profile", "smoke") for name in OUT),
+        *(("notebook", name, "--profile", "smoke") for name in OUT),
+        *(("tune", name, "--profile", "smoke") for name in OUT),
+        *(("publish", f"{name}", "--profile", "smoke") for name in OUT),
+        *(("notebook", "20_trio", f"profile={name}") for name in OUT),
+    ],
+    ids=lambda words: " ".join(words)[:40].replace("\0", "0"),
+)
+def test_a_name_leads_out_of_its_folder_in_no_command(decoys, capsys, words):
+    code, out, error = here(capsys, *words)
+    assert code in (1, 2) and one_line(error) and out == ""
+
+
+def test_a_grid_cannot_name_records_outside_its_folder(root, capsys):
+    grid = synthetic.grid(Store("smoke"), "10_one_run")
+    shutil.move(grid.store.path(grid.keys[0]), root / "x.json")
+    grid.content["runs"][0]["key"] = "../../x"
+    grid.save()
+    for words in (["figures", "--runs"], ["claims", "--runs"], ["publish"], ["status"]):
+        code, _, error = here(capsys, *words, "--profile", "smoke")
+        assert code == 1 and "key: '../../x' is not the key of a record" in one_line(error), words
+    assert not (root / "results").exists()
