@@ -330,17 +330,17 @@ def parser():
 
 
 def main(words=None):
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a terminal that lacks a sign gets its number
     top = parser()
     args, late = top.parse_known_args(words)  # argparse takes no positional after an option that follows another
     if [word for word in late if word.startswith("-") or not hasattr(args, "settings")]:
         top.error(f"unrecognized: {' '.join(late)}")
     if late:
         args.settings += late
-    if args.command in ("figures", "claims") and args.runs and not args.profile:
+    if args.command in ("figures", "claims") and args.runs and args.profile is None:
         args.profile = "quick"
     try:
-        if getattr(args, "profile", None):
-            check_profile(args.profile)
         if getattr(args, "profile", None) is not None:
             check_profile(args.profile)
         with watched(getattr(args, "time_limit", None) and seconds_of(args.time_limit)):

@@ -77,9 +77,9 @@ class Checkpoints:
                 continue
             try:
                 header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-                about, step, log = json.loads(header["about"]), int(header["step"]), json.loads(header["log"])
+                about, step, log = dict(json.loads(header["about"])), int(header["step"]), json.loads(header["log"])
                 tensors = load_tensors(content)
-            except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 raise StoreError(
                     f"{path}: no state of a run ({type(error).__name__}); delete {self.folder} to start anew"
                 ) from None
@@ -90,6 +90,8 @@ class Checkpoints:
                 fill(model, solver, tensors)
             except (RuntimeError, ValueError, KeyError):
                 raise StoreError(f"{path}: state of another network; delete {self.folder} to start anew") from None
+            for name in damaged:
+                (self.folder / name).unlink(missing_ok=True)  # or one of two would be kept for it
             return step, log
         if damaged:
             raise StoreError(f"{self.folder}: no intact checkpoint ({', '.join(damaged)}); delete the folder to start anew")

@@ -127,6 +127,9 @@ class Config:
         if self.pretext == "bert" and (hidden := self.batch * self.grid**2 * self.mask_rate) < 16:
             yield (f"mask_rate: {self.mask_rate} hides {hidden:.2g} tokens of a batch on average, fewer than 16; "
                    f"raise it, batch or image_size")  # fmt: skip
+        if self.pretext != "none" and self.lr * self.weight_decay > 1:
+            yield (f"weight_decay: {self.weight_decay} times lr {self.lr} takes more than all of a weight off in a step; "
+                   f"choose at most {math.floor(999 / self.lr) / 1000}, or a lower lr")  # fmt: skip
         if self.labelled == 1:
             yield "labelled: 1 image gives a probe nothing to tell apart; choose 2 or more, or 0 for all"
         if self.dataset == "folder" and not self.data_dir:

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 
-from .files import StoreError, attempt_of, sweep, write_atomic
+from .files import StoreError, attempt_of, sweep
 from .processes import host, lives, myself
 
 BEAT = 15  # seconds between renewals
@@ -40,9 +40,9 @@ class Lock:
         n = self.newest()
         path = self.folder / str(n)
         try:
-            owner = json.loads(path.read_text(encoding="utf-8"))
-            if not owner:
+            if not (text := path.read_text(encoding="utf-8")):
                 return None, False
+            owner = json.loads(text)
             living = lives(owner) if owner["host"] == host() else self._now() - path.stat().st_mtime < PATIENCE
             return (owner, False) if living else (None, True)
         except (OSError, ValueError, KeyError, TypeError):
@@ -103,14 +103,14 @@ class Lock:
 
     def check(self):
         """Raises Held if another has taken the lock over, as this process seemed dead: it must write nothing more."""
-        if self.newest() > self.number:
+        if self.newest() != self.number:  # a smaller one: whoever took it over has finished and forgotten it
             raise Held(f"{self.name}: taken over by another process, which goes on with it")
 
     def __exit__(self, *_):
         self.left.set()
-        with contextlib.suppress(StoreError):
-            if self.newest() == self.number:
-                write_atomic(self.folder / str(self.number), "{}")
+        if self.newest() == self.number:
+            with contextlib.suppress(OSError):
+                os.truncate(self.folder / str(self.number), 0)  # which a full disk allows
 
     def remove(self):
         """Forget all about what is done and will not be locked again."""

@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,8 +14,10 @@ import threading
 from pathlib import Path
 
 from .config import BiasnbError, ConfigError, check_names, fields_of, full_path, short
+from .environment import environment
 from .experiments import EXPERIMENTS, experiment, fitting, plan
 from .files import StoreError, attempt_of, read_json, sweep, to_json, write_atomic
+from .keys import digest
 from .locks import place
 from .processes import end_descendants
 from .store import ROOT, Store
@@ -249,8 +253,27 @@ def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None)
                 note(store, label, ended, trouble or lost)
             raise NotebookError(f"{name}: {trouble or lost}" + (f"; see {failed}" if not lost else ""), ended)
         os.replace(failed, final)
-        note(store, label, "done")
+        note(store, label, "done", made_of=made_of(name, values, store))
     return final
+
+
+def made_of(name, values, store):
+    """Digest of what an executed copy follows from: the notebook, its parameters, the code and the packages; and all records
+    there are where it asks for none of its own."""
+    grid, _ = plan(name, *request(name, values))
+    records = [] if grid.keys else sorted((path.name, path.stat().st_mtime_ns) for path in store.folder.glob("*.json"))
+    files = [NOTEBOOKS / f"{name}.ipynb", *sorted(Path(__file__).parent.glob("*.py"))]
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return digest([values, records, environment()["packages"], code])
+
+
+def made(name, given, store, label):
+    """The executed copy of a notebook, if what it follows from has not changed since and it is done; else None."""
+    path = store.folder / "notebooks" / f"{label}.ipynb"
+    with contextlib.suppress(StoreError, AttributeError):
+        found = read_json(path.with_suffix(".state.json"))
+        if found.get("made_of") == made_of(name, parameters(name, given), store) and path.is_file():
+            return path
 
 
 def keep(attempt, path):
@@ -271,9 +294,9 @@ def keep(attempt, path):
         shutil.rmtree(attempt, ignore_errors=True)
 
 
-def note(store, label, state, detail=""):
+def note(store, label, state, detail="", **more):
     """Write down how a notebook stands."""
-    write_atomic(store.folder / "notebooks" / f"{label}.state.json", to_json({"state": state, "detail": detail}))
+    write_atomic(store.folder / "notebooks" / f"{label}.state.json", to_json({"state": state, "detail": detail, **more}))
 
 
 def state(store, label):
@@ -299,6 +322,7 @@ def _run(name, path, values, stream, cell_timeout, kernel):
     kernel and all that this started are ended. Raises NotebookError, OSError."""
     import papermill
 
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it would say is in `explained`
     ended, outcome = threading.Event(), []
 
     def work():
@@ -325,17 +349,15 @@ def _run(name, path, values, stream, cell_timeout, kernel):
 
 
 def explained(error):
-    """What ended Papermill as a NotebookError, or the OSError it is."""
-    kind, text = type(error).__name__, (str(error).strip() or "no message").splitlines()[0]
-    if isinstance(error, OSError):
-        return error
+    """What ended Papermill as a NotebookError of one line, or the OSError it is."""
+    kind, first = type(error).__name__, lambda text: (str(text).strip() or "no message").splitlines()[0]
     if kind == "PapermillExecutionError":
-        return NotebookError(f"cell {error.exec_count}: {error.ename}: {error.evalue}")
+        return NotebookError(f"cell {error.exec_count}: {error.ename}: {first(error.evalue)}")
     if kind == "DeadKernelError":
         return NotebookError("the kernel was killed (out of memory?)", "killed")
-    if kind == "CellTimeoutError":
+    if kind == "CellTimeoutError":  # an OSError, too
         return NotebookError("a cell took longer than the cell timeout", "timeout")
-    return NotebookError(f"{kind}: {text}")
+    return error if isinstance(error, OSError) else NotebookError(f"{kind}: {first(error)}")
 
 
 def broken_promise(path, name, profile, overrides):

@@ -20,6 +20,7 @@ from .data import load
 from .environment import environment
 from .files import StoreError, write_atomic
 from .keys import floor_fields, floor_key, key, relevant
+from .locks import Held
 from .model import build, context_coverage, flop_per_image, parameters_by_part
 from .pretext import evaluate, evaluation_draw, examples, sample
 from .probe import probe_network, probe_pixels
@@ -119,6 +120,8 @@ def run(cfg, store, prefix=""):
             return store.load(k)
         try:
             return _run(cfg, k, store, prefix, lock)
+        except Held:  # what becomes of the run is another's to say
+            raise
         except BaseException as error:
             error = explained(error, cfg)
             with contextlib.suppress(StoreError):

@@ -14,7 +14,7 @@ from .config import fields_of
 from .files import StoreError, arrays_digest, read_arrays, read_json, sweep, to_json, write_arrays, write_atomic
 from .locks import Lock, place
 
-ROOT = Path(os.environ.get("BIASNB_ROOT") or Path(__file__).resolve().parents[1])
+ROOT = Path(os.environ.get("BIASNB_ROOT") or Path(__file__).resolve().parents[1]).resolve()
 SCHEMA = 2
 REQUIRED = {
     "run": ("config", "status", "steps", "data", "environment", "history"),
@@ -96,10 +96,13 @@ class Store:
 
     def grids(self):
         """What notebooks asked for, one Grid per file in `grids/`, in the order of their names."""
-        return [
-            Grid(self, path.stem, read_json(path))
-            for path in sorted((self.folder / "grids").glob("*.json"), key=lambda path: path.stem)
-        ]
+        found = []
+        for path in sorted((self.folder / "grids").glob("*.json"), key=lambda path: path.stem):
+            content = read_json(path)
+            if not isinstance(content, dict) or not {"experiment", "runs", "overrides", "data", "profile"} <= content.keys():
+                raise StoreError(f"{path}: not what a notebook asked for; delete it and run the notebook again")
+            found.append(Grid(self, path.stem, content))
+        return found
 
     def status(self, key):
         """(state, detail): done, diverged, running, failed, preempted (by a signal or the time limit), killed or missing."""
@@ -114,9 +117,11 @@ class Store:
         steps = [int(path.name.partition("-")[0]) for path in self.checkpoints(key).glob("[0-9]*-*.safetensors")]
         at = f"at step {max(steps)}, goes on from there" if steps else "before a first state"
         why = read_text(self.path(key, ".error"))
+        if killed:
+            return "killed", at
         if why.startswith(("Stopped", "KeyboardInterrupt")):
             return "preempted", at
-        if killed or (steps and not why):
+        if steps and not why:
             return "killed", at
         return ("failed", why) if why else ("missing", "")
 

@@ -100,7 +100,7 @@ def notebooks(asked, grids):
     with notebook.this_interpreter() as kernel, contextlib.chdir(notebook.NOTEBOOKS):
         os.environ["OMP_NUM_THREADS"] = str(workers.cores() // side_by_side)  # threads that wait for each other are slow
         try:
-            for done in pool.map(lambda name: executed(name, asked[name], kernel), EXPERIMENTS):
+            for done in pool.map(lambda name: executed(name, asked[name], grids[name], kernel), EXPERIMENTS):
                 unfinished.remove(done[0])
                 yield done
         except BaseException:
@@ -115,11 +115,15 @@ def notebooks(asked, grids):
             os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
 
 
-def executed(name, given, kernel):
-    """Run one notebook: (name, state, seconds, path of the executed copy or None, what it printed)."""
+def executed(name, given, grid, kernel):
+    """Run one notebook, unless it has been run and nothing that it follows from has changed: (name, state, seconds, path of
+    the executed copy or None, what it printed)."""
     from . import notebook
 
-    began, stream, path, state = time.monotonic(), io.StringIO(), None, "done"
+    began, stream, state = time.monotonic(), io.StringIO(), "done"
+    path = None if grid.missing() else notebook.made(name, given, grid.store, grid.name)
+    if path:
+        return name, state, time.monotonic() - began, path, "nothing has changed since it was run"
     try:
         path = notebook.execute(name, given, stream, kernel=kernel)
     except BiasnbError as error:

@@ -4,7 +4,9 @@ A test uses the fixture `zygote`: `zygote.start(root, "run", "--profile", "smoke
 
 import functools
 import gc
+import importlib
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -129,12 +131,14 @@ def live_in(root):
 
 def warm():
     """Do once what a run does, so that no process has to import or start anything."""
-    import biasnb.__main__  # noqa: F401
-    from biasnb import data, keys, run, train, workers  # noqa: F401
+    import biasnb
+    from biasnb import data, keys, run
     from biasnb.config import configure
     from biasnb.store import Store
 
-    sys.stdout = open(os.devnull, "w")
+    for module in pkgutil.iter_modules(biasnb.__path__):
+        importlib.import_module(f"biasnb.{module.name}")
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     with tempfile.TemporaryDirectory() as folder:
         live_in(folder)
         fields = {"dataset": "folder", "data_dir": str(pictures(Path(folder) / "pictures")), "labelled": 0, "device": "cpu"}
@@ -187,7 +191,8 @@ def live(root, words, first, then, env, written):
     file = os.open(written, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
+    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
     os.environ.update(env)
     live_in(root)
     names = {"__name__": "forked"}

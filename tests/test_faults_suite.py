@@ -1,11 +1,10 @@
-"""Faults of the suite around the runs: Papermill's traps, signals to notebooks and to the whole suite, full and read-only disks,
+"""Faults of the suite around the runs: Papermill's traps, signals to notebooks and the whole suite, full and read-only disks,
 gaps, other surroundings, hostile names. Real processes, real signals and, where this may mount, real full disks."""
 
 import contextlib
 import fcntl
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
@@ -27,8 +26,9 @@ import synthetic
 from biasnb import notebook
 from biasnb.__main__ import main
 from biasnb.config import ConfigError
-from biasnb.store import ROOT, Store
+from biasnb.store import Store
 
+CHECKOUT = Path(__file__).parents[1]
 TIMES = 90  # seconds that anything may take on a busy machine
 STOP_SECONDS = 10
 # Only the notebooks named first, so that the whole suite is quick.
@@ -62,7 +62,7 @@ def write_notebook(folder, name, *cells, parameters=(PARAMETERS,), kernelspec="p
 
 def start(folder, *words, only=None, **environment):
     """`biasnb WORDS` in a checkout of its own. A variable that is None is taken away."""
-    own = {"BIASNB_ROOT": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "BIASNB_CHECKPOINT_SECONDS": "0.05"}
+    own = {"BIASNB_ROOT": str(folder), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "BIASNB_CHECKPOINT_SECONDS": "0.05"}
     env = {name: value for name, value in ({**os.environ, **own, **environment}).items() if value is not None}
     command = ["-c", REDUCED, ",".join(only)] if only else ["-m", "biasnb"]
     pipe = subprocess.PIPE
@@ -130,7 +130,7 @@ def one_line(text):
 @pytest.fixture
 def notebooks(root, monkeypatch):
     """The committed notebooks, to be damaged."""
-    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    shutil.copytree(CHECKOUT / "notebooks", root / "notebooks")
     monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
     return root
 
@@ -261,16 +261,16 @@ def test_a_notebook_without_its_tag_or_kernelspec_fails_lint_and_is_refused(note
 
 @pytest.mark.fault("T12")
 def test_lint_refuses_sources_that_papermill_has_left_its_mark_on(tmp_path):
-    words = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "nbstripout" in line)
+    words = next(line for line in (CHECKOUT / "Makefile").read_text().splitlines() if "nbstripout" in line)
     options = re.findall(r'--[\w-]+(?: "[^"]*")?', words.partition("nbstripout")[2])
     options = [part.strip('"') for option in options for part in option.split(" ", 1)]
     verify = [sys.executable, "-m", "nbstripout", *options]
     clean, marked = tmp_path / "clean.ipynb", tmp_path / "marked.ipynb"
-    shutil.copy(ROOT / "notebooks/20_trio.ipynb", clean)
+    shutil.copy(CHECKOUT / "notebooks/20_trio.ipynb", clean)
     n = nbformat.read(clean, as_version=4)
     n.metadata.papermill = {"input_path": "/home/me/20_trio.ipynb"}
     nbformat.write(n, marked)
-    assert subprocess.run([*verify, *sorted((ROOT / "notebooks").glob("*.ipynb")), clean]).returncode == 0
+    assert subprocess.run([*verify, *sorted((CHECKOUT / "notebooks").glob("*.ipynb")), clean]).returncode == 0
     assert subprocess.run([*verify, marked], capture_output=True).returncode == 1
 
 
@@ -297,7 +297,7 @@ def hostile(tmp_path_factory):
         (folder / "jupyter/kernels" / name / "kernel.json").write_text(json.dumps(spec))
     write_notebook(folder, "00_start_here", "import sys\nsys.exit(0)", "late = 1")
     write_notebook(folder, "01_inputs", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "late = 1")
-    write_notebook(folder, "02_networks", "1 / 0", "late = 1")
+    write_notebook(folder, "02_networks", "raise ValueError('no such\\nluck')", "late = 1")
     write_notebook(folder, "90_paper", GOOD, kernelspec="ir")
     environment = {"JUPYTER_PATH": str(folder / "jupyter"), "JPY_SESSION_NAME": "lab"}
     return folder, *biasnb(folder, "reproduce", "--profile", "smoke", only=FOUR, **environment)
@@ -330,7 +330,7 @@ def test_status_lists_the_notebooks_that_were_started(hostile):
     assert code == 0 and [name for name, _ in lines] == list(FOUR)
     states = [rest.split()[1] for _, rest in lines]
     assert states == ["failed", "killed", "failed", "done"]
-    assert "ZeroDivisionError" in lines[2][1]
+    assert lines[2][1].endswith("ValueError: no such")
 
 
 @pytest.mark.fault("T10")
@@ -431,7 +431,7 @@ def test_a_second_run_of_the_same_notebook_is_refused_naming_host_and_process(bu
 
 # ---- signals to the suite -------------------------------------------------------------------------------------------
 
-THREE = ("00_start_here", "20_trio", "90_paper")
+TWO = ("20_trio", "90_paper")
 GATE = """import pathlib, time
 pathlib.Path("started-{}").write_text("")
 while not pathlib.Path("go").exists():
@@ -451,31 +451,26 @@ def story(tmp_path_factory, decoded):
     """`reproduce` stopped while it trains, interrupted and killed while notebooks run, then left alone, then called again."""
     folder = tmp_path_factory.mktemp("story")
     shutil.copytree(decoded, folder / "runs/cache")
-    for name in THREE:
+    for name in TWO:
         write_notebook(folder, name, *([TRIO] if name == "20_trio" else []), GATE.format(name))
-    words, store = ("reproduce", "--profile", "smoke", "seed=0", "depth=1", "steps=300"), store_of(folder)
-    labels, found = [], {"folder": folder}
+    words, store = ("reproduce", "--profile", "smoke", "mixer=mixer,igpt", "seed=0", "depth=1", "steps=300"), store_of(folder)
+    found = {"folder": folder}
 
-    def run_records():
-        return [path.stem for path in store.folder.glob("*.json") if "-" not in path.stem]
-
-    def half_way():
-        begun = {path.parent.name for path in store.folder.glob("checkpoints/*/*.safetensors")}
-        return run_records() and begun - set(run_records())
+    def begun_to_train():
+        return any(store.folder.glob("checkpoints/*/*.safetensors"))
 
     def all_in_notebooks():
-        return all((folder / f"notebooks/started-{name}").exists() for name in THREE[: 2 if os.cpu_count() == 2 else None])
+        return all((folder / f"notebooks/started-{name}").exists() for name in TWO)
 
     for name, number, ready in (
-        ("training", signal.SIGTERM, half_way),
+        ("training", signal.SIGTERM, begun_to_train),
         ("notebooks", signal.SIGINT, all_in_notebooks),
         ("killed", signal.SIGKILL, all_in_notebooks),
     ):
         for path in (folder / "notebooks").glob("started-*"):
             path.unlink()
-        process = start(folder, *words, only=THREE)
+        process = start(folder, *words, only=TWO)
         until(lambda ready=ready, process=process: ready() or process.poll() is not None)
-        labels = [path.stem for path in (store.folder / "grids").glob("*.json")]
         before = marks(folder)
         begun = [path.stem.removeprefix("started-") for path in (folder / "notebooks").glob("started-*")]
         result = stop(process, number)
@@ -485,9 +480,9 @@ def story(tmp_path_factory, decoded):
             "notebooks": {label: state for label, (state, _) in notebook.states(store).items()},
         }  # fmt: skip
     (folder / "notebooks/go").write_text("")
-    found["done"] = biasnb(folder, *words, only=THREE), marks(folder), files(store.folder, "figures/*", "tables/*", "claims/*")
-    found["again"] = biasnb(folder, *words, only=THREE), marks(folder), files(store.folder, "figures/*", "tables/*", "claims/*")
-    return found | {"labels": labels}
+    found["done"] = biasnb(folder, *words, only=TWO), marks(folder), files(store.folder, "figures/*", "tables/*", "claims/*")
+    found["again"] = biasnb(folder, *words, only=TWO), marks(folder), files(store.folder, "figures/*", "tables/*", "claims/*")
+    return found
 
 
 @pytest.mark.fault("F8")
@@ -518,15 +513,15 @@ def test_a_killed_suite_leaves_no_process_and_its_notebooks_are_known_as_killed(
 
 @pytest.mark.fault("F8")
 def test_what_was_trained_before_a_signal_is_not_trained_again(story):
-    last = story["training"]["before"]
-    assert last
-    for name in ("training", "notebooks", "killed"):
+    last = story["training"]["after"]
+    assert len(story["notebooks"]["before"]) == 3
+    for name in ("notebooks", "killed"):
         for marked in (story[name]["before"], story[name]["after"]):
             assert last.items() <= marked.items()
             last = marked
     (code, out, error), marked, _ = story["done"]
     assert code == 0, out + error
-    assert last.items() <= marked.items() and len(marked) == 4 and "3 of 3 notebooks" in out
+    assert last.items() <= marked.items() and len(marked) == 3 and "2 of 2 notebooks" in out
     assert not [p for p in story["folder"].glob("runs/**/*") if p.name.endswith((".part", ".error"))]
 
 
@@ -555,10 +550,11 @@ def mounting():
 
 def driven(function, folder, *words, before=()):
     """What a function of this file returns when it runs in a process of its own, with `folder` as its checkout."""
-    code = "import json, sys, test_faults_suite as t\nprint(json.dumps(getattr(t, sys.argv[1])(t.Path(sys.argv[2]), *sys.argv[3:])))"
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    code = "import json, sys, test_faults_suite as t\n"
+    code += f"print(json.dumps(t.{function.__name__}(t.Path(sys.argv[1]), *sys.argv[2:])))"
+    path = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
     env = {**os.environ, "BIASNB_ROOT": str(folder), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [*before, sys.executable, "-c", code, function.__name__, str(folder), *words]
+    command = [*before, sys.executable, "-c", code, str(folder), *words]
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=2 * TIMES)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -590,19 +586,19 @@ def digests(folder):
     return {name: digest for name, digest in hashed.items() if not name.startswith("filler")}
 
 
-def sizes():
-    """Bytes that are free, or that a file may have: more and more."""
-    return itertools.chain([0], (4096 * 2**i for i in range(10)))
+# Bytes that are free, or that a file may have: for the lock, the checkpoint, the arrays; for pictures.
+SIZES = {"disk": {"run": (0, 2**13, 2**15), "figures": (0, 2**14, 2**16)}, "limit": {"run": (2**13,), "figures": (2**14,)}}
 
 
 def full_disk(folder, way):
-    """Run, draw and execute a notebook with more and more room on a disk, or within more and more bytes a file may have, until
-    all goes well: for each kind [[exit code, stderr, files that changed, leftovers], ...]."""
+    """Run, draw and execute a notebook with little room on a disk, or few bytes that a file may have: for each kind
+    [[exit code, stderr, files that changed, leftovers], ...]."""
     import torch
 
-    from biasnb import figures, run  # noqa: F401  in the parent of the forks
+    from biasnb import figures, probe, run  # noqa: F401  in the parent of the forks
 
     torch.set_num_threads(1)
+    probe.fit_logistic.__defaults__ = (probe.PENALTIES, 2)  # a quick probe
     runs, top = folder / "runs", folder / "runs/smoke"
     if way == "disk":
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", runs], check=True)
@@ -627,26 +623,22 @@ def full_disk(folder, way):
         left = [str(path) for path in runs.glob("**/.*") if path.name.endswith(".part")]
         return code, error, changed, left
 
-    def until_it_goes_well(kind, words):
-        found[kind] = []
-        for size in sizes():
-            found[kind].append(tried(words, size))
-            if found[kind][-1][0] == 0:
-                break
-
     earlier = synthetic.run_record("mixer", 4, 7)
     Store("smoke").save(earlier)
-    until_it_goes_well("run", ["run", "--profile", "smoke", "steps=3"])
+    words = ["run", "--profile", "smoke", "steps=3"]
+    found["run"] = [tried(words, size) for size in SIZES[way]["run"]]
+    found["room"] = apart(words)
     synthetic.grid(Store("smoke"), "10_one_run").save()
     assert apart(["figures", "--runs", "--profile", "smoke"])[0] == 0
     good = digests(top / "figures") | digests(top / "tables")
     for path in [*(top / "figures").iterdir(), *(top / "tables").iterdir()]:
         path.write_text("earlier")
-    until_it_goes_well("figures", ["figures", "--runs", "--profile", "smoke"])
+    found["figures"] = [tried(["figures", "--runs", "--profile", "smoke"], size) for size in SIZES[way]["figures"]]
     whole = {hashlib.sha256(b"earlier").hexdigest(), *good.values()}
     found["torn figures"] = [n for d in ("figures", "tables") for n, h in digests(top / d).items() if h not in whole]
-    write = f"while True: open({str(runs / 'filler')!r}, 'ab').write(b'0' * 4096) and None" if way == "disk" else "pass"
-    write_notebook(folder, "90_paper", f"try:\n    {write}\nexcept OSError:\n    pass", "print('x' * 100_000)")
+    fill = f"with open({str(runs / 'filler')!r}, 'ab', 0) as file:\n    while file.write(b'0' * 4096) == 4096: pass"
+    fill = f"import contextlib\nwith contextlib.suppress(OSError), {fill[5:]}" if way == "disk" else "pass"
+    write_notebook(folder, "90_paper", fill, "print('x' * 100_000)")
     (top / "notebooks").mkdir(exist_ok=True)
     (top / "notebooks/90_paper.ipynb").write_text("an earlier good copy")
     words = ["notebook", "90_paper", "--profile", "smoke"]
@@ -656,29 +648,27 @@ def full_disk(folder, way):
     return found
 
 
-@pytest.fixture(scope="module", params=["disk", "limit"])
-def full(request, tmp_path_factory, decoded):
-    """What `full_disk` found on a small disk of its own, or with a limit on the size of files where none can be mounted."""
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, decoded):
+    """What `full_disk` found on a small disk of its own or, where none can be mounted, with a limit on the size of files."""
     before = mounting()
-    if request.param == "disk" and not before:
-        pytest.skip("may not mount a small disk here")
-    folder = tmp_path_factory.mktemp(f"full {request.param}")
+    folder = tmp_path_factory.mktemp("full disk")
     shutil.copytree(decoded, folder / "cache")
     (folder / "runs").mkdir()
-    return folder, driven(full_disk, folder, request.param, before=before or () if request.param == "disk" else ())
+    return folder, driven(full_disk, folder, "disk" if before else "limit", before=before or ())
 
 
 @pytest.mark.fault("F10")
 @pytest.mark.parametrize("kind", ["run", "figures"])
 def test_a_full_disk_is_named_in_one_line_and_harms_no_earlier_file(full, kind):
     folder, found = full
-    *short, (code, error, *_) = found[kind]
-    assert len(short) >= 3 and code == 0, error
-    for code, error, changed, left in short:
+    assert found["room"] == [0, ""]
+    for code, error, changed, left in found[kind]:
         assert code == 1 and str(folder / "runs/smoke") in one_line(error)
         assert "No space left" in error or "File too large" in error
-        states = [n for n in changed if n.split("/")[1] in ("locks", "checkpoints", "workers.log") or n.endswith(".error")]
-        assert left == [] and set(changed) - set(states) == set() if kind == "run" else left == []
+        own = ("locks/", "checkpoints/", "figures/", "tables/")[: 4 if kind == "figures" else 2]
+        others = [name for name in changed if not name.removeprefix("smoke/").startswith(own) and not name.endswith(".error")]
+        assert left == others == []
     assert found["torn figures"] == []
 
 
@@ -739,7 +729,7 @@ def test_claims_from_incomplete_records_exit_with_3_and_from_whole_ones_with_0(g
 
 @pytest.mark.fault("F21")
 def test_the_committed_records_are_complete():
-    for folder in (path for path in (ROOT / "results").iterdir() if path.is_dir()):
+    for folder in (path for path in (CHECKOUT / "results").iterdir() if path.is_dir()):
         for grid in Store(folder.name, "results").grids():
             assert grid.missing() == [], grid.name
 
@@ -757,9 +747,9 @@ def read_only(folder):
     """Commands where only runs/ can be written, without network and home: name -> [exit code, stdout, stderr]."""
     loopback()
     mount = lambda *words: subprocess.run(["mount", *words], check=True)  # noqa: E731
-    for place in (folder, folder / "runs", ROOT):
+    for place in (folder, folder / "runs", CHECKOUT):
         mount("--bind", place, place)
-    for place in (folder, ROOT):
+    for place in (folder, CHECKOUT):
         mount("-o", "remount,ro,bind", place)
     networks = {line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]}
     smoke = ("--profile", "smoke")
@@ -774,7 +764,7 @@ def read_only(folder):
         "reproduce": start(folder, "reproduce", *smoke, HOME=None),
         "status": start(folder, "status", *smoke, HOME=None),
     }
-    writable = [str(p) for p in (folder, folder / "results", ROOT, ROOT / "results") if os.access(p, os.W_OK)]
+    writable = [str(p) for p in (folder, folder / "results", CHECKOUT, CHECKOUT / "results") if os.access(p, os.W_OK)]
     return found | {name: finish(process) for name, process in both.items()} | {"net": sorted(networks), "writable": writable}
 
 
@@ -785,7 +775,7 @@ def bare(tmp_path_factory):
         pytest.skip("may not make a read-only file system without network here")
     folder = tmp_path_factory.mktemp("bare")
     for name in ("notebooks", "results"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("quick", "laptop"))
+        shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("quick", "laptop"))
     store = store_of(folder)
     synthetic.grid(store, seed=[0], depth=[1]).save()
     return folder, driven(read_only, folder, before=[*before, "-n"])
@@ -798,7 +788,7 @@ def test_figures_and_figure_notebooks_need_only_runs_to_be_writable_no_network_a
     assert found["net"] == ["lo"] and found["writable"] == []
     code, out, error = found[command]
     if command == "figures":
-        assert (code, "records are missing" in out) == (3, True), error
+        assert code == 0 and "20_trio-trio.md" in out, error
         assert (folder / "runs/smoke/figures/20_trio-psnr.png").is_file()
     else:
         assert code == 0, error

@@ -1,22 +1,20 @@
 import json
 import os
-import subprocess
-import sys
-import time
+import socket
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from synthetic import grid, run_record
 
+from biasnb import files, suite
 from biasnb import store as stores
-from biasnb import suite
 from biasnb.config import configure
 from biasnb.environment import environment
 from biasnb.keys import key
+from biasnb.locks import Held, place
+from biasnb.processes import myself
 from biasnb.store import Store, StoreError
-
-CHECKOUT = stores.ROOT
 
 
 def test_a_record_comes_back_as_it_was_saved(root):
@@ -91,61 +89,60 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_held_by_a_living_process_is_refused_and_a_dead_one_taken_over(root):
-    store = Store("smoke")
-    with store.claim("abc"):
-        assert store.status("abc")[0] == "running"
-        with pytest.raises(StoreError, match=f"process {os.getpid()}"), store.claim("abc"):
+def test_a_run_is_held_by_one_and_its_lock_forgotten_with_its_record(root):
+    store, record = Store("smoke"), run_record("mixer", 2, 0)
+    with store.claim(record["key"]):
+        assert store.status(record["key"]) == ("running", f"on {place(myself())}")
+        with (
+            pytest.raises(Held, match=f"{record['key']}: already running on .*, process {os.getpid()};"),
+            store.claim(record["key"]),
+        ):
             pass
-    assert store.status("abc")[0] == "missing"
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    claim = {"host": stores.socket.gethostname(), "pid": int(dead.stdout), "start": 1}
-    store.path("abc", ".claim").write_text(json.dumps(claim))
-    with store.claim("abc"):
-        assert store.status("abc")[0] == "running"
-    assert [p.name for p in store.folder.iterdir()] == [".lock"]
+    assert store.status(record["key"]) == ("missing", "")
+    with store.claim(record["key"]):
+        store.save(record)
+    assert not list(store.folder.glob("locks/*"))
 
 
-def test_a_killed_process_that_nobody_has_waited_for_holds_nothing(root):
-    """A notebook that ran out of memory, below a server that does not look."""
-    script = "import time; from biasnb.store import Store\nwith Store('smoke').claim('abc'): print(flush=True); time.sleep(60)"
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    with subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE) as owner:
-        owner.stdout.readline()
-        assert Store("smoke").status("abc")[0] == "running"
-        owner.kill()
-        owner.stdout.read()  # ends when the process has
-        deadline = time.monotonic() + 10
-        while Store("smoke").status("abc")[0] == "running" and time.monotonic() < deadline:
-            time.sleep(0.01)
-        with Store("smoke").claim("abc"):
-            pass
-        assert owner.returncode is None
-
-
-def test_of_many_processes_one_holds_the_claim(root):
-    """Started together on a dead owner's claim: exactly one takes it over, however they interleave."""
-    script = (
-        "import sys, pathlib; from biasnb.store import Store, StoreError; print('ready', flush=True)\n"
-        "while not pathlib.Path(sys.argv[1]).exists(): pass\n"
-        "try:\n    with Store('smoke').claim('abc'): print('held', flush=True); sys.stdin.read()\n"
-        "except StoreError: print('refused', flush=True)"
-    )
+@pytest.mark.parametrize(
+    ("error", "killed", "state"),
+    [
+        ("Stopped: SIGTERM", False, "preempted"),
+        ("KeyboardInterrupt: ", False, "preempted"),
+        ("", True, "killed"),
+        ("Stopped: the time limit", True, "killed"),
+        ("DataError: no such thing", False, "failed"),
+    ],
+)
+def test_the_status_says_how_a_run_ended_and_from_where_it_goes_on(root, error, killed, state):
     store = Store("smoke")
-    store.folder.mkdir(parents=True)
-    env = {**os.environ, "BIASNB_ROOT": str(root), "PYTHONPATH": str(CHECKOUT)}
-    for attempt in range(3):
-        claim = {"host": stores.socket.gethostname(), "pid": 2**22 + 1, "start": 1}
-        store.path("abc", ".claim").write_text(json.dumps(claim))
-        go = root / f"go{attempt}"
-        words = [sys.executable, "-c", script, str(go)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        processes = [subprocess.Popen(words, env=env, **pipes) for _ in range(4)]
-        assert [p.stdout.readline() for p in processes] == ["ready\n"] * 4
-        go.touch()
-        assert sorted(p.stdout.readline() for p in processes) == ["held\n", *["refused\n"] * 3]
-        for p in processes:
-            p.communicate()
+    with store.claim("abc") as lock:
+        if error:
+            store.path("abc", ".error").write_text(error)
+    if killed:
+        (lock.folder / "2").write_text(json.dumps(myself() | {"start": 1}))
+    assert store.status("abc") == (state, error if state == "failed" else "before a first state")
+    folder = store.checkpoints("abc")
+    folder.mkdir(parents=True)
+    for step in (7, 12):
+        (folder / f"{step:08d}-{'0' * 16}.safetensors").touch()
+    assert store.status("abc") == (state, error if state == "failed" else "at step 12, goes on from there")
+
+
+def test_tidying_removes_what_is_beside_complete_records_and_torn_files_of_the_dead(root):
+    store, record = Store("smoke"), run_record("mixer", 2, 0)
+    store.save(record)
+    with store.claim("other"):
+        pass
+    dead = files.attempt_of(store.path("abc")).name.replace(f"-{os.getpid()}@", f"-{2**22 + 1}@")
+    kept, gone = store.folder / files.attempt_of(store.path("abc")).name, store.folder / dead
+    for path in (kept, gone, store.checkpoints(record["key"]) / "1", store.checkpoints("other") / "1",
+                 store.lock(record["key"]).folder / "1"):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    store.tidy()
+    assert kept.exists() and not gone.exists()
+    assert [path.name for folder in ("checkpoints", "locks") for path in store.folder.glob(f"{folder}/*")] == ["other", "other"]
 
 
 def test_a_broken_record_shows_in_the_status_and_does_not_end_it(root, capsys):
@@ -159,13 +156,6 @@ def test_a_broken_record_shows_in_the_status_and_does_not_end_it(root, capsys):
     said = capsys.readouterr().out
     assert f"{record['key']}  mixer       depth 2   seed 0   broken" in said
     assert "(single run)" in said and "depth 7" in said
-
-
-def test_failed_runs_say_why(root):
-    store = Store("smoke")
-    store.folder.mkdir(parents=True)
-    store.path("abc", ".error").write_text("DataError: no such thing\n")
-    assert store.status("abc") == ("failed", "DataError: no such thing")
 
 
 def test_grid_shows_missing_runs_as_missing(root):
@@ -239,7 +229,7 @@ def test_agreement_reports_each_metric_and_what_is_outside(root):
 def test_environment_names_versions_and_machine_but_no_path(root):
     stamp = json.dumps(environment("cpu", None, 2))
     assert "torch" in stamp and "commit" in stamp
-    assert str(root) not in stamp and stores.socket.gethostname() not in stamp
+    assert str(root) not in stamp and socket.gethostname() not in stamp
 
 
 def test_status_of_an_untouched_run_is_missing(root):

@@ -1,24 +1,17 @@
 import itertools
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from biasnb import checkpoint, model, pretext, run, train
-from biasnb import palette as palettes
+from biasnb import model, pretext, run, train
 from biasnb.__main__ import main
 from biasnb.config import BiasnbError, configure
 from biasnb.data import Data, Split, load
 from biasnb.keys import key
 from biasnb.operators import MIXERS
-from biasnb.store import ROOT, Store, StoreError
+from biasnb.store import Store, StoreError
 
 QUIET = {
     "steps": 12,
@@ -41,19 +34,10 @@ def tiny(images, n=64):
     return Data("tiny", ("a", "b", "c", "d"), split, split, split, split, "fingerprint")
 
 
-def trained(cfg, d, folder=None, stop=None, palette=None):
-    net = model.build(cfg, d.stats(), palette, classes=len(d.classes))
-    checkpoints = checkpoint.Checkpoints(folder, {"key": key(cfg)}, seconds=0) if folder else None
-    if stop:
-        due = checkpoints.due
-        checkpoints.due = lambda now: due(now) and not stop(checkpoints)
-    log = train.pretrain(cfg, d, net, checkpoints)
+def trained(cfg, d):
+    net = model.build(cfg, d.stats(), classes=len(d.classes))
+    log = train.pretrain(cfg, d, net)
     return net.state_dict(), log["history"]
-
-
-@pytest.fixture(scope="module")
-def eight_colours(images):
-    return palettes.fit(tiny(images).pool.images, QUIET["colours"])
 
 
 def equal(one, other):
@@ -66,41 +50,6 @@ def test_same_seed_same_tensors_and_other_seed_others(images):
     assert equal(one[0], other[0])
     assert one[1] == other[1]
     assert not equal(one[0], trained(replace(cfg, seed=1), d)[0])
-
-
-RESUMED = [
-    *({"mixer": mixer, "pretext": "ar" if mixer == "conv_two_stream" else "bert", **seen}
-      for mixer in MIXERS for seen in ({"augment": "crop"}, {"input": "palette", "target": "palette", "augment": "flip"})),
-    *({"mixer": mixer, "pretext": task, "augment": "crop"}
-      for mixer in ("igpt", "convmixer", "mixer") for task in ("ar", "denoise", "supervised")),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("fields", RESUMED, ids=lambda fields: "-".join(fields.values()))
-def test_interrupted_anywhere_and_resumed_is_equal(images, eight_colours, tmp_path, monkeypatch, fields):
-    d = tiny(images)
-    cfg = configure("smoke", **QUIET, **fields)
-    palette = eight_colours if cfg.uses_palette else None
-    whole = trained(cfg, d, palette=palette)
-
-    class Stopped(Exception):
-        pass
-
-    save = checkpoint.Checkpoints.save
-    for step in (3, 7, 11):
-
-        def saved(self, at, *rest, step=step):
-            if at == step:
-                save(self, at, *rest)
-                raise Stopped
-
-        monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
-        with pytest.raises(Stopped):
-            trained(cfg, d, tmp_path, palette=palette)
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
-    resumed = trained(cfg, d, tmp_path, palette=palette)
-    assert equal(whole[0], resumed[0])
-    assert whole[1] == resumed[1]
 
 
 def test_the_loop_overfits_eight_images(images):
@@ -164,17 +113,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(images, monkeypatch):
     assert all(torch.equal(p, weights[-1][n]) for n, p in net.named_parameters())
 
 
-def test_a_diverged_run_is_recorded_and_not_trained_again(root, monkeypatch):
-    cfg = configure("smoke", lr=10.0, clip=1e6, steps=30, warmup=0.0)
-    monkeypatch.setitem(train.LOSSES, "bert", lambda *a: pretext.pixel_loss(*a) * torch.tensor(float("inf")))
-    store = Store("smoke")
-    record = run.run(cfg, store)
-    assert (record["status"], record["steps"]) == ("diverged", 0)
-    assert store.status(key(cfg))[0] == "diverged"
-    monkeypatch.setattr(run, "_run", None)
-    assert run.run(cfg, store)["status"] == "diverged"
-
-
 def test_a_finished_run_is_loaded_not_trained(root, monkeypatch):
     cfg, store = configure("smoke"), Store("smoke")
     record = run.run(cfg, store)
@@ -185,32 +123,6 @@ def test_a_finished_run_is_loaded_not_trained(root, monkeypatch):
     correct = np.unpackbits(arrays["correct"], count=1000)
     assert correct.mean() == pytest.approx(record["probe"]["chosen"]["test"])
     assert not list((store.folder / "checkpoints").glob("*/*"))
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(images, tmp_path, capsys):
-    d, cfg = tiny(images), configure("smoke", **QUIET)
-    whole = trained(cfg, d)
-    trained(cfg, d, tmp_path)
-    newest, older = checkpoint.Checkpoints(tmp_path, {}).found()
-    for spoil in (lambda b: b[:-5], lambda b: b[:300] + bytes([b[300] ^ 1]) + b[301:]):
-        content = newest.read_bytes()
-        newest.write_bytes(spoil(content))
-        resumed = trained(cfg, d, tmp_path, stop=lambda c: True)
-        assert newest.name in capsys.readouterr().out
-        assert equal(whole[0], resumed[0])
-        newest.write_bytes(content)
-    newest.write_bytes(b"")
-    older.write_bytes(b"")
-    with pytest.raises(StoreError, match="no intact checkpoint"):
-        trained(cfg, d, tmp_path)
-
-
-def test_a_checkpoint_of_other_settings_is_refused_naming_them(images, tmp_path):
-    d, cfg = tiny(images), configure("smoke", **QUIET)
-    net = model.build(cfg, d.stats())
-    train.pretrain(cfg, d, net, checkpoint.Checkpoints(tmp_path, {"lr": 1.0, "depth": 1}, seconds=0))
-    with pytest.raises(StoreError, match="another lr;"):
-        train.pretrain(cfg, d, net, checkpoint.Checkpoints(tmp_path, {"lr": 2.0, "depth": 1}, seconds=0))
 
 
 def test_a_gpu_that_is_not_there_is_named():
@@ -318,46 +230,3 @@ def test_the_weight_norm_in_the_history_is_that_of_all_weights(images):
     norms = [float(torch.cat([p.flatten() for p in weights.values()]).norm()) for weights in (start, state)]
     assert history[-1]["weight_norm"] == pytest.approx(norms[1], rel=1e-6)
     assert abs(norms[1] - norms[0]) > 1e-4 * norms[0]
-
-
-SCRIPT = (
-    "import sys; from biasnb import checkpoint; checkpoint.Checkpoints.__init__.__defaults__ = (0.05, None);"
-    "from biasnb.__main__ import main; sys.exit(main(sys.argv[1:]))"
-)
-
-
-def outcome(store, k):
-    record = store.load(k)
-    return record["history"], record["probe"], record["psnr"], store.path(k, ".safetensors").read_bytes()
-
-
-def test_a_process_killed_again_and_again_goes_on_and_ends_equal(root, decoded):
-    """Real processes with a checkpoint every 50 ms, real signals: record and weights equal those of an undisturbed run."""
-    settings = {"steps": 250, "seed": 3, "augment": "crop"}
-    cfg, store = configure("smoke", **settings), Store("smoke")
-    run.run(cfg, undisturbed := Store("undisturbed"))
-    shutil.copytree(decoded, root / "runs" / "cache", dirs_exist_ok=True)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-    def start(command="run"):
-        words = [sys.executable, "-c", SCRIPT, command, "--profile", "smoke", *(f"{k}={v}" for k, v in settings.items())]
-        return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def states():
-        return [path.name for path in (store.folder / "checkpoints" / key(cfg)).glob("*-*.safetensors")]
-
-    last = ""
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        process = start()
-        while max(states(), default="") <= last:
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.01)
-        process.send_signal(number)
-        process.communicate(timeout=60)
-        assert process.returncode == code
-        assert not store.has(key(cfg))
-        assert "interrupted at step" in start("status").communicate()[0]
-        last = max(states())
-    process = start()
-    assert process.communicate()[0] and process.returncode == 0
-    assert outcome(store, key(cfg)) == outcome(undisturbed, key(cfg))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -88,8 +87,8 @@ def alone(configs):
 def made(tmp_path_factory):
     """What one call of `workers.train` leaves: (store, what it raised, Configs that can be run, and those that cannot).
 
-    Of the latter one has too large a batch, one an image that cannot be read, and, as a failure of a kind that is not
-    foreseen, one for each worker, two have intact checkpoints of no network."""
+    Of the latter one has too large a batch, one an image that cannot be read, and two, one for each worker, have a file with
+    the name and digest of a state that is none."""
     root = tmp_path_factory.mktemp("made")
     pictures, broken = folder(root), root / "broken"
     for name in ("a/0.png", "b/0.png"):
@@ -120,7 +119,7 @@ def test_workers_make_every_record_once_and_equal_to_those_of_one_process(root, 
     assert sorted(re.findall(r"^(.*): loss .* trained in", log, re.M)) == sorted(map(run.describe, good[:-1]))
     assert log.count("floors of pictures") == 1
     assert {here.load(key(cfg))["environment"]["threads"] for cfg in good} == {1}
-    assert not list(here.folder.glob("*.claim"))
+    assert not any(here.lock(key(cfg)).folder.exists() for cfg in good)
 
 
 def test_finished_runs_start_no_worker_and_stay_as_they_are(made, two_cores, no_worker):
@@ -137,45 +136,39 @@ def test_a_run_that_fails_is_named_in_a_line_and_the_others_finish(made):
     assert error.startswith(f"{key(bad[0])}: failed, DataError: batch: 4096 images, but pictures has ")
     assert error.endswith("(4 of 10 runs not done)")
     assert "\n" not in error
-    for cfg, reason in zip(bad[1:], ("a/0.png: not readable as a JPEG", "SafetensorError", "SafetensorError"), strict=True):
+    for cfg, reason in zip(bad[1:], ("a/0.png: not readable as a JPEG", "no state of a run", "no state of a run"), strict=True):
         state, detail = here.status(key(cfg))
         assert state == "failed" and reason in detail
 
 
 class Parent:
-    """A process that calls `workers.train` as the command line does; its workers save a checkpoint every 50 ms."""
+    """A process that calls `workers.train` as the command line does; its workers save a state every 50 ms."""
 
     SCRIPT = """
-import json, signal, subprocess, sys
-from biasnb import workers
+import json, subprocess, sys
+from biasnb import interrupts, workers
 from biasnb.config import Config
 from biasnb.store import Store
 class Popen(subprocess.Popen):
     def __init__(self, *words, **more):
         super().__init__(*words, **more)
         print(self.pid, flush=True)
-subprocess.Popen, sys.executable = Popen, sys.argv[1]
+subprocess.Popen = Popen
 workers.os.sched_getaffinity = lambda _: {0, 1}
-signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-workers.train([Config(**fields) for fields in json.loads(sys.argv[2])], Store("smoke"))
+with interrupts.watched():
+    workers.train([Config(**fields) for fields in json.loads(sys.argv[1])], Store("smoke"))
 """
-    WORKER = (
-        "from biasnb import checkpoint, workers; checkpoint.Checkpoints.__init__.__defaults__ = (0.05, None);"
-        "import sys; sys.exit(workers.main(sys.argv[3]))"
-    )
 
     def __init__(self, root, runs):
-        python = root / "python"
-        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(self.WORKER)} "$@"\n')
-        python.chmod(0o755)
         self.began = time.time()
-        command = [sys.executable, "-c", self.SCRIPT, str(python), json.dumps([asdict(cfg) for cfg in runs])]
+        command = [sys.executable, "-c", self.SCRIPT, json.dumps([asdict(cfg) for cfg in runs])]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+        env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "BIASNB_CHECKPOINT_SECONDS": "0.05"}
         self.process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)
-        self.workers = [int(self.process.stdout.readline()) for _ in range(2)]
+        here = Store("smoke")
+        self.workers = [int(self.process.stdout.readline()) for cfg in runs if workers.lacks((key(cfg),), here)]
 
-    def wait_for_checkpoint(self, folder):
+    def wait_for_state(self, folder):
         while not any(p.stat().st_mtime > self.began for p in folder.glob("checkpoints/*/*-*.safetensors") if p.exists()):
             assert self.process.poll() is None, (folder / "workers.log").read_text()
             time.sleep(0.01)
@@ -192,13 +185,16 @@ def alive(pid):
         return not Path("/proc/self/stat").exists()
 
 
+@pytest.mark.fault("F6")
 def test_whatever_ends_the_parent_ends_its_workers_and_the_runs_go_on_to_equal_results(root, one_thread, two_cores):
     """SIGTERM; SIGINT to all of them, as from a terminal; SIGKILL, which the parent cannot act on."""
     pictures, here = folder(root), Store("smoke")
     runs = [asked(pictures, seed=seed, steps=200, augment="crop") for seed in (0, 1)]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, -2), (signal.SIGKILL, -9)):
+        if all(here.has(key(cfg)) for cfg in runs):  # one that is asked to stop has seconds to come to its end
+            break
         parent = Parent(root, runs)
-        parent.wait_for_checkpoint(here.folder)
+        parent.wait_for_state(here.folder)
         (os.killpg if number == signal.SIGINT else os.kill)(parent.process.pid, number)
         assert parent.process.wait(60) == code
         if number == signal.SIGTERM:
@@ -207,10 +203,28 @@ def test_whatever_ends_the_parent_ends_its_workers_and_the_runs_go_on_to_equal_r
         while any(map(alive, parent.workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(alive, parent.workers)), number
-        assert "running" not in {here.status(key(cfg))[0] for cfg in runs}, number
-        assert "interrupted" in {here.status(key(cfg))[0] for cfg in runs}, number
+        found = {here.status(key(cfg))[0] for cfg in runs}
+        assert found & {"preempted", "done"} and "running" not in found, number
     workers.train(runs, here)
     assert results(runs, here) == alone(runs)
+
+
+@pytest.mark.fault("F13")
+def test_a_worker_that_was_killed_is_replaced_and_its_run_goes_on(root, one_thread):
+    pictures, here = folder(root), Store("smoke")
+    runs = [asked(pictures, seed=seed, steps=steps, augment="crop") for seed, steps in ((0, 200), (1, 4))]
+    parent = Parent(root, runs)
+    while not (list(here.checkpoints(key(runs[0])).glob("*.safetensors")) and here.status(key(runs[1]))[0] != "missing"):
+        assert parent.process.poll() is None, (here.folder / "workers.log").read_text()
+        time.sleep(0.01)
+    victim = here.lock(key(runs[0])).owner()["pid"]
+    assert victim in parent.workers
+    os.kill(victim, signal.SIGKILL)
+    said = parent.process.communicate(timeout=120)[0]
+    assert parent.process.returncode == 0
+    assert "1 workers were killed; 1 runs go on with new ones" in said
+    assert results(runs, here) == alone(runs)
+    assert not any(map(alive, parent.workers)) and not list(here.folder.glob("locks/*"))
 
 
 def test_an_operator_that_only_this_process_knows_is_trained_here(root, monkeypatch, two_cores, no_worker):
