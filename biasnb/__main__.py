@@ -3,9 +3,8 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
-from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of
+from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, short
 from .experiments import EXPERIMENTS, experiment, fitting, plan
 from .interrupts import TIME_UP, Stopped, seconds_of, watched
 from .keys import key
@@ -27,21 +26,18 @@ def settings(words):
     for word in words:
         name, sign, value = word.partition("=")
         if not sign:
-            raise ConfigError(f"{word!r}: not FIELD=VALUE, e.g. depth=2")
+            raise ConfigError(f"{short(word)}: not FIELD=VALUE, e.g. depth=2")
         found[name] = value
     return found
 
 
 def typed(words):
     """Settings as values of the Config fields. Raises ConfigError."""
-    from .notebook import parse_field
+    from .parameters import parse_field
 
     given = settings(words)
     check_names(given, fields_of())
-    given = {name: parse_field(name, value) for name, value in given.items()}
-    if given.get("data_dir"):
-        given["data_dir"] = str(Path(given["data_dir"]).expanduser().resolve())
-    return given
+    return {name: parse_field(name, value) for name, value in given.items()}
 
 
 def reproduce(args):
@@ -127,7 +123,7 @@ def notebook(args):
 
 
 def lint(args):
-    from .notebook import lint
+    from .parameters import lint
 
     found = lint()
     print("\n".join(found) or f"{len(EXPERIMENTS)} notebooks: each has one cell of literal parameters and its kernelspec")

@@ -20,7 +20,7 @@ def over(profile, overrides, **axes):
     for name in axes:
         given = overrides.get(name, axes[name])
         axes[name] = list(given) if isinstance(given, list | tuple) else [given]
-        if not axes[name] or len(set(axes[name])) < len(axes[name]):
+        if not axes[name] or any(value in axes[name][:i] for i, value in enumerate(axes[name])):
             raise ConfigError(f"{name}: {axes[name]!r} is empty or names a value twice; list each value once")
     points = (dict(zip(axes, point, strict=True)) for point in product(*axes.values()))
     return [configure(profile, **fixed, **point) for point in points]

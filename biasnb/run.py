@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import statistics
 from dataclasses import replace
 
@@ -184,13 +185,18 @@ def _run(cfg, k, store, prefix, lock):
         if cfg.pretext != "none":
             log = pretrain(planned, data, model, checkpoints, f"{prefix}{describe(cfg)}")
             scores = {part: evaluate(model, getattr(data, part), part) for part in scores}
+        lost = Diverged(planned.steps, [row["loss"] for row in log["history"][-1:]], log["history"])
+        if not finite(scores):
+            raise lost
+        probe = probe_network(model, data) if cfg.pretext != "none" else dict(init_probe)
+        measures, field = measure.network(model, seen)
+        if not finite([probe, measures]):
+            raise lost
     except Diverged as error:
         print(f"{k}: {error}", flush=True)
         record |= {"status": "diverged", "steps": error.step, "last_loss": error.last, "history": error.history}
         arrays = None
     else:
-        probe = probe_network(model, data) if cfg.pretext != "none" else dict(init_probe)
-        measures, field = measure.network(model, seen)
         arrays = {"images": images.cpu().numpy(), "correct": np.packbits(probe.pop("correct").cpu().numpy()),
                   "receptive_field": field}  # fmt: skip
         if cfg.predicts:
@@ -217,6 +223,13 @@ def _run(cfg, k, store, prefix, lock):
     record = store.save(record, arrays)
     checkpoints.clear()
     return record
+
+
+def finite(value):
+    """Whether all numbers in nested dicts and lists are finite."""
+    if isinstance(value, dict | list | tuple):
+        return all(map(finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def describe(cfg):

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from . import claims, report, verdicts, workers
+from . import claims, parameters, report, verdicts, workers
 from .config import PROFILES, BiasnbError, check_profile
 from .experiments import EXPERIMENTS, plan
 from .files import StoreError, write_atomic
@@ -37,17 +37,16 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
 
     `given` are parameters for every notebook, as for `notebook.execute`. `fresh` first sets earlier runs of the
     profile aside as runs/<profile>.old1, .old2, ..."""
-    from . import notebook
 
     check_profile(profile)
     store = Store(profile)
     given = {"profile": profile, **(given or {})}
-    asked = {name: notebook.accepted(name, given) for name in EXPERIMENTS}
+    asked = {name: parameters.accepted(name, given) for name in EXPERIMENTS}
     if fresh and store.folder.is_dir():
         aside = (store.folder.with_name(f"{profile}.old{n}") for n in count(1))
         store.folder.rename(next(folder for folder in aside if not folder.exists()))
     failed, start = [], time.monotonic()
-    requests = {name: notebook.request(name, notebook.parameters(name, asked[name])) for name in EXPERIMENTS}
+    requests = {name: parameters.request(name, parameters.full(name, asked[name])) for name in EXPERIMENTS}
     plans = [plan(name, *request) for name, request in requests.items()]
     configs = [cfg for _, planned in plans for cfg in planned]
     print(f"{len(set(configs))} runs for {len(EXPERIMENTS)} notebooks", file=stream, flush=True)
@@ -97,7 +96,7 @@ def notebooks(asked, grids):
     side_by_side = min(workers.cores(), AT_ONCE)
     unfinished, threads = list(EXPERIMENTS), os.environ.get("OMP_NUM_THREADS")
     pool = ThreadPoolExecutor(side_by_side)
-    with notebook.this_interpreter() as kernel, contextlib.chdir(notebook.NOTEBOOKS):
+    with notebook.this_interpreter() as kernel, contextlib.chdir(parameters.NOTEBOOKS):
         os.environ["OMP_NUM_THREADS"] = str(workers.cores() // side_by_side)  # threads that wait for each other are slow
         try:
             for done in pool.map(lambda name: executed(name, asked[name], grids[name], kernel), EXPERIMENTS):

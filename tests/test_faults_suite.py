@@ -23,7 +23,7 @@ import psutil
 import pytest
 import synthetic
 
-from biasnb import notebook
+from biasnb import notebook, parameters
 from biasnb.__main__ import main
 from biasnb.config import ConfigError
 from biasnb.store import Store
@@ -131,7 +131,7 @@ def one_line(text):
 def notebooks(root, monkeypatch):
     """The committed notebooks, to be damaged."""
     shutil.copytree(CHECKOUT / "notebooks", root / "notebooks")
-    monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr(parameters, "NOTEBOOKS", root / "notebooks")
     return root
 
 
@@ -171,19 +171,19 @@ overrides: dict = {}"""
 @pytest.fixture
 def annotated(root, monkeypatch):
     write_notebook(root, "20_trio", parameters=[ANNOTATED])
-    monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr(parameters, "NOTEBOOKS", root / "notebooks")
 
 
 @pytest.mark.fault("T2")
 def test_annotated_parameters_are_read_without_running_the_cell(annotated):
-    assert notebook.defaults(notebook.read("20_trio"), "20_trio") == {
+    assert parameters.defaults(parameters.read("20_trio"), "20_trio") == {
         "profile": "smoke", "x": None, "flag": True, "rate": 0.5, "y": None, "overrides": {}}  # fmt: skip
-    values = notebook.parameters("20_trio", {"x": "3", "rate": "1e-3", "y": "[1, 2]", "seed": "4"})
+    values = parameters.full("20_trio", {"x": "3", "rate": "1e-3", "y": "[1, 2]", "seed": "4"})
     assert (values["x"], values["rate"], values["y"], values["overrides"]) == (3, 1e-3, [1, 2], {"seed": 4})
-    assert notebook.parameters("20_trio", {"x": "null", "y": None})["x"] is None
+    assert parameters.full("20_trio", {"x": "null", "y": None})["x"] is None
     for name, text in (("x", "three"), ("x", "1.5"), ("flag", "null"), ("rate", "null"), ("y", "3"), ("z", "1")):
         with pytest.raises(ConfigError, match=f"^{name}: "):
-            notebook.parameters("20_trio", {name: text})
+            parameters.full("20_trio", {name: text})
 
 
 @pytest.mark.fault("T2")
@@ -204,8 +204,8 @@ def test_a_parameter_that_tells_no_type_is_refused_by_lint_and_runner(notebooks,
 
 @pytest.mark.fault("T3")
 def test_texts_are_typed_by_the_declaration_and_never_guessed(annotated, capsys):
-    assert notebook.parameters("20_trio", {"flag": "false"})["flag"] is False
-    assert notebook.parameters("20_trio", {"flag": "True"})["flag"] is True
+    assert parameters.full("20_trio", {"flag": "false"})["flag"] is False
+    assert parameters.full("20_trio", {"flag": "True"})["flag"] is True
     for name, text in (("flag", "0"), ("flag", "no"), ("flag", ""), ("x", "007"), ("steps", "007"), ("x", "0x7"), ("x", "1_0"),
                        ("x", "٣"), ("x", "true"), ("rate", "1,5"), ("rate", "1_0")):  # fmt: skip
         code, _, error = here(capsys, "notebook", "20_trio", f"{name}={text}")
@@ -369,7 +369,7 @@ def test_a_cell_that_takes_too_long_is_a_timeout_and_never_completed(root, monke
     started = root / "pid"
     child = f"import subprocess\np = subprocess.Popen(['sleep', '1000'])\nopen({str(started)!r}, 'w').write(str(p.pid))"
     write_notebook(root, "90_paper", child, SLEEP, "late = 1")
-    monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr(parameters, "NOTEBOOKS", root / "notebooks")
     code, _, error = here(capsys, "notebook", "90_paper", "--profile", "smoke", "--cell-timeout", "2")
     assert code == 1 and "90_paper: a cell took longer than the cell timeout" in one_line(error)
     assert notebook.state(Store("smoke"), "90_paper")[0] == "timeout"

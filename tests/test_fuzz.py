@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from biasnb import __main__, data, notebook, palette, run, tune, workers
+from biasnb import __main__, data, notebook, palette, parameters, run, tune, workers
 from biasnb.config import DATASETS, MAX_TOKENS, PROFILES, BiasnbError, Config, ConfigError, fields_of, short
 from biasnb.experiments import EXPERIMENTS, plan
 from biasnb.operators import MIXERS
@@ -200,7 +200,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | NAMES, inner, max_size=3),
     max_leaves=5,
 )
-DECLARED = {name: notebook.defaults(notebook.read(name), name) for name in EXPERIMENTS}
+DECLARED = {name: parameters.defaults(parameters.read(name), name) for name in EXPERIMENTS}
 
 
 @given(name=NAMES, text=WORDS)
@@ -237,14 +237,13 @@ def test_any_value_of_a_parameter_is_taken_or_refused_in_one_line(root, name, dr
     known = [*DECLARED[name], *(fields_of() if "overrides" in DECLARED[name] else [])]
     field = drawn.draw(st.sampled_from(known + [*DECLARED[name]] * 10) | MISSPELT)
     fitting = st.dictionaries(NAMES, JSON | NAMES.flatmap(lambda n: near(Config.__dataclass_fields__[n])), max_size=2)
-    value = drawn.draw(
-        JSON | WORDS | JSON.map(json.dumps) | fitting | fitting.map(json.dumps) | st.sampled_from(list(PROFILES))
-    )
+    inner = drawn.draw(JSON | fitting | WORDS | st.sampled_from(list(PROFILES)))
+    value = json.dumps(inner) if drawn.draw(st.booleans()) else inner
     try:
-        values = notebook.parameters(name, {field: value})
+        values = parameters.full(name, {field: value})
     except ConfigError as error:
-        inner = value if isinstance(value, dict) else {}
-        one_line(error, field, short(field), *fields_of(), *inner, *map(short, inner))
+        names = inner if isinstance(inner, dict) else {}
+        one_line(error, field, short(field), *fields_of(), *names, *map(short, names))
     else:
         assert {n: type(v) for n, v in values.items()} == {n: type(v) for n, v in DECLARED[name].items()}
     assert not any(root.iterdir())
@@ -270,6 +269,7 @@ def test_any_setting_on_the_command_line_is_accepted_or_gives_one_line_and_write
         monkeypatch.setattr(module, action, stop)
     shown = io.TextIOWrapper(io.BytesIO(), "utf-8")  # refuses surrogates, unlike stderr itself
     monkeypatch.setattr("sys.stderr", shown)
+    before = sorted(root.rglob("*"))  # of commands that were accepted
     try:
         code = __main__.main([*command, f"--profile={profile}", f"{name}={text}"])
     except Accepted:
@@ -281,4 +281,13 @@ def test_any_setting_on_the_command_line_is_accepted_or_gives_one_line_and_write
     lines = shown.buffer.getvalue().decode().splitlines()
     assert (code, len(lines)) == (2, 1) or (command == ("status",) and (code, lines) == (0, []))
     assert all(line.startswith("error: ") and len(line) <= LONGEST for line in lines)
-    assert not any(root.iterdir())
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"overrides": {"seed": {}}}, "seed: "), ({"overrides": {"seed": [{}, {}]}}, "seed: "),
+    ({"overrides": {"data_dir": 1}}, "data_dir: "), ({"overrides": {"mixer": [[], []]}}, "mixer: "),
+])  # fmt: skip
+def test_an_override_of_a_wrong_type_is_refused_by_name(given, words):
+    with pytest.raises(ConfigError, match=words):
+        parameters.full("20_trio", {"profile": "smoke", **given})

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from synthetic import NO_TORCH
 
-from biasnb import notebook, suite, workers
+from biasnb import notebook, parameters, suite, workers
 from biasnb.config import ConfigError
 from biasnb.experiments import EXPERIMENTS
 from biasnb.notebook import NotebookError
@@ -61,7 +61,7 @@ def test_notebook_is_thin_clean_and_parameterised_once(name):
         assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) for node in nodes)
         assert "sys.path" not in c.source and not c.source.lstrip().startswith(("%", "!"))
         assert c.outputs == [] and c.execution_count is None
-    assert notebook.defaults(n, name)["profile"] == "quick"
+    assert parameters.defaults(n, name)["profile"] == "quick"
     assert n.metadata.kernelspec.name == "python3"
     assert "papermill" not in n.metadata
 
@@ -179,12 +179,12 @@ def test_strict_runner_refuses_before_a_kernel_starts(root, capsys, monkeypatch,
 
 def edited(root, monkeypatch, *cells, tag=True):
     n = nbformat.v4.new_notebook(metadata=source("20_trio").metadata)
-    parameters = nbformat.v4.new_code_cell("profile = 'smoke'\noverrides = {}")
-    parameters.metadata.tags = ["parameters"] if tag else []
-    n.cells = [parameters, *[nbformat.v4.new_code_cell(c) for c in cells]]
+    first = nbformat.v4.new_code_cell("profile = 'smoke'\noverrides = {}")
+    first.metadata.tags = ["parameters"] if tag else []
+    n.cells = [first, *[nbformat.v4.new_code_cell(c) for c in cells]]
     (root / "notebooks").mkdir()
     nbformat.write(n, root / "notebooks/20_trio.ipynb")
-    monkeypatch.setattr(notebook, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr(parameters, "NOTEBOOKS", root / "notebooks")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_parameters_must_be_literals():
     cell = next(c for c in n.cells if "parameters" in c.metadata.get("tags", []))
     cell.source += "\nn = len('x')"
     with pytest.raises(NotebookError, match="not `name = literal`"):
-        notebook.defaults(n, "20_trio")
+        parameters.defaults(n, "20_trio")
 
 
 def test_the_kernel_is_this_interpreter(root, monkeypatch):
@@ -230,11 +230,11 @@ def test_the_kernel_is_this_interpreter(root, monkeypatch):
 
 
 def test_texts_are_typed_without_guessing():
-    values = notebook.parameters("20_trio", {"profile": "smoke", "seed": "0,1", "lr": "1e-3", "depth": "[2]"})
+    values = parameters.full("20_trio", {"profile": "smoke", "seed": "0,1", "lr": "1e-3", "depth": "[2]"})
     assert values["overrides"] == {"seed": [0, 1], "lr": 1e-3, "depth": [2]}
     with pytest.raises(ConfigError):
-        notebook.parse("flag", "yes", bool)
-    assert notebook.parse("flag", "false", bool) is False
+        parameters.parse("flag", "yes", bool)
+    assert parameters.parse("flag", "false", bool) is False
     assert json.dumps(values)
 
 

@@ -15,8 +15,8 @@ ORDER = [
     "photographs", "leaves", "images", "downloads", "data", "palette", "embed",
     "positions", "mixing", "model", "pretext", "baselines", "probe", "compare", "measure", "proof", "progress",
     "checkpoint", "train", "run", "pretrained", "workers", "tune", "stats", "style", "studies", "portraits", "trends",
-    "figures", "tables", "evidence", "hypotheses", "claims", "verdicts", "grids", "experiments", "notebook", "pages", "report",
-    "suite", "sheet", "__main__",
+    "figures", "tables", "evidence", "hypotheses", "claims", "verdicts", "grids", "experiments", "parameters", "notebook",
+    "pages", "report", "suite", "sheet", "__main__",
 ]  # fmt: skip
 
 

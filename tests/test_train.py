@@ -230,3 +230,25 @@ def test_the_weight_norm_in_the_history_is_that_of_all_weights(images):
     norms = [float(torch.cat([p.flatten() for p in weights.values()]).norm()) for weights in (start, state)]
     assert history[-1]["weight_norm"] == pytest.approx(norms[1], rel=1e-6)
     assert abs(norms[1] - norms[0]) > 1e-4 * norms[0]
+
+
+def test_a_network_whose_measures_are_not_finite_has_diverged(root, monkeypatch):
+    """And not a traceback from the JSON writer."""
+    network, calls = run.measure.network, []
+
+    def spoilt(model, images):
+        measures, field = network(model, images)
+        calls.append(None)
+        return ({**measures, "roll_error": [float("nan")]} if len(calls) == 2 else measures), field
+
+    monkeypatch.setattr(run.measure, "network", spoilt)
+    cfg, store = configure("smoke"), Store("smoke")
+    record = run.run(cfg, store)
+    assert store.load(key(cfg)) == record
+    assert (record["status"], record["steps"], len(record["history"])) == ("diverged", cfg.steps, cfg.steps)
+
+
+def test_where_chance_hides_nothing_one_token_is_hidden(images):
+    split = Split(images(5, 4), torch.zeros(5, dtype=torch.long))
+    cfg = configure("smoke", image_size=4, patch=4, pretext="denoise", mask_rate=0.01)
+    assert pretext.evaluation_masks(split, cfg, "test").sum() == 1
