@@ -153,6 +153,7 @@ def _run(name, path, values, stream, cell_timeout, kernel):
     """Execute a notebook to `path` with Papermill in a thread, so that signals come here and not to its event loop: then its
     kernel and all that this started are ended. Raises NotebookError, OSError."""
     import papermill
+    from jupyter_core.utils import ensure_event_loop
 
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it would say is in `explained`
     ended, outcome = threading.Event(), []
@@ -166,7 +167,9 @@ def _run(name, path, values, stream, cell_timeout, kernel):
             )  # fmt: skip
         except BaseException as error:
             outcome.append(error)
-        ended.set()
+        finally:
+            ensure_event_loop().close()  # of this thread, which nobody else closes
+            ended.set()
 
     with contextlib.nullcontext(kernel) if kernel else this_interpreter() as kernel:
         threading.Thread(target=work, daemon=True).start()

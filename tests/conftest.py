@@ -10,6 +10,14 @@ def pytest_addoption(parser, pluginmanager):
     pluginmanager.register(Table())
 
 
+# Files that take long, longest first: then processes that share the files (--dist loadfile) end at about the same time.
+LONG = ("test_notebooks", "test_faults_suite", "test_rendering", "test_faults_runs", "test_workers", "test_chaos")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty checkout: everything the package writes goes there."""

@@ -8,7 +8,7 @@ from chaos import Trouble, campaign, compare, content
 def survived(tmp_path_factory):
     top = tmp_path_factory.mktemp("chaos")
     words = ["notebook", "20_trio", "--profile", "smoke", "seed=0", "depth=1", "steps=300"]
-    return top, campaign(top, words, count=5, seed=5, shortest=1.5, longest=8.0)
+    return top, campaign(top, words, count=4, seed=5, shortest=1.5, longest=6.0)
 
 
 def test_killed_again_and_again_a_notebook_ends_with_equal_records(survived):

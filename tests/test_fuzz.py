@@ -1,5 +1,6 @@
 """Any value for any setting is taken and trains, or is refused in one line that names it."""
 
+import contextlib
 import io
 import json
 import math
@@ -242,7 +243,11 @@ def test_any_value_of_a_parameter_is_taken_or_refused_in_one_line(root, name, dr
     try:
         values = parameters.full(name, {field: value})
     except ConfigError as error:
-        names = inner if isinstance(inner, dict) else {}
+        names = inner
+        if isinstance(inner, str):
+            with contextlib.suppress(ValueError):
+                names = json.loads(inner)
+        names = names if isinstance(names, dict) else {}
         one_line(error, field, short(field), *fields_of(), *names, *map(short, names))
     else:
         assert {n: type(v) for n, v in values.items()} == {n: type(v) for n, v in DECLARED[name].items()}

@@ -67,7 +67,6 @@ def test_notebook_is_thin_clean_and_parameterised_once(name):
 
 
 # Tests of this group run in one process, so that the suite is run once.
-WHOLE = pytest.mark.xdist_group("whole")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,6 @@ def smoke(tmp_path_factory):
     return top, env, done
 
 
-@WHOLE
 def test_every_notebook_runs_at_smoke(smoke):
     top, _, done = smoke
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,7 +91,6 @@ def test_every_notebook_runs_at_smoke(smoke):
     assert (folder / "tables/20_trio-trio.md").is_file()
 
 
-@WHOLE
 @pytest.mark.parametrize("name", NAMES)
 def test_executed_notebook_has_no_error_and_shows_a_picture(smoke, name):
     executed = nbformat.read(smoke[0] / "runs/smoke/notebooks" / f"{name}.ipynb", as_version=4)
@@ -102,7 +99,6 @@ def test_executed_notebook_has_no_error_and_shows_a_picture(smoke, name):
     assert [o for o in outputs if "image/png" in o.get("data", {})], "no picture"
 
 
-@WHOLE
 @pytest.mark.fault("T12")
 def test_executed_notebooks_hold_no_local_path(smoke):
     for path in (smoke[0] / "runs/smoke/notebooks").glob("*.ipynb"):
@@ -110,7 +106,6 @@ def test_executed_notebooks_hold_no_local_path(smoke):
         assert str(smoke[0]) not in text and str(ROOT) not in text and ".part" not in text, path.name
 
 
-@WHOLE
 @pytest.mark.fault("F20")
 def test_a_second_reproduce_trains_nothing_and_draws_the_same(smoke):
     top, env, _ = smoke
@@ -124,7 +119,6 @@ def test_a_second_reproduce_trains_nothing_and_draws_the_same(smoke):
     assert before == {p: p.read_bytes() for p in before}
 
 
-@WHOLE
 def test_plain_papermill_runs_a_notebook_with_its_defaults(smoke, tmp_path):
     _, env, _ = smoke
     command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks/20_trio.ipynb"), str(tmp_path / "out.ipynb"),
@@ -134,7 +128,6 @@ def test_plain_papermill_runs_a_notebook_with_its_defaults(smoke, tmp_path):
     assert (tmp_path / "out.ipynb").is_file()
 
 
-@WHOLE
 def test_90_paper_imports_no_torch(smoke):
     _, env, _ = smoke
     code = "\n".join(c.source for c in source("90_paper").cells if c.cell_type == "code").replace('"quick"', '"smoke"')
