@@ -18,7 +18,7 @@ test: $(READY)  ## all tests, one process per core
 	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL)
 
 faults: $(READY)  ## the tests of faults, and docs/faults.md from their results
-	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -m fault --faults docs/faults.md
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -m fault --faults=docs/faults.md
 
 chaos: $(READY)  ## kill the suite KILLS times at random moments (SEED=) and compare with an undisturbed run
 	$(BIN)/python tests/chaos.py --kills $(KILLS) $(if $(SEED),--seed $(SEED)) reproduce --profile smoke steps=60

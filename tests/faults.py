@@ -79,7 +79,7 @@ FAULTS = {
 
 
 class Table:
-    """Plugin: collects the results of all tests marked `fault`, shows the table, and writes it with --faults PATH."""
+    """Plugin: collects the results of all tests marked `fault`, shows the table, and writes it with --faults=PATH."""
 
     def pytest_addoption(self, parser):
         parser.addoption("--faults", metavar="PATH", help="write the table fault -> tests -> result there, as Markdown")

@@ -66,9 +66,6 @@ def test_notebook_is_thin_clean_and_parameterised_once(name):
     assert "papermill" not in n.metadata
 
 
-# Tests of this group run in one process, so that the suite is run once.
-
-
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """Every notebook executed at `smoke` by one `reproduce`, in a checkout whose path has a space and an umlaut."""

@@ -1,3 +1,4 @@
+import ast
 import os
 import re
 import subprocess
@@ -6,6 +7,7 @@ import tomllib
 from importlib import metadata
 
 import yaml
+from faults import FAULTS
 from synthetic import NO_TORCH
 
 from biasnb.store import ROOT
@@ -63,6 +65,28 @@ def test_modules_from_workers_on_need_no_torch():
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def marked():
+    """(fault, file::test) of every test marked `fault`, read from the syntax tree."""
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for mark in map(ast.unparse, getattr(node, "decorator_list", ())):
+                if mark.startswith("pytest.mark.fault("):
+                    yield mark.split("'")[1], f"{path.name}::{node.name}"
+
+
+def test_the_page_of_faults_has_every_fault_and_every_test_of_it_and_none_failed():
+    """docs/faults.md is made by `make faults`."""
+    shown, fault = set(), None
+    for line in (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines():
+        if re.match(r"\| +([FT]\d+)? *\|", line):
+            first, _, _, test, result = (cell.strip(" `") for cell in line.split("|")[1:-1])
+            fault = first or fault
+            shown.add((fault, test))
+            assert re.fullmatch(r"(\d+ passed(, )?)?(skipped: .+)?", result), line
+    assert shown == set(marked())
+    assert {fault for fault, _ in shown} == set(FAULTS)
 
 
 def test_tracked_files_are_small_and_name_no_place():
