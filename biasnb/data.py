@@ -87,9 +87,6 @@ def load(cfg, device="cpu"):
         split["pool"] = split["train"]
     if cfg.pretext != "none" and len(split["pool"][1]) < cfg.batch:
         raise DataError(f"batch: {cfg.batch} images, but {name} has {len(split['pool'][1])} to train on; choose fewer")
-    for what, count, least in (("test", len(split["test"][1]), 4), ("labelled", int((split["train"][1] >= 0).sum()), 2)):
-        if count < least:
-            raise DataError(f"{name}: {count} {what} images, fewer than {least}; add some")
     parts = {part: Split(images.to(device), labels.to(device)) for part, (images, labels) in split.items()}
     return Data(name, classes, fingerprint=fingerprint, **parts)
 

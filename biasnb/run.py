@@ -70,6 +70,9 @@ def prepare(cfg):
     """(data, network at its initial weights) of a Config, on its device. Raises BiasnbError."""
     device = pick_device(cfg)
     data = load(cfg, device)
+    for what, count, least in (("test", len(data.test.labels), 4), ("labelled", int((data.train.labels >= 0).sum()), 2)):
+        if count < least:
+            raise BiasnbError(f"{data.name}: {count} {what} images, fewer than {least}; add some")
     palette = palettes.fit(data.pool.images, cfg.colours) if cfg.uses_palette else None
     return data, build(cfg, data.stats(), palette, device, len(data.classes))
 

@@ -99,7 +99,7 @@ class Store:
         found = []
         for path in sorted((self.folder / "grids").glob("*.json"), key=lambda path: path.stem):
             content = read_json(path)
-            if not isinstance(content, dict) or not {"experiment", "runs", "overrides"} <= content.keys():
+            if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
                 raise StoreError(f"{path}: not what a notebook asked for; delete it and run the notebook again")
             found.append(Grid(self, path.stem, content))
         return found

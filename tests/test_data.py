@@ -343,9 +343,3 @@ def test_one_view_applies_to_images_and_indices_alike(images):
 def test_streams_differ_by_purpose_and_agree_by_name():
     assert data.stream(0, "a") == data.stream(0, "a")
     assert len({data.stream(s, n, t) for s in range(3) for n in ("order", "masks") for t in range(50)}) == 300
-
-
-@pytest.mark.parametrize(("n", "words"), [(1, "2 test images, fewer than 4"), (2, "batch: 16")])
-def test_sets_too_small_to_judge_are_refused(root, tmp_path, n, words):
-    with pytest.raises(DataError, match=words):
-        data.load(replace(folder(tmp_path / "pets", n=n), pretext="bert" if n > 1 else "none"))

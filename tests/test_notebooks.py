@@ -103,19 +103,6 @@ def test_executed_notebooks_hold_no_local_path(smoke):
         assert str(smoke[0]) not in text and str(ROOT) not in text and ".part" not in text, path.name
 
 
-@pytest.mark.fault("F20")
-def test_a_second_reproduce_trains_nothing_and_draws_the_same(smoke):
-    top, env, _ = smoke
-    folder = top / "runs/smoke"
-    before = {p: p.read_bytes() for pattern in ("*.json", "figures/*", "tables/*") for p in folder.glob(pattern)}
-    command = [sys.executable, "-m", "biasnb", "notebook", "20_trio", "--profile", "smoke"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "trained" not in done.stdout
-    subprocess.run([*command[:3], "figures", "--runs", "--profile", "smoke"], env=env, check=True, capture_output=True)
-    assert before == {p: p.read_bytes() for p in before}
-
-
 def test_plain_papermill_runs_a_notebook_with_its_defaults(smoke, tmp_path):
     _, env, _ = smoke
     command = [sys.executable, "-m", "papermill", str(ROOT / "notebooks/20_trio.ipynb"), str(tmp_path / "out.ipynb"),

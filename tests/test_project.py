@@ -80,7 +80,7 @@ def test_the_page_of_faults_has_every_fault_and_every_test_of_it_and_none_failed
     """docs/faults.md is made by `make faults`."""
     shown, fault = set(), None
     for line in (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines():
-        if re.match(r"\| +([FT]\d+)? *\|", line):
+        if "::" in line:
             first, _, _, test, result = (cell.strip(" `") for cell in line.split("|")[1:-1])
             fault = first or fault
             shown.add((fault, test))

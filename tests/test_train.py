@@ -252,3 +252,10 @@ def test_where_chance_hides_nothing_one_token_is_hidden(images):
     split = Split(images(5, 4), torch.zeros(5, dtype=torch.long))
     cfg = configure("smoke", image_size=4, patch=4, pretext="denoise", mask_rate=0.01)
     assert pretext.evaluation_masks(split, cfg, "test").sum() == 1
+
+
+def test_a_set_too_small_to_judge_is_refused(images, monkeypatch):
+    d = replace(tiny(images), test=Split(images(3, 8), torch.zeros(3, dtype=torch.long)))
+    monkeypatch.setattr(run, "load", lambda cfg, device: d)
+    with pytest.raises(BiasnbError, match="tiny: 3 test images, fewer than 4; add some"):
+        run.prepare(configure("smoke"))
