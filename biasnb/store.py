@@ -138,9 +138,10 @@ class Store:
         """Remove what processes that were killed left beside records that are complete, and torn attempts at files."""
         for folder in [self.folder, *(path for path in self.folder.glob("*") if path.is_dir())]:
             sweep(folder)
+        complete = {path.stem for path in self.folder.glob("*.json")}
         for name in ("checkpoints", "locks"):
             for path in (self.folder / name).glob("*"):
-                if self.has(path.name) and not self.lock(path.name).owner():
+                if path.name in complete and not self.lock(path.name).owner():
                     shutil.rmtree(path, ignore_errors=True)
 
 

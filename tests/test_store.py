@@ -145,6 +145,12 @@ def test_tidying_removes_what_is_beside_complete_records_and_torn_files_of_the_d
     assert [path.name for folder in ("checkpoints", "locks") for path in store.folder.glob(f"{folder}/*")] == ["other", "other"]
 
 
+def test_tidying_takes_any_name_that_a_folder_of_images_gives_a_notebook(root):
+    store = Store("smoke")
+    with store.lock("notebook-20_trio-my [pets] ü-123456"):
+        store.tidy()
+
+
 def test_a_broken_record_shows_in_the_status_and_does_not_end_it(root, capsys):
     from biasnb.__main__ import main
 
