@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.biasnb-ready
 KILLS ?= 100
-PARALLEL = -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .PHONY: reproduce test faults chaos audit lint figures report lab clean install

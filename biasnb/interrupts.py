@@ -9,7 +9,7 @@ import threading
 from .config import ConfigError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # the last is the time limit's
-GRACE = 8  # seconds from a signal to the end of whatever has not left by itself
+GRACE = 7  # seconds from a signal to the end of whatever has not left by itself
 TIME_UP = 75  # exit code: "temporary failure, try again" (sysexits.h)
 
 
