@@ -22,6 +22,7 @@ import psutil
 
 CHECKOUT = Path(__file__).parents[1]
 MEASURED = ("wall_seconds", "images_per_second")  # times, which differ whenever the suite runs
+TIMES = "-cost"  # and tables of them
 STOP_SECONDS = 10
 # What a kill is: words -> share of them.
 WAYS = {"SIGKILL to all": 3, "SIGKILL to the first": 2, "SIGKILL to one it started": 3, "SIGTERM": 2, "SIGINT": 2}
@@ -122,7 +123,8 @@ def content(folder, profile):
         value = json.loads(path.read_text())
         found[path.relative_to(top)] = {k: v for k, v in value.items() if k not in MEASURED}
     for pattern in ("*.npz", "*.safetensors", "figures/*", "tables/*", "claims/*"):
-        found |= {path.relative_to(top): path.read_bytes() for path in sorted(top.glob(pattern)) if path.is_file()}
+        files = (path for path in sorted(top.glob(pattern)) if path.is_file() and not path.stem.endswith(TIMES))
+        found |= {path.relative_to(top): path.read_bytes() for path in files}
     return found
 
 
