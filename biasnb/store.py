@@ -206,7 +206,7 @@ class Grid:
         values = {key: (floor["psnr"]["neighbour_mean"], floor["pixel_probe"]["test"]) for key, floor in floors.items()}
         for i, name in enumerate(("floor_psnr", "floor_probe")):
             asked[name] = [values.get(key, (float("nan"),) * 2)[i] for key in asked.get("floor", ())]
-        failed = {run["key"] for run in self.runs if self.store.status(run["key"])[0] == "failed"}
+        failed = {key for key in self.missing() if self.store.status(key)[0] == "failed"}  # a record is read once, above
         asked["status"] = ["failed" if run["key"] in failed else "missing" for run in self.runs]
         if found.empty:
             return asked

@@ -37,7 +37,6 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
 
     `given` are parameters for every notebook, as for `notebook.execute`. `fresh` first sets earlier runs of the
     profile aside as runs/<profile>.old1, .old2, ..."""
-
     check_profile(profile)
     store = Store(profile)
     given = {"profile": profile, **(given or {})}
@@ -111,7 +110,7 @@ def notebooks(asked, grids):
                     notebook.note(grids[name].store, grids[name].name, "preempted")
             raise
         finally:
-            os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)
+            notebook.set_environment({"OMP_NUM_THREADS": threads})
 
 
 def executed(name, given, grid, kernel):
