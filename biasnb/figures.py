@@ -198,7 +198,7 @@ def save(figure, stem):
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix[1:], metadata=metadata)
-        figure.set_layout_engine("none")  # laid out once, for all formats
+        figure.set_layout_engine(None)  # laid out once, for all formats
         paths.append(stem.with_suffix(suffix))
         write_atomic(paths[-1], buffer.getvalue())
     return paths

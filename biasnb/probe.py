@@ -7,6 +7,7 @@ from .model import features
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
+TINY = 1e-30
 
 
 @torch.no_grad()
@@ -33,26 +34,26 @@ def fit_logistic(x, y, classes, penalties=PENALTIES, max_iter=100):
     layers, n, width = x.shape
     variance, axes = torch.linalg.eigh(x.mT @ x / n)
     x = torch.cat([x @ axes, x.new_ones(layers, n, 1)], 2)
-    strength = torch.cat([x.new_tensor(penalties).expand(width, -1), x.new_zeros(1, len(penalties))])[None, ..., None]
-    curvature = torch.cat([variance.clamp(min=0), x.new_ones(layers, 1)], 1)[..., None, None] / classes
+    columns = x.mT.contiguous()
+    strength = torch.cat([x.new_tensor(penalties)[:, None].expand(-1, width), x.new_zeros(len(penalties), 1)], 1)
+    curvature = torch.cat([variance.clamp(min=0), x.new_ones(layers, 1)], 1)[:, None, None] / classes
     scale = (curvature + strength).rsqrt()
-    u = x.new_zeros(layers, width + 1, len(penalties), classes, requires_grad=True)
-    target = y[None, :, None].expand(layers, n, len(penalties))
+    u = x.new_zeros(layers, classes, len(penalties), width + 1)  # classes before images: a softmax over long rows is fast
+    target = y.expand(layers, 1, len(penalties), n)
 
     def closure():
-        solver.zero_grad()
         w = scale * u
-        logits = (x @ w.flatten(2)).view(layers, n, len(penalties), classes)
-        loss = F.cross_entropy(logits.permute(0, 3, 1, 2), target) * layers * len(penalties)
-        loss = loss + (strength / 2 * w.square()).sum()
-        loss.backward()
-        return loss
+        p = (w.flatten(1, 2) @ columns).view(layers, classes, len(penalties), n).softmax(1)
+        right = p.gather(1, target)
+        p.scatter_(1, target, right - 1)
+        u.grad = scale * ((p.flatten(1, 2) @ x).view_as(w) / n + strength * w)
+        return (strength / 2 * w.square()).sum() - right.clamp(min=TINY).log().sum() / n
 
     solver = torch.optim.LBFGS(
-        [u], max_iter=max_iter, history_size=20, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+        [u], max_iter=max_iter, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
     )
     solver.step(closure)
-    w = (scale * u).detach()
+    w = (scale * u).permute(0, 3, 2, 1)
     return torch.cat([(axes @ w[:, :-1].flatten(2)).unflatten(2, w.shape[2:]), w[:, -1:]], 1)
 
 

@@ -108,16 +108,18 @@ def plain_log(ax):
 
 def pictures(rows, width=10.5):
     """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square."""
-    columns = max(len(images) for images in rows.values())
-    figure = Picture(figsize=(width, 0.82 * width / (columns + 2.2) * len(rows) + 0.9), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        for ax in line:
-            ax.set(xticks=[], yticks=[], frame_on=False)
-        for ax, image in zip(line, images, strict=False):
-            ax.imshow(image, interpolation="nearest")
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.01, wspace=0.01, hspace=0.01)
+    columns, size = max(map(len, rows.values())), next(iter(rows.values())).shape[1]
+    step = size + max(1, size // 8)
+    sheet = np.full((len(rows) * step, columns * step, 3), 255, np.uint8)
+    for i, images in enumerate(rows.values()):
+        for j, image in enumerate(images):
+            sheet[i * step : i * step + size, j * step : j * step + size] = image
+    figure = Picture(figsize=(width, width / (columns + 2.2) * len(rows) + 0.6), layout="compressed")
+    ax = figure.subplots()
+    ax.imshow(sheet[: size - step, : size - step], interpolation="nearest")
+    ax.set(xticks=[], frame_on=False)
+    ax.set_yticks([i * step + (size - 1) / 2 for i in range(len(rows))], rows, fontsize=9)
+    ax.tick_params(length=0)
     return figure
 
 
