@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 
 from .embed import arrange, pixel_order
 from .palette import quantise
@@ -36,6 +35,8 @@ def neighbour_mean(images, hidden):
 
 def nearest_visible(images, hidden):
     """Every hidden pixel becomes the visible pixel at the smallest Euclidean distance."""
+    from scipy.ndimage import distance_transform_edt  # only floors need it
+
     filled = images.cpu().numpy().copy()
     for image, mask in zip(filled, hidden.cpu().numpy(), strict=True):
         if not mask.all():

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .data import generator
 from .embed import Embedding, PaletteContent, RGBContent, arrange, pixel_order
@@ -139,6 +138,11 @@ def context_coverage(model):
     return float((seen[-n:] * may).sum() / may.sum())
 
 
+def per_pass(cfg, fewest=100):
+    """How many images go through a network at once where no gradient is kept: more of them where they are small."""
+    return max(fewest, 2**19 // (cfg.grid**2 * cfg.width))
+
+
 def features(model, images):
     """(B, S, S, 3) uint8 -> (B, L + 1, D): token average of the normed hidden grid at every depth
     (image-GPT, section 3.3)."""
@@ -191,6 +195,8 @@ def parameters_by_part(model):
 
 def flop_per_image(model):
     """FLOP of one forward pass of one image with the head on the hidden tokens only, 2 per multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes a while
+
     cfg, device = model.cfg, model.mean.device
     images = torch.zeros(1, cfg.image_size, cfg.image_size, 3, dtype=torch.uint8, device=device)
     x = model.encode(images)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from .data import generator
 from .embed import patchify, unpatchify
+from .model import per_pass
 from .palette import quantise
 
 
@@ -154,12 +155,13 @@ def evaluation_draw(cfg, split, part):
 
 
 @torch.no_grad()
-def evaluate(model, split, part, chunk=100):
+def evaluate(model, split, part, chunk=None):
     """{"loss", "psnr", "accuracy"} on one split under its fixed masks or noise: the loss averaged over predicted tokens or
     labels, PSNR over predicted pixels; None for what a task has not."""
     cfg = model.cfg
     given = evaluation_draw(cfg, split, part)
     loss = error = right = total = pixels = 0
+    chunk = chunk or per_pass(cfg)
     for i in range(0, len(split.labels), chunk):
         images, hint = split.images[i : i + chunk], None if given is None else given[i : i + chunk]
         count = int(hint.sum()) if cfg.pretext == "bert" else len(images)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .model import features
+from .model import features, per_pass
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
@@ -11,11 +11,12 @@ TINY = 1e-30
 
 
 @torch.no_grad()
-def layer_features(model, split, chunk=100):
+def layer_features(model, split):
     """((L + 1, n, D) features, (n,) labels) of the labelled images of a split."""
     labelled = split.labels >= 0
     images = split.images[labelled]
-    return torch.cat([features(model, part) for part in images.split(chunk)]).transpose(0, 1), split.labels[labelled]
+    parts = images.split(per_pass(model.cfg))
+    return torch.cat([features(model, part) for part in parts]).transpose(0, 1), split.labels[labelled]
 
 
 def pixel_features(split):

@@ -8,8 +8,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from .config import fields_of
 from .files import StoreError, arrays_digest, read_arrays, read_json, sweep, to_json, write_arrays, write_atomic
 from .locks import Lock, place
@@ -200,6 +198,8 @@ class Grid:
         """One row per run that was asked for; a run without a record has the status 'failed' if it left an error, else
         'missing', and no metrics. The floors' metrics are columns too: floor_psnr (visible-neighbour mean) and floor_probe
         (raw pixels)."""
+        import pandas as pd
+
         found = frame([self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])])
         asked = pd.DataFrame(self.runs)
         floors = {key: self.store.load(key) for key in set(asked.get("floor", ())) if self.store.has(key)}
@@ -246,6 +246,8 @@ def load(profile, base="results"):
 
 def frame(records):
     """Runs as a pandas frame: config fields, then metrics. Probe columns are test accuracies at the chosen layer."""
+    import pandas as pd  # takes a while, and nothing that trains needs it
+
     rows = []
     for r in records:
         if r["kind"] != "run":
