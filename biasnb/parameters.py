@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import sys
 
 from .config import BiasnbError, ConfigError, check_names, fields_of, full_path, short
 from .experiments import EXPERIMENTS, experiment, fitting, plan
@@ -20,11 +21,23 @@ class NotebookError(BiasnbError):
         self.state = state
 
 
+def import_nbformat():
+    """The module nbformat without the grammars of international addresses, which notebooks do not have and which take
+    jsonschema a second to compile as it is imported: it does without that package where there is none."""
+    grammars = "rfc3987_syntax"
+    absent = sys.modules.setdefault(grammars, None) is None
+    try:
+        import nbformat
+    finally:
+        if absent:
+            del sys.modules[grammars]
+    return nbformat
+
+
 def read(name):
     """The notebook as nbformat's object. Raises ConfigError for an unknown name, NotebookError if it is broken or has lost
     its kernelspec, without which neither JupyterLab nor plain Papermill can run it."""
-    import nbformat
-
+    nbformat = import_nbformat()
     experiment(name)
     path = NOTEBOOKS / f"{name}.ipynb"
     try:

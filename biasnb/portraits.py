@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.ticker import NullFormatter
 
 from .studies import NAMES, done_runs, interval_dots, legend, traits
-from .style import COLOURS, MARKERS, canvas, caption, maps, mixers, plain_log, with_columns
+from .style import COLOURS, MARKERS, canvas, caption, maps, mixers, panels_of, plain_log, with_columns
 
 
 def measured(grid, rows):
@@ -138,8 +138,16 @@ def similarity(grid):
              for r in chosen for i, row in enumerate(r["measures"]["cka"]) for j, value in enumerate(row)]  # fmt: skip
     if not table:
         return None, pd.DataFrame(columns=["mixer", "seed", "layer", "other", "cka"])
-    labels = {f"{r['config']['mixer']}  {traits(r['config']['mixer'])}": np.array(r["measures"]["cka"]) for r in chosen}
-    figure = maps(labels, "", columns=4, own=False, ticks="layer")
+    import seaborn as sns  # takes a while
+
+    figure, axes = panels_of([f"{r['config']['mixer']}  {traits(r['config']['mixer'])}" for r in chosen], columns=4)
+    for ax, record in zip(axes, chosen, strict=True):
+        values = np.array(record["measures"]["cka"])
+        sns.heatmap(values, vmin=0, vmax=1, cmap="viridis", square=True, cbar=False, ax=ax,
+                    annot=len(values) <= 6, fmt=".2f", annot_kws={"size": 7.5})  # fmt: skip
+        ax.set_xlabel("layer", fontsize=8)
+        ax.tick_params("y", rotation=0)
+    figure.colorbar(ax.collections[0], ax=figure.axes, shrink=0.75, label="0: unrelated, 1: the same")
     words = f"linear CKA of token-averaged features between layers 0 (embedding, top left) and L; seed {seed}"
     caption(figure, grid, words, spread="")
     return figure, pd.DataFrame(table)

@@ -14,6 +14,7 @@ from . import pages as templates
 from .evidence import MARKS, METRICS
 from .experiments import EXPERIMENTS
 from .files import StoreError, write_atomic
+from .parameters import import_nbformat
 from .store import ROOT
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
@@ -30,6 +31,7 @@ def write(store, findings=(), folder=None):
     the path of the index. Pages of notebooks that are gone are removed.
 
     `findings` are the verdicts on the claims. Raises StoreError naming a notebook that is not readable."""
+    import_nbformat()
     from jinja2 import DictLoader, Environment, StrictUndefined
     from nbconvert import HTMLExporter
     from traitlets.config import Config

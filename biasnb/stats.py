@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import special
 
 
 def mean_interval(values, level=0.95):
@@ -12,7 +12,7 @@ def mean_interval(values, level=0.95):
     x = x[~np.isnan(x)]
     if len(x) < 2:
         return (float(x[0]) if len(x) else float("nan")), float("nan"), len(x)
-    half = stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    half = special.stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x))
     return float(x.mean()), float(half), len(x)
 
 
@@ -56,8 +56,8 @@ def paired(values, against=0.0):
     left out; below two seeds the interval, sd and p are NaN. Without variance the interval is the mean alone and p is 0, or 1
     if the mean equals `against`."""
     t, mean, sd, n = _t(values, against)
-    half = stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n) if n > 1 else np.nan
-    return Paired(mean, float(mean - half), float(mean + half), n, sd, float(2 * stats.t.sf(abs(t), n - 1)))
+    half = special.stdtrit(n - 1, 0.975) * sd / np.sqrt(n) if n > 1 else np.nan
+    return Paired(mean, float(mean - half), float(mean + half), n, sd, float(2 * special.stdtr(n - 1, -abs(t))))
 
 
 def _flipped_sums(x, exact):
@@ -100,7 +100,7 @@ def not_inferior(values, margin):
     if not margin > 0:
         raise ValueError(f"margin must be above 0, got {margin}")
     t, *_, n = _t(values, -margin)
-    return float(stats.t.sf(t, n - 1))
+    return float(special.stdtr(n - 1, -t))
 
 
 def equivalent(values, margin):
@@ -156,6 +156,8 @@ def page(rows):
     """p that values rise with the level, by Page's trend test (1963): (n blocks, k >= 3 ordered levels); page(-rows) is p that
     they fall. Ties get mean ranks and the p of untied ones, which is approximate. A block with a missing value is left out; NaN
     for n < 2. ValueError for k < 3."""
+    from scipy import stats  # takes a while
+
     rows = np.asarray(rows, float)
     rows = rows[~np.isnan(rows).any(axis=1)]
     return float(stats.page_trend_test(rows).pvalue) if len(rows) > 1 else np.nan
@@ -166,6 +168,8 @@ def kendall(x, y):
     and Pearson 1957). z is that of tau clipped half a step of tau, 2 / (n (n - 1)), short of -1 and 1, and the interval is
     widened to hold tau. Pairs with a missing value are left out; the interval is NaN for n < 5, and tau too where x or y does
     not vary."""
+    from scipy import stats
+
     x, y = np.asarray(x, float), np.asarray(y, float)
     both = ~np.isnan(x) & ~np.isnan(y)
     n = int(both.sum())
@@ -173,7 +177,7 @@ def kendall(x, y):
     if n < 5 or np.isnan(tau):
         return tau, np.nan, np.nan, n
     most = 1 - 2 / (n * (n - 1))
-    z, half = np.arctanh(np.clip(tau, -most, most)), stats.norm.ppf(0.975) * np.sqrt(0.437 / (n - 4))
+    z, half = np.arctanh(np.clip(tau, -most, most)), special.ndtri(0.975) * np.sqrt(0.437 / (n - 4))
     low, high = np.tanh((z - half, z + half))
     return tau, float(min(low, tau)), float(max(high, tau)), n
 
@@ -181,6 +185,8 @@ def kendall(x, y):
 def detectable(n, power=0.8, level=0.05):
     """Smallest mean of n paired differences, in their standard deviations, that a two-sided t test at this level finds with
     this power; NaN for n < 2. ValueError unless 0 < level < power < 1."""
+    from scipy import optimize, stats
+
     if not 0 < level < power < 1:
         raise ValueError(f"needs 0 < level < power < 1, got level {level}, power {power}")
     if n < 2:

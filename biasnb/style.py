@@ -5,13 +5,13 @@ import textwrap
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from .operators import MIXERS
 
-PALETTE = sns.color_palette("colorblind", 10)
+# seaborn's "colorblind" palette, without the second that it takes to import it
+PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
 
 
 class Look(dict):
@@ -29,7 +29,16 @@ COLOURS = Look(lambda i, op: PALETTE[i % len(PALETTE)])
 MARKERS = Look(lambda i, op: "os^DvP*X"[i % 8])
 FLOORS = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
 STYLE = {
-    **sns.axes_style("ticks"),
+    "axes.edgecolor": ".15",
+    "axes.labelcolor": ".15",
+    "text.color": ".15",
+    "xtick.color": ".15",
+    "ytick.color": ".15",
+    "axes.axisbelow": True,
+    "grid.color": ".8",
+    "lines.solid_capstyle": "round",
+    "patch.edgecolor": "w",
+    "patch.force_edgecolor": True,
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -123,21 +132,26 @@ def pictures(rows, width=10.5):
     return figure
 
 
-def maps(panels, title, width=10.5, columns=None, own=True, ticks=None):
-    """Heat maps: label -> (H, W) array, each scaled to its own maximum, or all from 0 to 1; exact zeros stay white."""
-    columns = min(columns or len(panels), len(panels))
-    rows = -(-len(panels) // columns)
+def panels_of(labels, width=10.5, columns=None):
+    """A figure with a square panel under each label, in rows of so many columns, and its axes."""
+    columns = min(columns or len(labels), len(labels))
+    rows = -(-len(labels) // columns)
     figure = Picture(figsize=(width, rows * (width / columns + (0.3 if rows > 1 else 0)) * 0.9 + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for ax, (label, values) in zip(axes, panels.items(), strict=False):
-        shown = np.ma.masked_equal(values / max(values.max(), 1e-12) if own else values, 0)
-        image = ax.imshow(shown, cmap="viridis", vmin=0, vmax=1)
-        ax.set(xticks=range(len(values)) if ticks else [], yticks=range(len(values)) if ticks else [])
-        ax.set_xlabel(ticks or "", fontsize=8)
+    for ax, label in zip(axes, labels, strict=False):
         ax.set_title(label, fontsize=9 if columns < 6 else 7.5)
-    for ax in axes[len(panels) :]:
+    for ax in axes[len(labels) :]:
         ax.set_axis_off()
-    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest" if own else "0: unrelated, 1: the same")
+    return figure, axes[: len(labels)]
+
+
+def maps(panels, title, width=10.5, columns=None):
+    """Heat maps: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
+    figure, axes = panels_of(panels, width, columns)
+    for ax, values in zip(axes, panels.values(), strict=True):
+        image = ax.imshow(np.ma.masked_equal(values / max(values.max(), 1e-12), 0), cmap="viridis", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest")
     if title:
         footer(figure, title)
     return figure

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import isotonic_regression
 
 from .operators import CUBE, MIXERS
 from .stats import kendall, mean_interval
@@ -59,6 +58,8 @@ def name_ends(ax, ends):
     halves = [line * (text.count("\n") + 1.4) / 2 for _, text, *_ in ends]
     stacked = np.cumsum(halves) + np.cumsum([0, *halves])[:-1]  # centres of the names on top of one another, from 0
     if ends:
+        from scipy.optimize import isotonic_regression  # takes a while
+
         moved = isotonic_regression([level - at for (level, *_), at in zip(ends, stacked, strict=True)]).x
         stacked += np.clip(moved, low, max(low, high - 2 * sum(halves)))
     for (_, text, colour, marker), place in zip(ends, stacked, strict=True):

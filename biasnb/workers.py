@@ -35,10 +35,11 @@ def train(configs, store):
     store.tidy()
     needed = {(key(cfg), floor_key(cfg)): cfg for cfg in dict.fromkeys(configs)}
     missing = {keys: cfg for keys, cfg in needed.items() if lacks(keys, store)}
-    count = min(cores(), len(missing), AT_MOST)
+    if not missing:
+        return
     own = any(not isinstance(MIXERS[cfg.mixer].operator, str) for cfg in configs)
-    if count and not own and not on_gpu(configs):
-        return side_by_side(count, missing, store)
+    if not own and not on_gpu(configs):
+        return side_by_side(min(cores(), len(missing), AT_MOST), missing, store)
     from . import run as runs  # torch is needed only here
 
     for i, cfg in enumerate(missing.values(), 1):

@@ -431,13 +431,15 @@ def test_a_second_run_of_the_same_notebook_is_refused_naming_host_and_process(bu
 
 # ---- signals to the suite -------------------------------------------------------------------------------------------
 
-TWO = ("20_trio", "90_paper")
+TWO = ("29_precision", "90_paper")
 GATE = """import pathlib, time
 pathlib.Path("started-{}").write_text("")
 while not pathlib.Path("go").exists():
     time.sleep(0.05)"""
-TRIO = (
-    'from biasnb import experiments, tables\ngrid = experiments.run("20_trio", profile, overrides)\ntables.make("trio", grid)'
+TRAIN = (
+    "from biasnb import experiments, tables\n"
+    'grid = experiments.run("29_precision", profile, overrides)\n'
+    'tables.make("summary", grid)'
 )
 
 
@@ -452,8 +454,8 @@ def story(tmp_path_factory, decoded):
     folder = tmp_path_factory.mktemp("story")
     shutil.copytree(decoded, folder / "runs/cache")
     for name in TWO:
-        write_notebook(folder, name, *([TRIO] if name == "20_trio" else []), GATE.format(name))
-    words, store = ("reproduce", "--profile", "smoke", "mixer=mixer,igpt", "seed=0", "depth=1", "steps=300"), store_of(folder)
+        write_notebook(folder, name, *([TRAIN] if name == "29_precision" else []), GATE.format(name))
+    words, store = ("reproduce", "--profile", "smoke", "mixer=mixer,igpt", "precision=fp32", "steps=300"), store_of(folder)
     found = {"folder": folder}
 
     def begun_to_train():
