@@ -149,7 +149,7 @@ def compare(calm, wild, profile):
     return one
 
 
-def campaign(top, words, count, seed, shortest=0.5, longest=30.0, say=print):
+def campaign(top, words, count, seed, shortest=0.5, longest=12.0, say=print):
     """Raises Trouble; returns the lines of a summary."""
     profile, rng, began = words[words.index("--profile") + 1], random.Random(seed), time.monotonic()
     calm, wild = checkout(top / "calm"), checkout(top / "wild")
@@ -170,7 +170,7 @@ def main():
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=None, help="of the moments and ways (default: drawn, and printed)")
     parser.add_argument("--shortest", type=float, default=0.5, help="seconds to the next kill, at least")
-    parser.add_argument("--longest", type=float, default=30.0, help="and at most; log-uniform between")
+    parser.add_argument("--longest", type=float, default=12.0, help="and at most; log-uniform between")
     parser.add_argument("--folder", type=Path, help="where to run (default: a temporary folder, removed if all went well)")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="the command (default: reproduce --profile smoke steps=60)")
     args = parser.parse_args()
