@@ -25,7 +25,7 @@ from .locks import Held
 from .model import build, context_coverage, flop_per_image, parameters_by_part
 from .pretext import evaluate, evaluation_draw, examples, sample
 from .probe import probe_network, probe_pixels
-from .train import Diverged, pretrain
+from .train import Apart, Diverged, pretrain, pretrain_together
 
 SHOWN = 10  # images whose reconstructions are kept
 WATCHED = 32  # images that measures run on
@@ -122,15 +122,55 @@ def run(cfg, store, prefix=""):
     with store.claim(k) as lock:
         if store.has(k):
             return store.load(k)
-        try:
-            return _run(cfg, k, store, prefix, lock)
-        except Held:  # what becomes of the run is another's to say
-            raise
-        except BaseException as error:
-            error = explained(error, cfg)
-            with contextlib.suppress(StoreError):
-                write_atomic(store.path(k, ".error"), f"{type(error).__name__}: {error}\n")
-            raise error from None
+        with noting_errors(store, cfg):
+            steps = _run(cfg, store, lock)
+            job = next(steps)
+            try:
+                outcome = pretrain(*job, f"{prefix}{describe(cfg)}") if job else None
+            except Diverged as error:
+                outcome = error
+            return finish(steps, outcome)
+
+
+def run_together(configs, store, prefix=""):
+    """The records of Configs that differ in their seed only, those that are missing trained as one program: each as `run`
+    would make it, up to rounding, with "seeds_together" in it. Raises as `run` does."""
+    with contextlib.ExitStack() as stack:
+        claimed = {cfg: stack.enter_context(store.claim(key(cfg))) for cfg in configs if not store.has(key(cfg))}
+        missing = [cfg for cfg in claimed if not store.has(key(cfg))]
+        for cfg in missing:
+            stack.enter_context(noting_errors(store, cfg))
+        if len(missing) > 1:
+            runs = [_run(cfg, store, claimed[cfg], len(missing)) for cfg in missing]
+            jobs = [next(steps) for steps in runs]
+            try:
+                for steps, log in zip(runs, pretrain_together(jobs, f"{prefix}{describe(missing[0])} ff."), strict=True):
+                    finish(steps, log)
+            except (Diverged, Apart) as error:
+                print(f"{describe(missing[0])}: one after the other, as {error}", flush=True)
+    return [run(cfg, store, prefix) for cfg in configs]
+
+
+@contextlib.contextmanager
+def noting_errors(store, cfg):
+    """Leave what goes wrong with a run in `<key>.error`."""
+    try:
+        yield
+    except Held:  # what becomes of the run is another's to say
+        raise
+    except BaseException as error:
+        error = explained(error, cfg)
+        with contextlib.suppress(StoreError):
+            write_atomic(store.path(key(cfg), ".error"), f"{type(error).__name__}: {error}\n")
+        raise error from None
+
+
+def finish(steps, outcome):
+    """Go on with a run whose training left this log, or raised this error; returns its record."""
+    try:
+        steps.throw(outcome) if isinstance(outcome, Diverged) else steps.send(outcome)
+    except StopIteration as end:
+        return end.value
 
 
 def explained(error, cfg):
@@ -160,7 +200,10 @@ def second(cfg, **data):
     return replace(cfg, **{"data_dir": "", **data}, images=0, permute="none", augment="none")
 
 
-def _run(cfg, k, store, prefix, lock):
+def _run(cfg, store, lock, together=1):
+    """The steps of a run: yields what `pretrain` takes, or None if there is nothing to train, is sent its log or thrown its
+    Diverged, and returns the record."""
+    k = key(cfg)
     data, model = prepare(cfg)
     palette, device = model.palette, model.mean.device
     about = {"data": data.fingerprint, "palette": palette.hash if palette else None, "device": device.type}
@@ -185,8 +228,10 @@ def _run(cfg, k, store, prefix, lock):
     scores = {part: {"loss": None, "psnr": None, "accuracy": None} for part in ("val", "test")}
     log = {"history": [], "speeds": [], "seconds": 0.0}
     try:
-        if cfg.pretext != "none":
-            log = pretrain(planned, data, model, checkpoints, f"{prefix}{describe(cfg)}")
+        if cfg.pretext == "none":
+            yield None
+        else:
+            log = yield planned, data, model, checkpoints
             scores = {part: evaluate(model, getattr(data, part), part) for part in scores}
         lost = Diverged(planned.steps, [row["loss"] for row in log["history"][-1:]], log["history"])
         if not finite(scores):
@@ -219,6 +264,8 @@ def _run(cfg, k, store, prefix, lock):
             "images_per_second": statistics.median(log["speeds"][1:] or log["speeds"] or [0.0]),
             "wall_seconds": log["seconds"],
         }
+        if together > 1:
+            record["seeds_together"] = together
         lock.check()
         weights = {name: p.cpu().contiguous() for name, p in model.state_dict().items()}
         write_atomic(store.path(k, ".safetensors"), save_tensors(weights, {"config": json.dumps(relevant(cfg))}))

@@ -1,4 +1,4 @@
-"""The training loop: schedule, optimiser, one page from batch to update."""
+"""The training loop: schedule, optimiser, one page from batch to update; of one network, or of several seeds as one."""
 
 import math
 import statistics
@@ -11,6 +11,7 @@ from .data import augmentation, generator
 from .interrupts import Interrupts
 from .pretext import LOSSES, draw
 from .progress import Progress
+from .seeds import Stack
 
 
 class Diverged(BiasnbError):
@@ -40,62 +41,120 @@ def optimiser(model, cfg):
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
 
 
+class Apart(BiasnbError):
+    """Networks that cannot be trained as one program, as they stand at different steps."""
+
+
+class Views:
+    """What a network is given at each step: a batch of its pool, augmented, and what its task needs beside it. Every random
+    draw comes from a stream named by seed, purpose and step."""
+
+    def __init__(self, cfg, pool):
+        self.cfg, self.pool, self.epoch, self.order = cfg, pool, None, None
+
+    def at(self, step):
+        """((batch, S, S, 3) uint8 images, what `pretext.draw` gives)."""
+        cfg, n, device = self.cfg, len(self.pool.labels), self.pool.images.device
+        epoch, i = divmod(step, n // cfg.batch)
+        if epoch != self.epoch:
+            self.order = torch.randperm(n, generator=generator(device, cfg.seed, "order", epoch), device=device)
+            self.epoch = epoch
+        rng = generator(device, cfg.seed, "masks", step)
+        chosen = self.order[i * cfg.batch : (i + 1) * cfg.batch]
+        given = draw(cfg, self.pool.labels[chosen], rng)
+        return augmentation(cfg.batch, cfg.image_size, cfg.augment, rng)(self.pool.images[chosen]), given
+
+
+def gradients(net, cfg, views):
+    """Forward and backward of a network, or of a Stack of S: ((S,) losses, (S,) norms before clipping), on their device."""
+    device = views[0][0].device
+    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        losses = LOSSES[cfg.pretext](net, *views[0])[None] if len(views) == 1 else net.losses(views)
+    net.zero_grad()
+    losses.sum().backward()
+    if len(views) > 1:
+        return losses.detach(), net.clip(cfg.clip)
+    return losses.detach(), torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip)[None]
+
+
 def pretrain(cfg, data, model, checkpoints=None, label=None):
     """Train `model` in place on data.pool.
 
-    Every random draw comes from a stream named by seed, purpose and step, so a run goes on from a checkpoint exactly
-    as if it had never stopped. Returns {"history": rows of {step, loss, lr, gradient_norm, weight_norm},
-    "speeds": images/s of each row's window, "seconds": of training}. Raises Diverged before an update that is not finite.
+    A run goes on from a checkpoint exactly as if it had never stopped. Returns {"history": rows of {step, loss, lr,
+    gradient_norm, weight_norm}, "speeds": images/s of each row's window, "seconds": of training}. Raises Diverged before
+    an update that is not finite.
     """
-    device, pool = data.pool.images.device, data.pool
-    solver = optimiser(model, cfg)
-    step, log = 0, {"history": [], "window": [], "speeds": [], "seconds": 0.0}
-    if checkpoints:
-        step, log = checkpoints.resume(model, solver) or (step, log)
-    n, per_epoch = len(pool.labels), len(pool.labels) // cfg.batch
-    every = max(1, cfg.steps // 50)
+    return pretrain_together([(cfg, data, model, checkpoints)], label)[0]
+
+
+def pretrain_together(jobs, label=None):
+    """Train the networks of jobs (cfg, data, model, checkpoints) that differ in their seed only as one program, each as
+    `pretrain` would alone, up to rounding. Returns a log for each. Raises Diverged if one of them does, Apart if their
+    checkpoints are of different steps."""
+    (cfg, data, model, checkpoints), models = jobs[0], [job[2] for job in jobs]
+    views = [Views(one, its.pool) for one, its, *_ in jobs]
+    solvers = [optimiser(net, one) for one, _, net, _ in jobs]
+    found = [kept and kept.resume(net, solver) for (*_, net, kept), solver in zip(jobs, solvers, strict=True)]
+    steps, logs = zip(*(f or (0, {"history": [], "window": [], "speeds": [], "seconds": 0.0}) for f in found), strict=True)
+    if len(set(steps)) > 1:
+        raise Apart(f"checkpoints are of steps {sorted(set(steps))}")
+    net = model if len(jobs) == 1 else Stack(models, solvers)
+    solver = solvers[0] if len(jobs) == 1 else net.gather(optimiser(net.net, cfg))
+    step, every, at_once = steps[0], max(1, cfg.steps // 50), data.pool.images.device.type == "cpu"
+    recent = []  # (step, losses and norms that are still on the device)
+    losses, norms = ([math.nan] * len(jobs) for _ in range(2))  # the last that were looked at
+
+    def look():
+        for at, numbers in recent:
+            losses[:], norms[:] = numbers.tolist()
+            for log, loss, norm in zip(logs, losses, norms, strict=True):
+                log["window"].append(loss)
+                if not math.isfinite(loss + norm):
+                    before = [row["loss"] for row in log["history"][-1:]] + log["window"][:-1]
+                    raise Diverged(at, before, log["history"])
+        recent.clear()
+
     report = Progress(label or cfg.mixer, cfg.steps, step)
-    order = order_epoch = None
     mark, marked = time.perf_counter(), step
     with Interrupts() as interrupts:
         while step < cfg.steps:
-            epoch, i = divmod(step, per_epoch)
-            if epoch != order_epoch:
-                order = torch.randperm(n, generator=generator(device, cfg.seed, "order", epoch), device=device)
-                order_epoch = epoch
-            rng = generator(device, cfg.seed, "masks", step)
-            chosen = order[i * cfg.batch : (i + 1) * cfg.batch]
-            given = draw(cfg, pool.labels[chosen], rng)
-            images = pool.images[chosen]
-            images = augmentation(cfg.batch, cfg.image_size, cfg.augment, rng)(images)
-
             for group in solver.param_groups:
                 group["lr"] = learning_rate(cfg, step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-                loss = LOSSES[cfg.pretext](model, images, given)
-            solver.zero_grad()
-            loss.backward()
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip))
-            loss = loss.item()
-            log["window"].append(loss)
-            if not math.isfinite(loss + norm):
-                raise Diverged(step, [row["loss"] for row in log["history"][-1:]] + log["window"][:-1], log["history"])
+            recent.append((step, torch.stack(gradients(net, cfg, [view.at(step) for view in views]))))
+            row = (step + 1) % every == 0 or step + 1 == cfg.steps
+            if at_once or row:
+                look()
+            else:  # until somebody looks, nothing is updated once a number is not finite
+                lost = (~recent[-1][1].isfinite()).any().float()
+                solver.found_inf = lost.maximum(getattr(solver, "found_inf", lost))
             solver.step()
 
             step += 1
             now = time.perf_counter()
-            if step % every == 0 or step == cfg.steps:
-                mean = statistics.fmean(log["window"])
-                size = float(torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()])).norm())
-                row = {"step": step, "loss": mean, "lr": group["lr"], "gradient_norm": norm, "weight_norm": size}
-                log["history"].append(row)
-                log["speeds"].append((step - marked) * cfg.batch / (now - mark))
-                log["window"].clear()
-                log["seconds"] += now - mark
+            if row:
+                for log, norm, size in zip(logs, norms, weight_norms(net, len(jobs)), strict=True):
+                    line = {"step": step, "loss": statistics.fmean(log["window"]), "lr": group["lr"]}
+                    log["history"].append({**line, "gradient_norm": norm, "weight_norm": size})
+                    log["speeds"].append((step - marked) * cfg.batch / (now - mark))
+                    log["window"].clear()
+                    log["seconds"] += now - mark
                 mark, marked = now, step
-            report(step, f"loss {loss:.4f}")
+            report(step, f"loss {losses[0]:.4f}")
             if checkpoints and (interrupts.caught or checkpoints.due(now) or step == cfg.steps):
-                checkpoints.save(step, model, solver, log)
+                look()
+                if net is not model:
+                    net.scatter(solver)
+                for (*_, one, its), its_solver, log in zip(jobs, solvers, logs, strict=True):
+                    its.save(step, one, its_solver, log)
             interrupts.stop()
-    report.finish(f"loss {log['history'][-1]['loss']:.4f}, trained")
-    return log
+    if net is not model:
+        net.scatter(solver)
+    report.finish(f"loss {logs[0]['history'][-1]['loss']:.4f}, trained")
+    return list(logs)
+
+
+def weight_norms(net, count):
+    """Norm of all parameters of each network."""
+    if count > 1:
+        return net.norms([p.detach() for p in net.parameters()]).tolist()
+    return [float(torch.stack(torch._foreach_norm([p.detach() for p in net.parameters()])).norm())]

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from .config import BiasnbError, Config
@@ -38,13 +38,24 @@ def train(configs, store):
     if not missing:
         return
     own = any(not isinstance(MIXERS[cfg.mixer].operator, str) for cfg in configs)
-    if not own and not on_gpu(configs):
+    on_cpu = not on_gpu(configs)
+    if on_cpu and not own:
         return side_by_side(min(cores(), len(missing), AT_MOST), missing, store)
     from . import run as runs  # torch is needed only here
 
-    for i, cfg in enumerate(missing.values(), 1):
-        runs.floor(cfg, store)
-        runs.run(cfg, store, f"run {i}/{len(missing)}: ")
+    done = 0
+    for group in [[cfg] for cfg in missing.values()] if on_cpu else seeds_of(missing.values()):
+        runs.floor(group[0], store)
+        runs.run_together(group, store, f"run {done + 1}/{len(missing)}: ")
+        done += len(group)
+
+
+def seeds_of(configs):
+    """Lists of Configs that differ in their seed only."""
+    groups = {}
+    for cfg in configs:
+        groups.setdefault(replace(cfg, seed=0), []).append(cfg)
+    return list(groups.values())
 
 
 def cores():

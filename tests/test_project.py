@@ -16,7 +16,7 @@ ORDER = [
     "operators", "config", "processes", "interrupts", "files", "locks", "keys", "store", "environment",
     "photographs", "leaves", "images", "downloads", "data", "palette", "embed",
     "positions", "mixing", "model", "pretext", "baselines", "probe", "compare", "measure", "proof", "progress",
-    "checkpoint", "train", "run", "pretrained", "workers", "tune", "stats", "style", "studies", "portraits", "trends",
+    "checkpoint", "seeds", "train", "run", "pretrained", "workers", "tune", "stats", "style", "studies", "portraits", "trends",
     "figures", "tables", "evidence", "hypotheses", "claims", "verdicts", "grids", "experiments", "parameters", "notebook",
     "pages", "report", "suite", "sheet", "__main__",
 ]  # fmt: skip
