@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, short
+from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, nearest, short
 from .experiments import EXPERIMENTS, experiment, fitting, plan
 from .interrupts import TIME_UP, Stopped, seconds_of, watched
 from .keys import key
@@ -189,6 +189,25 @@ def verify(args):
         raise BiasnbError(f"profile: nothing of {args.profile!r} could be verified, as its data are not here; give --data-dir")
 
 
+def bench(args):
+    from .bench import PARTS, bench
+
+    for name in args.parts:
+        if name not in PARTS:
+            raise ConfigError(f"part: {name!r} is not one of {list(PARTS)}; did you mean {nearest(name, PARTS)!r}?")
+    print(bench(args.parts or list(PARTS)))
+
+
+def cost(args):
+    from .cost import predict
+
+    rows, lines = predict(args.profile, typed(args.settings))
+    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]}
+    for row in [{name: name for name in widths}, *rows]:
+        print("  ".join(f"{row[name]!s:{'<' if name == 'notebook' else '>'}{width}}" for name, width in widths.items()))
+    print("\n".join(lines))
+
+
 def sheet(args):
     from .sheet import write
 
@@ -314,6 +333,17 @@ def parser():
     p = command("report", report, "your executed notebooks and claims as static HTML", "report --profile quick")
     p = command("verify", verify, "re-evaluate published networks and compare with the records", "verify --profile quick")
     p.add_argument("--data-dir", default="", help="where the data of the networks lie, if it is a folder")
+    p = command(
+        "plan",
+        cost,
+        "time, memory and FLOP of a profile before it is trained, by a minute's calibration",
+        "plan --profile laptop",
+    )
+    settable(p)
+    p = commands.add_parser("bench", help="training speed of this machine beside timm's parts; writes runs/bench.json",
+                            epilog="Example: biasnb bench operators suite")  # fmt: skip
+    p.set_defaults(action=bench)
+    p.add_argument("parts", nargs="*", metavar="PART", help="operators, sizes, seeds, suite (default: all)")
     p = commands.add_parser("lint", help="check that every notebook can be run with parameters", epilog="Example: biasnb lint")
     p.set_defaults(action=lint)
     p = commands.add_parser("sheet", help="fill REPRODUCIBILITY.md from the committed records", epilog="Example: biasnb sheet")

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from itertools import chain, count, repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -16,16 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from . import train
 from .config import BiasnbError, configure
-from .cost import activations
-from .data import Data, Split
+from .cost import activations, networks, noise, stepper
 from .embed import patchify
 from .environment import environment
 from .files import to_json, write_atomic
-from .model import build, flop_per_image
-from .palette import fit
-from .seeds import Stack
+from .model import flop_per_image
 from .store import ROOT
 
 WINDOWS, SECONDS = 5, 0.5  # of each thing that is measured
@@ -72,33 +68,6 @@ def ceilings(device):
 
 
 # ---- steps ------------------------------------------------------------------------------------------------------------
-
-
-def noise(cfg, device):
-    """Random images as a data set of the right size."""
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (20 * cfg.batch, cfg.image_size, cfg.image_size, 3), generator=rng, dtype=torch.uint8)
-    split = Split(images.to(device), torch.arange(len(images), device=device) % 10)
-    return Data("noise", tuple("0123456789"), split, split, split, split, "noise")
-
-
-def ours(cfg, device, seeds=1):
-    """A step of `train.pretrain_together` as a function."""
-    configs, data = [replace(cfg, seed=seed) for seed in range(seeds)], noise(cfg, device)
-    models = [build(one, data.stats(), fit(data.pool.images, cfg.colours) if cfg.uses_palette else None, device, 10)
-              for one in configs]  # fmt: skip
-    solvers, views = [train.optimiser(model, cfg) for model in models], [train.Views(one, data.pool) for one in configs]
-    net = models[0] if seeds == 1 else Stack(models, solvers)
-    solver, at = solvers[0] if seeds == 1 else net.gather(train.optimiser(net.net, cfg)), count()
-
-    def step():
-        number = next(at)
-        numbers = torch.stack(train.gradients(net, cfg, [view.at(number) for view in views]))
-        if device == "cpu":
-            numbers.tolist()
-        solver.step()
-
-    return step
 
 
 class ConvBlock(nn.Module):
@@ -149,8 +118,8 @@ def theirs(cfg, device, loader=False):
     try:
         net = Timm(cfg).to(device)
     except ImportError as error:
-        raise BiasnbError(f"{error.name}: not installed, and the benchmark compares with it; pip install {error.name}") from None
-    solver, pool = torch.optim.AdamW(net.parameters(), lr=cfg.lr), noise(cfg, device).pool.images
+        raise BiasnbError(f"{error.name}: not installed, and is what is compared with; pip install {error.name}") from None
+    solver, pool = torch.optim.AdamW(net.parameters(), lr=cfg.lr), noise(cfg, device, 20 * cfg.batch).pool.images
     epochs = chain.from_iterable(repeat(DataLoader(Images(pool.cpu()), cfg.batch, shuffle=True, drop_last=True)))
 
     def step():
@@ -194,8 +163,7 @@ def base(**fields):
 
 def row(cfg, device, ceiling, speeds):
     """A line of the tables: images/s of each step, and what the suite's makes of the machine."""
-    data = noise(cfg, device)
-    model = build(cfg, data.stats(), fit(data.pool.images, cfg.colours) if cfg.uses_palette else None, device, 10)
+    _, (model,) = networks(cfg, device, 20)
     flop, images = 3 * flop_per_image(model), {name: speed * cfg.batch for name, speed in speeds.items()}
     best = max((name for name in images if name in ("fp32", "bf16")), key=images.get)
     moved = 2 * activations(cfg, model)  # written once and read once
@@ -214,7 +182,7 @@ def row(cfg, device, ceiling, speeds):
 
 def measured(cfg, device, ceiling, **others):
     """The row of a Config: the suite's step in both arithmetics, and other steps beside it."""
-    steps = {precision: ours(replace(cfg, precision=precision), device) for precision in ("fp32", "bf16")}
+    steps = {precision: stepper(replace(cfg, precision=precision), device) for precision in ("fp32", "bf16")}
     return row(cfg, device, ceiling, rates({**steps, **others}))
 
 
@@ -241,7 +209,7 @@ def seeds(device, ceiling):
     for mixer in TRIO:
         for width in (16, 64):
             cfg = base(mixer=mixer, width=width, kernel=3, batch=32)
-            speed = rates({str(n): ours(cfg, device, n) for n in (1, 3, 5)})
+            speed = rates({str(n): stepper(cfg, device, n) for n in (1, 3, 5)})
             gains = {f"{n} seeds / one": round(n * speed[str(n)] / speed["1"], 2) for n in (3, 5)}
             yield {"mixer": mixer, "N": cfg.grid**2, "D": width, "batch": cfg.batch, **gains}
 
@@ -255,7 +223,7 @@ def suite(device, ceiling):
         path = Path(folder) / "empty.ipynb"
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
         python = [sys.executable, "-c"]
-        draw = "from biasnb import store, suite; suite.render_grid(store.Store('quick', 'results').grids()[0], suite.Path('{}'))"
+        draw = "from biasnb.suite import *; render_grid(Store('quick', 'results').grids()[0], Path('{}'))"
         for name, command in {
             "biasnb --help": [sys.executable, "-m", "biasnb", "--help"],
             "import torch": [*python, "import torch"],

@@ -77,6 +77,12 @@ def gradients(net, cfg, views):
     return losses.detach(), torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip)[None]
 
 
+def guard(solver, numbers):
+    """Let an optimiser update nothing from now on if a number is not finite, without waiting for the numbers."""
+    lost = (~numbers.isfinite()).any().float()
+    solver.found_inf = lost.maximum(getattr(solver, "found_inf", lost))
+
+
 def pretrain(cfg, data, model, checkpoints=None, label=None):
     """Train `model` in place on data.pool.
 
@@ -124,9 +130,8 @@ def pretrain_together(jobs, label=None):
             row = (step + 1) % every == 0 or step + 1 == cfg.steps
             if at_once or row:
                 look()
-            else:  # until somebody looks, nothing is updated once a number is not finite
-                lost = (~recent[-1][1].isfinite()).any().float()
-                solver.found_inf = lost.maximum(getattr(solver, "found_inf", lost))
+            else:
+                guard(solver, recent[-1][1])
             solver.step()
 
             step += 1

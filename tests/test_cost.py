@@ -1,0 +1,128 @@
+"""What runs cost: predicted, and measured beside timm's parts."""
+
+import functools
+import io
+
+import pytest
+from synthetic import record_of
+
+from biasnb import bench, cost
+from biasnb.__main__ import main
+from biasnb.config import Config, configure
+from biasnb.experiments import EXPERIMENTS, plan
+from biasnb.files import read_json
+from biasnb.keys import key
+from biasnb.store import Store
+
+SMALL = {"image_size": 8, "width": 8, "heads": 2, "kernel": 3, "batch": 16}
+
+
+def small(**fields):
+    return configure("smoke", **{**SMALL, **fields})
+
+
+@pytest.mark.parametrize("mixer", ["conv", "full", "igpt", "mixer"])
+def test_what_is_kept_for_the_backward_pass_grows_with_every_block_alike(mixer):
+    kept = []
+    for depth in (1, 2, 3):
+        cfg = small(mixer=mixer, depth=depth)
+        kept.append(cost.activations(cfg, cost.networks(cfg, "cpu", 20)[1][0]))
+    assert kept[2] - kept[1] == kept[1] - kept[0] > 4 * cfg.grid**2 * cfg.width * 4  # bytes; four tokens and more
+
+
+def calibration(configs, seconds=None):
+    """As if an image took a second per GFLOP to train on, and a tenth to look at."""
+    found = {None: 1e9}
+    for cfg in configs:
+        flop = 1_000_000 * (cfg.depth + 1)
+        found[cfg] = {"flop": flop, "parameters": 100 * cfg.depth, "step": flop / 1e9, "forward": flop / 1e10, "bytes": flop}
+    return found
+
+
+def test_a_prediction_is_linear_in_depth_steps_and_batch():
+    asked = [small(mixer="conv", depth=depth, steps=steps, batch=batch)
+             for depth, steps, batch in ((1, 100, 16), (4, 100, 16), (4, 200, 16), (4, 200, 32))]  # fmt: skip
+    shapes = {cost.shape(cfg, depth) for cfg in asked for depth in (1, 2)}
+    predictor = cost.Predictor(calibration(shapes))
+    assert [predictor.run(cfg)["training"] for cfg in asked] == pytest.approx([3.2, 8.0, 16.0, 32.0])
+    assert predictor.run(asked[3])["bytes"] == 16 * 400 + 32 * 5_000_000
+
+
+def test_what_was_not_timed_takes_the_rate_of_its_mixer():
+    one, two = (cost.shape(small(mixer="conv", width=width), 1) for width in (8, 16))
+    other = cost.shape(small(mixer="full"), 1)
+    found = {one: {"flop": 10, "parameters": 1, "step": 5.0, "forward": 1.0, "bytes": 20}, None: 1.0,
+             two: {"flop": 30, "parameters": 1}, other: {"flop": 20, "parameters": 1}}  # fmt: skip
+    predictor = cost.Predictor(found)
+    assert (predictor.found[two]["step"], predictor.found[other]["bytes"]) == (15.0, 40)
+
+
+def test_a_run_under_an_equal_budget_has_the_steps_that_it_affords():
+    cfg = small(mixer="igpt", budget="flop", steps=100)
+    shapes = [cost.shape(cfg, depth, **fields) for depth in (1, 2) for fields in ({}, cost.identity(cfg))]
+    found = calibration(shapes)
+    for shape in shapes[0], shapes[2]:
+        found[shape]["flop"] *= 4
+    assert cost.Predictor(found).run(cfg)["training"] == pytest.approx(25 * 16 * 2e-3)
+
+
+def test_a_plan_lists_every_notebook_counts_a_run_once_and_says_how_far_off_it_was(root, monkeypatch, capsys):
+    monkeypatch.setattr(cost, "calibrate", calibration)
+    assert main(["plan", "--profile", "smoke"]) == 0
+    first = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in first.splitlines() if line.split()[0] in EXPERIMENTS}
+    assert list(rows) == list(EXPERIMENTS)
+    assert sum(int(row[2]) for row in rows.values()) == len(
+        {key(cfg) for name in EXPERIMENTS for cfg in plan(name, "smoke")[1]}
+    )
+    assert rows["20_trio"][1] == "12" and "times what it took" not in first
+    for cfg in plan("20_trio", "smoke")[1]:
+        record = record_of(cfg)
+        Store("smoke").save(record | {"wall_seconds": 2 * cfg.steps * cfg.batch * 1e-3 * (cfg.depth + 1)})
+    assert main(["plan", "--profile", "smoke", "depth=1,2"]) == 0
+    again = capsys.readouterr().out
+    assert "Of 12 runs that are done here, training was predicted at 0.50 times" in again
+
+
+def test_calibration_measures_in_processes_of_its_own():
+    configs = [cost.shape(small(mixer=mixer, pretext=pretext), 1) for mixer, pretext in (("conv", "bert"), ("igpt", "none"))]
+    found = cost.calibrate(configs, seconds=60)
+    assert found.keys() == {None, *configs} and found[None] > 1e6
+    assert found[configs[0]]["step"] > 0 and found[configs[1]]["step"] == 0
+    assert all(one["forward"] > 0 and one["flop"] > 0 for cfg, one in found.items() if cfg)
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    monkeypatch.setattr(bench, "rates", functools.partial(bench.rates, windows=1, seconds=0.001))
+
+
+@pytest.mark.parametrize("mixer", bench.TRIO)
+def test_a_row_of_the_benchmark_compares_with_the_same_network_from_timm(fast, mixer):
+    cfg = small(mixer=mixer, depth=2)
+    parts = {name: bench.theirs(cfg, "cpu", loader=name == "loader") for name in ("timm", "loader")}
+    row = bench.measured(cfg, "cpu", bench.ceilings("cpu"), **parts)
+    assert row["best"] in ("fp32", "bf16") and row["best / timm"] > 0 and row["best / loader"] > 0
+    assert row["N"] == 16 and row["MFLOP/image"] > 0 and row["MB"] > 0
+    ours, timm = cost.networks(cfg, "cpu", 20)[1][0], bench.Timm(cfg)
+    biases = sum(p.numel() for name, p in timm.named_parameters() if name.endswith("bias"))
+    count = sum(p.numel() for p in timm.parameters()) - biases
+    assert count == pytest.approx(sum(p.numel() for p in ours.parameters()), rel=0.03)
+
+
+def test_the_benchmark_prints_and_writes_its_rows(root, fast, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "ROOT", root)
+    monkeypatch.setattr(bench, "TRIO", ("conv_dense",))
+    monkeypatch.setattr(bench, "base", lambda **fields: small(**{**SMALL, **fields}))
+    path = bench.bench(["seeds"], io.StringIO())
+    found = read_json(path)
+    assert [row["mixer"] for row in found["seeds"]] == ["conv_dense"] * 2
+    assert found["seeds"][0].keys() >= {"3 seeds / one", "5 seeds / one"} and found["ceilings"]["copy, GB/s"] > 0
+    assert main(["bench", "seds"]) == 2 and "did you mean 'seeds'" in capsys.readouterr().err
+
+
+def test_every_shape_of_every_profile_can_be_asked_for():
+    for profile in ("smoke", "quick", "laptop", "paper"):
+        for name in EXPERIMENTS:
+            for cfg in plan(name, profile)[1]:
+                assert isinstance(cost.shape(cfg, 2, **cost.identity(cfg)), Config)

@@ -1,0 +1,160 @@
+"""Several seeds trained as one program are the networks that each would be alone."""
+
+import math
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from biasnb import checkpoint, data, model, palette, pretext, run, seeds, train, workers
+from biasnb.config import ConfigError, configure
+from biasnb.keys import key
+from biasnb.operators import MIXERS
+from biasnb.store import Store
+
+TASKS = (("bert", "rgb", "rgb"), ("bert", "palette", "palette"), ("ar", "rgb", "palette"), ("denoise", "rgb", "rgb"),
+         ("supervised", "quantised", "rgb"))  # fmt: skip
+LOSS, WEIGHTS = 1e-5, 1e-5  # what rounding may change, relative; docs/performance.md
+FIELDS = {"image_size": 8, "patch": 2, "width": 8, "heads": 2, "kernel": 3, "depth": 2, "colours": 8, "batch": 16, "steps": 8}
+
+
+def jobs_of(images, folder=None, n=3, **fields):
+    """Jobs as `pretrain_together` takes them, each with images of its own, as seeds have."""
+    jobs = []
+    for seed in range(n):
+        cfg = configure("smoke", **{**FIELDS, **fields}, seed=seed)
+        pool = data.Split(images(64, 8, seed), torch.arange(64) % 4)
+        noise = data.Data("noise", tuple("abcd"), pool, pool, pool, pool, "f")
+        colours = palette.fit(pool.images, cfg.colours) if cfg.uses_palette else None
+        net = model.build(cfg, noise.stats(), colours, classes=4)
+        kept = folder and checkpoint.Checkpoints(folder / str(seed), {"seed": seed}, seconds=3600)
+        jobs.append((cfg, noise, net, kept))
+    return jobs
+
+
+def apart(one, other):
+    """Largest relative difference of the parameters of two networks."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((a - b).norm() / b.norm().clamp(min=1e-6)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_losses_and_gradients_are_those_of_each_network_alone(images, mixer):
+    for task, seen, target in TASKS:
+        try:
+            jobs = jobs_of(images, mixer=mixer, pretext=task, input=seen, target=target)
+        except ConfigError:
+            continue
+        models = [job[2] for job in jobs]
+        for net in models:
+            torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+        views = [train.Views(cfg, noise.pool).at(0) for cfg, noise, *_ in jobs]
+        alone = torch.stack([pretext.LOSSES[task](net, *view) for net, view in zip(models, views, strict=True)])
+        stack = seeds.Stack(models, [train.optimiser(job[2], job[0]) for job in jobs])
+        found = stack.losses(views)
+        torch.testing.assert_close(found, alone, rtol=LOSS, atol=LOSS)
+        alone.sum().backward()
+        found.sum().backward()
+        for name, p in stack.net.named_parameters():
+            for grad, net in zip([None] * 3 if p.grad is None else p.grad, models, strict=True):
+                own = net.get_parameter(name).grad
+                assert (grad is None) == (own is None), name
+                assert own is None or float((grad - own).norm()) <= 1e-5 * float(own.norm()) + 1e-7, f"{task} {name}"
+
+
+@pytest.mark.parametrize(("task", "seen", "target"), TASKS)
+def test_trained_together_each_is_what_it_is_alone(images, task, seen, target):
+    fields = {"mixer": "attn", "pretext": task, "input": seen, "target": target, "augment": "crop", "clip": 0.1}
+    single, several = jobs_of(images, **fields), jobs_of(images, **fields)
+    logs = [train.pretrain(*job) for job in single]
+    for log, other, one, two in zip(logs, train.pretrain_together(several), single, several, strict=True):
+        assert apart(two[2], one[2]) < WEIGHTS
+        assert [row["step"] for row in other["history"]] == [row["step"] for row in log["history"]]
+        for name in ("loss", "lr", "gradient_norm", "weight_norm"):
+            expected = [row[name] for row in log["history"]]
+            assert [row[name] for row in other["history"]] == pytest.approx(expected, rel=1e-4), name
+
+
+def test_interrupted_together_they_go_on_together_or_apart_to_the_same_end(images, tmp_path, monkeypatch):
+    undisturbed = jobs_of(images, tmp_path / "calm")
+    train.pretrain_together(undisturbed)
+    at, calls = train.gradients, []
+
+    def interrupt(*given):
+        calls.append(1)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return at(*given)
+
+    for name, again in (("together", train.pretrain_together), ("apart", lambda jobs: [train.pretrain(*job) for job in jobs])):
+        calls.clear()
+        monkeypatch.setattr(train, "gradients", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.pretrain_together(jobs_of(images, tmp_path / name))
+        monkeypatch.setattr(train, "gradients", at)
+        assert all(len(list((tmp_path / name / str(seed)).glob("00000005-*"))) == 1 for seed in range(3))
+        jobs = jobs_of(images, tmp_path / name)
+        again(jobs)
+        assert all(apart(one[2], other[2]) < WEIGHTS for one, other in zip(jobs, undisturbed, strict=True))
+
+
+def test_states_of_different_steps_cannot_go_on_together(images, tmp_path):
+    train.pretrain(*jobs_of(images, tmp_path)[1])
+    with pytest.raises(train.Apart, match=r"steps \[0, 8\]"):
+        train.pretrain_together(jobs_of(images, tmp_path))
+
+
+def test_until_a_number_that_is_not_finite_is_looked_at_nothing_is_updated(images, monkeypatch):
+    """As on a GPU, where looking takes time: the optimiser is told instead."""
+    cfg, _, net, _ = jobs_of(images)[0]
+    solver, before = train.optimiser(net, cfg), [p.detach().clone() for p in net.parameters()]
+    for p in net.parameters():
+        p.grad = torch.full_like(p, math.nan)
+    train.guard(solver, torch.tensor([[math.nan], [1.0]]))
+    solver.step()
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    train.guard(solver, torch.tensor([[0.5], [1.0]]))  # finite again, and too late
+    solver.step()
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+
+
+@pytest.fixture
+def runs(root, decoded):
+    import shutil
+
+    shutil.copytree(decoded, root / "runs/cache")
+    return [configure("smoke", mixer="conv", seed=seed, steps=6) for seed in (0, 1, 2)]
+
+
+def test_records_are_written_for_each_seed_as_if_run_alone(runs, root, monkeypatch):
+    together = run.run_together(runs, Store("smoke"))
+    monkeypatch.setattr(run, "pretrain_together", None)
+    assert run.run_together(runs, Store("smoke")) == together  # all there: nothing is trained
+    (root / "runs/smoke").rename(root / "runs/together")
+    for cfg, record in zip(runs, together, strict=True):
+        alone = run.run(cfg, Store("smoke"))
+        assert record["key"] == alone["key"] and record["config"] == alone["config"] and record["data"] == alone["data"]
+        assert record.pop("seeds_together") == 3 and record.keys() == alone.keys()
+        assert record["loss"]["test"] == pytest.approx(alone["loss"]["test"], rel=LOSS)
+        assert record["psnr"]["test"] == pytest.approx(alone["psnr"]["test"], abs=1e-3)
+    assert not list(root.rglob("*.error")) and not list((root / "runs").rglob("checkpoints/*/*"))
+
+
+def test_one_that_diverges_leaves_the_others_to_be_trained_alone(runs, root, monkeypatch):
+    losses = seeds.Stack.losses
+    monkeypatch.setattr(seeds.Stack, "losses", lambda self, views: losses(self, views) * torch.tensor([1.0, math.nan, 1.0]))
+    records = run.run_together(runs, Store("smoke"))
+    assert [record["status"] for record in records] == ["done"] * 3
+    assert not any("seeds_together" in record for record in records)
+
+
+def test_on_a_gpu_configs_that_differ_in_their_seed_are_trained_together(runs, root, monkeypatch):
+    asked = [*runs, replace(runs[0], mixer="full")]
+    groups = []
+    monkeypatch.setattr(workers, "on_gpu", lambda configs: True)
+    monkeypatch.setattr(run, "run_together", lambda group, store, prefix: groups.append([key(cfg) for cfg in group]))
+    monkeypatch.setattr(run, "floor", lambda cfg, store: None)
+    workers.train(asked, Store("smoke"))
+    assert groups == [[key(cfg) for cfg in runs], [key(asked[3])]]
