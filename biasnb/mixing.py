@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import operators
-from .positions import Table, add_identity, convolve, linear, masked_softmax, offsets, order, reach, taps_of, window
+from .positions import Table, add_identity, attend, convolve, linear, masked_softmax, offsets, order, reach, taps_of, window
 
 
 def operator(cfg, layer=0):
@@ -182,7 +182,7 @@ class Attention(Mix):
         if self.masks:
             open_ = self.allowed | empty
             bias = open_ if bias is None else bias.masked_fill(~open_, -math.inf)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        y = attend(q, k, v, bias)
         return y * ~empty if self.causal else y
 
     def favour_self(self):

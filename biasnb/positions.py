@@ -42,7 +42,36 @@ def convolve(x, weight, cfg, groups=1):
     x = x.permute(0, 3, 1, 2)
     if cfg.circular:
         x, h = F.pad(x, (h[1], h[1], h[0], h[0]), mode="circular"), [0, 0]
-    return F.conv2d(x, weight, padding=h, groups=groups).permute(0, 2, 3, 1)
+    if groups == 1 or x.device.type != "cpu":
+        return F.conv2d(x, weight, padding=h, groups=groups).permute(0, 2, 3, 1)
+    with torch.autocast("cpu", enabled=False):  # depthwise in bf16 is slower there; docs/performance.md
+        return F.conv2d(wide(x), wide(weight), padding=h, groups=groups).permute(0, 2, 3, 1)
+
+
+def wide(x):
+    """bf16 to fp32, anything else as it is."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def attend(q, k, v, bias=None):
+    """softmax(q k^T / sqrt(d) + bias) v: q, k, v (B, G, N, d), bias (..., N, N) added or, if Boolean, True where allowed.
+
+    In bf16 on a CPU, where the fused form is slow, as products, of as many images at once as stay in the cache; above 256
+    tokens, where products would take much memory, fused in fp32. The choice follows from the shape alone, so that a run goes
+    on as it began; docs/performance.md has the times.
+    """
+    (heads, n, d), narrow = q.shape[1:], q.dtype == torch.bfloat16 and q.device.type == "cpu"
+    if not narrow:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if n > 256:
+        with torch.autocast("cpu", enabled=False):
+            bias = bias if bias is None else wide(bias)
+            return F.scaled_dot_product_attention(wide(q), wide(k), wide(v), attn_mask=bias)
+    if bias is not None and not bias.is_floating_point():
+        bias = torch.zeros(bias.shape, dtype=q.dtype).masked_fill(~bias, -math.inf)
+    parts = zip(*(x.split(max(1, 2**20 // (heads * n * n))) for x in (q * d**-0.5, k, v)), strict=True)
+    scores = ((q @ k.mT, v) for q, k, v in parts)
+    return torch.cat([(s if bias is None else s + bias).softmax(-1) @ v for s, v in scores])
 
 
 def taps_of(cfg, layer):

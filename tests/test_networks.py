@@ -315,3 +315,19 @@ def test_runs_of_one_key_have_weights_of_one_shape(pretext):
         shapes.setdefault(key(cfg), set()).add(tuple(head.shape))
     assert len(shapes) == (3 if pretext in ("bert", "ar", "denoise") else 1)
     assert all(len(found) == 1 for found in shapes.values())
+
+
+def test_the_norm_is_rms_norm_with_its_first_and_second_derivatives_also_over_seeds():
+    rng = torch.Generator().manual_seed(0)
+    x, gain, v = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in ((3, 2, 4, 8), (3, 8), (3, 2, 4, 8)))
+    plain = lambda x, gain: torch.nn.functional.rms_norm(x, (8,), gain, model.EPS)  # noqa: E731
+    found = []
+    for norm in (model.Normalised.apply, plain):
+        inputs = x.clone().requires_grad_(), gain.clone().requires_grad_()
+        y = torch.stack([norm(*pair) for pair in zip(*inputs, strict=True)])
+        first = torch.autograd.grad((y * v).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+        found.append([y, *first, *second])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(torch.func.vmap(model.Normalised.apply)(x, gain), found[1][0])
