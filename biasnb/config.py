@@ -229,7 +229,7 @@ PROFILES = {
         "study_seeds": (0,),
         "levels": {"cube_seed": (0, 1), "cube_pretext": ("bert", "ar"), "rank": (1, 2), "colours": (8, 16), "depth": (1, 2),
                    "width": (8, 16), "patch": (2, 4), "kernel": (1, 3), "mask_rate": (0.5, 0.75), "skip_depth": (1,),
-                   "permute": ("none", "pixels", "patches", "in_patch"), "images": (64, 0), "labelled": (100, 200)},
+                   "permute": ("none", "patches", "pixels"), "images": (64, 0), "labelled": (100, 200)},
     },
     "quick": {
         "about": "embedded photographs, minutes on two CPU cores",

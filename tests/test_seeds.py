@@ -10,7 +10,7 @@ import torch
 from biasnb import checkpoint, data, model, palette, pretext, run, seeds, train, workers
 from biasnb.config import ConfigError, configure
 from biasnb.keys import key
-from biasnb.operators import MIXERS
+from biasnb.operators import MIXERS, TRIO
 from biasnb.store import Store
 
 TASKS = (("bert", "rgb", "rgb"), ("bert", "palette", "palette"), ("ar", "rgb", "palette"), ("denoise", "rgb", "rgb"),
@@ -41,7 +41,7 @@ def apart(one, other):
 
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_losses_and_gradients_are_those_of_each_network_alone(images, mixer):
-    for task, seen, target in TASKS:
+    for task, seen, target in TASKS if mixer in TRIO else (TASKS[1], TASKS[2]):
         try:
             jobs = jobs_of(images, mixer=mixer, pretext=task, input=seen, target=target)
         except ConfigError:
