@@ -276,8 +276,11 @@ def predict(profile, given):
 
 
 def main():
+    import torch
+
     seconds, share = json.loads(sys.stdin.readline())
     configs = [Config(**fields) for fields in share]
+    torch.set_num_threads(1)  # as workers do
 
     def say(cfg, numbers):
         print(json.dumps([cfg and asdict(cfg), numbers]), flush=True)
