@@ -7,8 +7,8 @@ from chaos import Trouble, campaign, compare, content
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory):
     top = tmp_path_factory.mktemp("chaos")
-    words = ["run", "--profile", "smoke", "steps=700"]
-    return top, campaign(top, words, count=3, seed=5, shortest=1.0, longest=5.0)
+    words = ["run", "--profile", "smoke", "steps=400"]
+    return top, campaign(top, words, count=3, seed=5, shortest=1.0, longest=3.0)
 
 
 def test_killed_again_and_again_a_run_ends_with_equal_records(survived):
