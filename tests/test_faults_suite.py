@@ -779,7 +779,7 @@ def bare(tmp_path_factory):
     for name in ("notebooks", "results"):
         shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("quick", "laptop"))
     store = store_of(folder)
-    synthetic.grid(store, seed=[0], depth=[1]).save()
+    synthetic.grid(store, "10_one_run").save()
     return folder, driven(read_only, folder, before=[*before, "-n"])
 
 
@@ -790,8 +790,8 @@ def test_figures_and_figure_notebooks_need_only_runs_to_be_writable_no_network_a
     assert found["net"] == ["lo"] and found["writable"] == []
     code, out, error = found[command]
     if command == "figures":
-        assert code == 0 and "20_trio-trio.md" in out, error
-        assert (folder / "runs/smoke/figures/20_trio-psnr.png").is_file()
+        assert code == 0 and "10_one_run-run.md" in out, error
+        assert (folder / "runs/smoke/figures/10_one_run-curves.png").is_file()
     else:
         assert code == 0, error
         assert (folder / "runs/smoke/notebooks/90_paper.ipynb").is_file()

@@ -43,7 +43,7 @@ def apart(one, other):
 def test_losses_and_gradients_are_those_of_each_network_alone(images, mixer):
     for task, seen, target in TASKS if mixer in TRIO else TASKS[1:3]:
         try:
-            jobs = jobs_of(images, mixer=mixer, pretext=task, input=seen, target=target)
+            jobs = jobs_of(images, mixer=mixer, pretext=task, input=seen, target=target, depth=1)
         except ConfigError:
             continue
         models = [job[2] for job in jobs]
