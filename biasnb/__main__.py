@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, nearest, short
+from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, short
 from .experiments import EXPERIMENTS, experiment, fitting, plan
 from .interrupts import TIME_UP, Stopped, seconds_of, watched
 from .keys import key
@@ -192,9 +192,7 @@ def verify(args):
 def bench(args):
     from .bench import PARTS, bench
 
-    for name in args.parts:
-        if name not in PARTS:
-            raise ConfigError(f"part: {name!r} is not one of {list(PARTS)}; did you mean {nearest(name, PARTS)!r}?")
+    check_names({name: name for name in args.parts}, PARTS, "part")
     print(bench(args.parts or list(PARTS)))
 
 

@@ -166,15 +166,15 @@ def row(cfg, device, ceiling, speeds):
     _, (model,) = networks(cfg, device, 20)
     flop, images = 3 * flop_per_image(model), {name: speed * cfg.batch for name, speed in speeds.items()}
     best = max((name for name in images if name in ("fp32", "bf16")), key=images.get)
-    moved = 2 * activations(cfg, model)  # written once and read once
+    kept = activations(cfg, model)
     return {
         "mixer": cfg.mixer, "N": cfg.grid**2, "D": cfg.width, "L": cfg.depth, "batch": cfg.batch,
         **{f"{name}, images/s": round(speed, 1) for name, speed in images.items()},
         "best": best,
         "MFLOP/image": round(flop / 1e6, 1),
         "% of matmul": round(100 * flop * images[best] / ceiling[f"matmul {best}, GFLOP/s"] / 1e9, 1),
-        "% of copy": round(100 * moved * images[best] / ceiling["copy, GB/s"] / 1e9, 1),
-        "MB": round((16 * sum(p.numel() for p in model.parameters()) + cfg.batch * activations(cfg, model)) / 1e6, 1),
+        "% of copy": round(100 * 2 * kept * images[best] / ceiling["copy, GB/s"] / 1e9, 1),
+        "MB": round((16 * sum(p.numel() for p in model.parameters()) + cfg.batch * kept) / 1e6, 1),
         **({"best / timm": round(images[best] / images["timm"], 2)} if "timm" in images else {}),
         **({"best / loader": round(images[best] / images["loader"], 2)} if "loader" in images else {}),
     }  # fmt: skip

@@ -58,13 +58,11 @@ def stepper(cfg, device, seeds=1):
     import torch
 
     from . import train
-    from .seeds import Stack
 
     data, models = networks(cfg, device, 20 * cfg.batch, seeds)
     views = [train.Views(replace(cfg, seed=seed), data.pool) for seed in range(seeds)]
     solvers = [train.optimiser(model, cfg) for model in models]
-    net = models[0] if seeds == 1 else Stack(models, solvers)
-    solver, numbers = solvers[0] if seeds == 1 else net.gather(train.optimiser(net.net, cfg)), count()
+    (net, solver), numbers = train.program(cfg, models, solvers), count()
 
     def step():
         number = next(numbers)
@@ -168,7 +166,7 @@ def identity(cfg):
 
 def calibrate(configs, seconds=CALIBRATION):
     """Measure these Configs by one process per core, all at once as runs are trained, until the time is over: Config ->
-    what `measured` gives, and None -> FLOP/s of the probe."""
+    what `counted` and `timed` give, and None -> FLOP/s of the probe."""
     side_by_side = 1 if on_gpu(configs) else min(cores(), AT_MOST)
     command, processes = [sys.executable, "-m", "biasnb.cost"], []
     for i in range(side_by_side):

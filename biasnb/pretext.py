@@ -45,6 +45,13 @@ def hidden_grid(model, images, given):
     return model(model.encode(spoilt(model, images, given)), given if model.cfg.pretext == "bert" else None)
 
 
+def targets(model, images):
+    """Arranged images -> what every token holds: standardised colours (B, H, W, p*p*3) or palette indices (B, H, W, p*p)."""
+    if model.cfg.target == "rgb":
+        return patchify(model.standardise(images), model.cfg.patch)
+    return patchify(quantise(images, model.palette)[..., None], model.cfg.patch).long()
+
+
 def pixel_loss(model, images, given):
     """Mean loss over the tokens to predict, the hidden ones under 'bert' and all otherwise: squared error of standardised
     RGB, or cross-entropy in nats per pixel.
@@ -56,10 +63,10 @@ def pixel_loss(model, images, given):
     images = model.arrange(images)
     where = given if cfg.pretext == "bert" else (slice(None),) * 3
     predicted = model.head(hidden_grid(model, images, given)[where]).float()  # (..., p*p*3 or p*p*K)
+    target = targets(model, images)[where]
     if cfg.target == "rgb":
-        return F.mse_loss(predicted, patchify(model.standardise(images), cfg.patch)[where])
-    ids = patchify(quantise(images, model.palette)[..., None], cfg.patch)[where]
-    return F.cross_entropy(predicted.reshape(-1, cfg.colours), ids.flatten().long())
+        return F.mse_loss(predicted, target)
+    return F.cross_entropy(predicted.reshape(-1, cfg.colours), target.flatten())
 
 
 def classify(model, images):

@@ -135,8 +135,9 @@ def run(cfg, store, prefix=""):
 def run_together(configs, store, prefix=""):
     """The records of Configs that differ in their seed only, those that are missing trained as one program: each as `run`
     would make it, up to rounding, with "seeds_together" in it. Raises as `run` does."""
+    wanted = [cfg for cfg in configs if cfg.pretext != "none" and not store.has(key(cfg))]
     with contextlib.ExitStack() as stack:
-        claimed = {cfg: stack.enter_context(store.claim(key(cfg))) for cfg in configs if not store.has(key(cfg))}
+        claimed = {cfg: stack.enter_context(store.claim(key(cfg))) for cfg in wanted if len(wanted) > 1}
         missing = [cfg for cfg in claimed if not store.has(key(cfg))]
         for cfg in missing:
             stack.enter_context(noting_errors(store, cfg))

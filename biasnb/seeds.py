@@ -9,9 +9,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .embed import patchify
-from .palette import quantise
-from .pretext import spoilt
+from .pretext import spoilt, targets
 
 
 class Scored(nn.Module):
@@ -112,5 +110,4 @@ def seen(model, images, given):
     x = model.encode(spoilt(model, images, given))
     if model.cfg.pretext == "supervised":
         return x, given, None
-    tokens = model.standardise(images) if model.cfg.target == "rgb" else quantise(images, model.palette)[..., None].long()
-    return x, patchify(tokens, model.cfg.patch).flatten(0, 2), given if model.cfg.pretext == "bert" else None
+    return x, targets(model, images).flatten(0, 2), given if model.cfg.pretext == "bert" else None

@@ -65,6 +65,14 @@ class Views:
         return augmentation(cfg.batch, cfg.image_size, cfg.augment, rng)(self.pool.images[chosen]), given
 
 
+def program(cfg, models, solvers):
+    """(network, optimiser) to train: a network and its own, or of several a Stack and one for all."""
+    if len(models) == 1:
+        return models[0], solvers[0]
+    net = Stack(models, solvers)
+    return net, net.gather(optimiser(net.net, cfg))
+
+
 def gradients(net, cfg, views):
     """Forward and backward of a network, or of a Stack of S: ((S,) losses, (S,) norms before clipping), on their device."""
     device = views[0][0].device
@@ -97,15 +105,14 @@ def pretrain_together(jobs, label=None):
     """Train the networks of jobs (cfg, data, model, checkpoints) that differ in their seed only as one program, each as
     `pretrain` would alone, up to rounding. Returns a log for each. Raises Diverged if one of them does, Apart if their
     checkpoints are of different steps."""
-    (cfg, data, model, checkpoints), models = jobs[0], [job[2] for job in jobs]
+    cfg, data, model, checkpoints = jobs[0]
     views = [Views(one, its.pool) for one, its, *_ in jobs]
     solvers = [optimiser(net, one) for one, _, net, _ in jobs]
     found = [kept and kept.resume(net, solver) for (*_, net, kept), solver in zip(jobs, solvers, strict=True)]
     steps, logs = zip(*(f or (0, {"history": [], "window": [], "speeds": [], "seconds": 0.0}) for f in found), strict=True)
     if len(set(steps)) > 1:
         raise Apart(f"checkpoints are of steps {sorted(set(steps))}")
-    net = model if len(jobs) == 1 else Stack(models, solvers)
-    solver = solvers[0] if len(jobs) == 1 else net.gather(optimiser(net.net, cfg))
+    net, solver = program(cfg, [job[2] for job in jobs], solvers)
     step, every, at_once = steps[0], max(1, cfg.steps // 50), data.pool.images.device.type == "cpu"
     recent = []  # (step, losses and norms that are still on the device)
     losses, norms = ([math.nan] * len(jobs) for _ in range(2))  # the last that were looked at

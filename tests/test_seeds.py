@@ -150,6 +150,11 @@ def test_one_that_diverges_leaves_the_others_to_be_trained_alone(runs, root, mon
     assert not any("seeds_together" in record for record in records)
 
 
+def test_random_networks_that_are_not_trained_are_recorded_one_by_one(runs, root):
+    records = run.run_together([replace(cfg, pretext="none") for cfg in runs], Store("smoke"))
+    assert [(record["status"], record["steps"], "seeds_together" in record) for record in records] == [("done", 0, False)] * 3
+
+
 def test_on_a_gpu_configs_that_differ_in_their_seed_are_trained_together(runs, root, monkeypatch):
     asked = [*runs, replace(runs[0], mixer="full")]
     groups = []
