@@ -21,7 +21,7 @@ from .parameters import NotebookError
 from .processes import end_descendants
 from .store import Store
 
-STOP_SECONDS = 5
+STOP_SECONDS = 3  # for kernels and what they started; what is left to do then must fit into interrupts.GRACE
 
 
 @contextlib.contextmanager
