@@ -2,16 +2,20 @@
 
 import argparse
 import os
+import shutil
 import sys
+import time
 
 from .config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, short
-from .experiments import EXPERIMENTS, experiment, fitting, plan
+from .experiments import EXPERIMENTS, experiment
 from .interrupts import TIME_UP, Stopped, seconds_of, watched
 from .keys import key
 from .operators import MIXERS
+from .progress import tensorboard
 from .store import ROOT, Store
 
 EPILOG = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
+EVERY = 2  # seconds between two looks of `status --watch`
 
 
 class Incomplete(BiasnbError):
@@ -247,36 +251,19 @@ def listing(args):
 
 
 def status(args):
-    from .notebook import states
+    from . import watch
 
     given = typed(args.settings)
-    store, seen, kinds, grids = Store(args.profile), set(), [], []
-    for name in EXPERIMENTS:
-        try:
-            grids.append(plan(name, args.profile, fitting(name, given))[0])
-        except ConfigError as error:
-            print(f"{name:20} cannot be run so: {error}")
-    for label, (state, detail) in states(store).items():
-        print(f"{label:20} notebook {state} {detail}".rstrip())
-    for grid in [*grids, *store.grids()]:
-        for one in grid.runs:
-            if one["key"] not in seen:
-                seen.add(one["key"])
-                kinds.append(show(store, grid.name, one))
-    for path in sorted(store.folder.glob("*.json")):
-        if path.stem not in seen and "-" not in path.stem:
-            kinds.append(show(store, "(single run)", {"key": path.stem}))
-    print(", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)))
-
-
-def show(store, name, one):
-    """Print the state of one run; returns the state."""
-    state, detail = store.status(one["key"])
-    if "mixer" not in one and state in ("done", "diverged"):
-        one = {**one, **store.load(one["key"])["config"]}
-    network = f"{one['mixer']:11} depth {one['depth']:<3} seed {one['seed']:<3}" if "mixer" in one else ""
-    print(f"{name:20} {one['key']}  {network} {state} {detail}".rstrip())
-    return state
+    if not args.watch:
+        return print("\n".join(watch.page(args.profile, given)))
+    live = sys.stdout.isatty()
+    while True:
+        lines = watch.page(args.profile, given, max(3, shutil.get_terminal_size().lines - 4))
+        stamp = time.strftime(f"%H:%M:%S, every {EVERY} s, Ctrl-C ends")
+        print(("\x1b[H\x1b[J" if live else "") + "\n".join([stamp, *lines]), flush=True)
+        if not any(state in lines[-1] for state in ("running", "missing", "killed", "preempted")):
+            return None  # nothing is left that could go on
+        time.sleep(EVERY)
 
 
 def parser():
@@ -293,25 +280,29 @@ def parser():
         words = f"stop after so many seconds with a state to go on from, exit code {TIME_UP}; the same command goes on"
         p.add_argument("--time-limit", metavar="SECONDS", help=words)
 
+    def training(p):
+        limited(p)
+        p.add_argument("--tensorboard", action="store_true", help="also write events to runs/PROFILE/tensorboard, a folder per run")
+
     def settable(p, metavar="FIELD=VALUE", **words):
         p.add_argument("settings", nargs="*", metavar=metavar, **words)
         p.epilog += f" {EPILOG}"
 
     p = command("reproduce", reproduce, "run every notebook, draw, and compare with the reference", "reproduce --profile quick")
     p.add_argument("--fresh", action="store_true", help="start anew; earlier runs are set aside as runs/PROFILE.old1 and so on")
-    limited(p)
+    training(p)
     settable(p)
     p = command("run", run, "train and evaluate one network", "run --profile quick mixer=igpt depth=4")
-    limited(p)
+    training(p)
     settable(p)
     p = command("notebook", notebook, "run one notebook, strictly checked", "notebook 20_trio --profile smoke seed=0,1")
     p.add_argument("name", help="a name from `biasnb list`")
     p.add_argument("--cell-timeout", metavar="SECONDS", type=int, help="a cell that takes longer fails the notebook")
-    limited(p)
+    training(p)
     settable(p, metavar="NAME=VALUE", help="its parameters, or Config fields")
     p = command("tune", tune, "search the learning rate of every run of a notebook", "tune 21_cube --profile laptop")
     p.add_argument("name", help="a name from `biasnb list`")
-    limited(p)
+    training(p)
     settable(p)
     p = commands.add_parser("proofs", help="measure what every operator is; writes docs/operators.md")
     p.set_defaults(action=proofs)
@@ -348,7 +339,8 @@ def parser():
     p.set_defaults(action=sheet)
     p = commands.add_parser("list", help="notebooks, profiles, operators, settings", epilog="Example: biasnb list")
     p.set_defaults(action=listing)
-    p = command("status", status, "which runs and notebooks are done, running, failed, missing", "status --profile quick")
+    p = command("status", status, "which runs and notebooks are done, running, failed, missing", "status --watch")
+    p.add_argument("--watch", action="store_true", help=f"again every {EVERY} s, until nothing is left to do")
     settable(p)
     return top
 
@@ -367,6 +359,9 @@ def main(words=None):
     try:
         if getattr(args, "profile", None) is not None:
             check_profile(args.profile)
+        if getattr(args, "tensorboard", False):
+            os.environ["BIASNB_TENSORBOARD"] = "1"  # processes that train inherit it
+            tensorboard()
         with watched(getattr(args, "time_limit", None) and seconds_of(args.time_limit)):
             args.action(args)
     except ConfigError as error:

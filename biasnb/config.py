@@ -172,6 +172,13 @@ class Config:
         return self.input != "rgb" or (self.target == "palette" and self.predicts)
 
 
+
+def describe(cfg):
+    """A few words for the progress line."""
+    task = "" if cfg.pretext == "bert" else f" {cfg.pretext}"
+    return f"{cfg.mixer}{task}, depth {cfg.depth}, seed {cfg.seed}"
+
+
 def fields_of():
     """Field name -> type of every Config field."""
     return {f.name: f.type for f in fields(Config)}

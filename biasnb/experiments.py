@@ -6,6 +6,7 @@ from pathlib import Path
 from . import grids, workers
 from .config import ConfigError, nearest
 from .keys import digest, floor_key, folder_signature, key, rate_key, relevant
+from .operators import MIXERS
 from .store import Grid, Store
 
 
@@ -21,6 +22,9 @@ EXPERIMENTS = {
     "00_start_here": Experiment("What does the whole pipeline do to a few images?", grids.nothing),
     "01_inputs": Experiment("What does the network see: data, palette, quantisation error?", grids.nothing),
     "02_networks": Experiment("Which positions does each operator mix, and what does it cost?", grids.nothing),
+    "03_playground": Experiment("What does a network make of any image under any mask?", grids.nothing),
+    "04_your_own_operator": Experiment("How does a mixing operator of your own compare?", grids.of_the_trio, AXES),
+    "05_your_own_images": Experiment("What does the trio make of your own images?", grids.of_the_trio, AXES),
     "10_one_run": Experiment("What does a single run record?", grids.one_run),
     "20_trio": Experiment("Do shallow attention networks reconstruct worse than convolution and mixer?", grids.trio, AXES),
     "21_cube": Experiment("What do locality, weight sharing and input dependence do, one by one and together?", grids.cube,
@@ -87,6 +91,9 @@ def plan(name, profile, overrides=None):
         folder = configs[0].data_dir if configs else overrides.get("data_dir", "")
         data = Path(folder).expanduser().resolve().name
         changed |= {"dataset": data, "files": folder_signature(folder)}
+    own = sorted({cfg.mixer for cfg in configs if MIXERS[cfg.mixer].family == "own"})
+    if own:  # they are known where they were defined only
+        changed["own"] = ", ".join(own)
     label = "-".join([name, *([data] if data and changed else []), *([digest(changed, 6)] if changed else [])])
     content = {
         "experiment": name,

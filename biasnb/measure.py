@@ -12,29 +12,34 @@ from .data import generator
 
 
 def footprint(mix, grid, width, position=None, generator=None):
-    """How much the output at one position depends on each input position: the norm of the Jacobian block.
+    """How much the output at one position depends on each input position, for random normal input: see `block_norms`.
 
-    mix maps (1, H, W, D) to (1, H, W, D). position (row, column), the centre if None. Returns (H, W), zero exactly where
-    nothing is read. The input is random normal.
+    mix maps (1, H, W, D) to (1, H, W, D). position (row, column), the centre if None. Returns (H, W).
     """
-    row, column = position or (grid // 2, grid // 2)
-    x = torch.randn(1, grid, grid, width, generator=generator).requires_grad_()
-    outputs = mix(x)[0, row, column]
-    picks = torch.eye(width)
-    (jacobian,) = torch.autograd.grad(outputs, x, picks, is_grads_batched=True)
-    return jacobian[:, 0].square().sum((0, 3)).sqrt()
+    return block_norms(mix, (torch.randn(1, grid, grid, width, generator=generator),), position or (grid // 2, grid // 2))
+
+
+def block_norms(mix, arguments, position):
+    """Norms of the Jacobian blocks of an operator's output at a position (row, column) by each input position, (H, W), zero
+    exactly where nothing is read. Of several streams, stacked along B, the last is read, from all of them."""
+    x = arguments[0].detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = mix(x, *arguments[1:])[-1][position]
+    (jacobian,) = torch.autograd.grad(outputs, x, torch.eye(len(outputs), device=x.device), is_grads_batched=True)
+    return jacobian.square().sum((0, 1, 4)).sqrt()
 
 
 def encoded(model, images):
     return model.encode(model.arrange(images))
 
 
-def observe(model, x, watch=()):
-    """Encoded images -> (h^0 ... h^L, calls), calls listing (module, arguments, output) of each use of a watched module."""
+def observe(model, x, watch=(), mask=None):
+    """Encoded images, and a mask as the network takes it -> (h^0 ... h^L, calls), calls listing (module, arguments, output) of
+    each use of a watched module."""
     out, calls = {}, []
     hooks = [module.register_forward_hook(lambda *call: calls.append(call)) for module in set(watch)]
     try:
-        model(x, out=out)
+        model(x, mask, out=out)
     finally:
         for hook in hooks:
             hook.remove()
@@ -49,15 +54,19 @@ def signs(shape, device):
 
 
 @torch.no_grad()
-def roll_error(model, images, shift=(1, 2)):
-    """|h(T x) - T h(x)| / |h(x)| per layer, averaged over images. T rolls the torus by `shift` tokens (rows, columns)."""
+def rolled(model, images, shift, mask=None):
+    """Per layer (h(T x) - T h(x), T h(x)), both (B, H, W, D). T rolls the torus by `shift` tokens (rows, columns), a mask too."""
     x = encoded(model, images)
-    rolled, _ = observe(model, x.roll([model.cfg.patch * s for s in shift], (1, 2)))
-    errors = []
-    for h, other in zip(observe(model, x)[0], rolled, strict=True):
-        error = (other - h.roll(shift, (1, 2))).flatten(1).norm(dim=1)
-        errors.append(float((error / h.flatten(1).norm(dim=1).clamp(min=TINY)).mean()))
-    return errors
+    moved, _ = observe(model, x.roll([model.cfg.patch * s for s in shift], (1, 2)),
+                       mask=None if mask is None else mask.roll(shift, (1, 2)))  # fmt: skip
+    still = [h.roll(shift, (1, 2)) for h in observe(model, x, mask=mask)[0]]
+    return [(other - h, h) for other, h in zip(moved, still, strict=True)]
+
+
+def roll_error(model, images, shift=(1, 2)):
+    """|h(T x) - T h(x)| / |h(x)| per layer, averaged over images; T as in `rolled`."""
+    pairs = [(error.flatten(1).norm(dim=1), h.flatten(1).norm(dim=1)) for error, h in rolled(model, images, shift)]
+    return [float((error / size.clamp(min=TINY)).mean()) for error, size in pairs]
 
 
 def slope(x, dim):
@@ -99,25 +108,32 @@ def lie_error(model, images):
     return errors
 
 
-def receptive_field(model, images):
-    """Effective receptive field of the token at (H // 2, H // 2) of h^L (Luo et al., arXiv 1701.04128).
+def sensitivity(model, images, position, mask=None):
+    """Effective receptive field of the token at `position` (row, column) of h^L (Luo et al., arXiv 1701.04128): (S, S) float64
+    on the CPU, sum 1, or all 0 if nothing is read.
 
-    "map" (S, S), sum 1: mean over images of |s^T dh/dx| at each pixel, s random signs over channels, |.| over colours. For
-    input "palette" it is taken in the embedded content of each token and spread evenly over the token's pixels.
-    "side50", "side99": side of the smallest square around the token with 50 and 99 % of the map. As the token of an even
-    grid is not in the middle, up to S + p. "distance": mean distance from the token's centre. All 0 if nothing is read.
-    """
+    Mean over images of |s^T dh/dx| at each pixel, s random signs over channels, |.| over colours. For input "palette" it is
+    taken in the embedded content of each token and spread evenly over the token's pixels."""
     cfg, x = model.cfg, encoded(model, images)
     soft = x.is_floating_point()
     with torch.enable_grad():
-        hidden, calls = observe(model, x.requires_grad_(soft), [model.embed.content])
-        centre = hidden[-1][:, cfg.grid // 2, cfg.grid // 2]
-    (gradient,) = torch.autograd.grad(centre, x if soft else calls[0][2], signs(centre.shape, x.device))
+        hidden, calls = observe(model, x.requires_grad_(soft), [model.embed.content], mask)
+        token = hidden[-1][:, position[0], position[1]]
+    (gradient,) = torch.autograd.grad(token, x if soft else calls[0][2], signs(token.shape, x.device))
     field = gradient.double().norm(dim=3).mean(0).cpu()
     if not soft:
         field = field.repeat_interleave(cfg.patch, 0).repeat_interleave(cfg.patch, 1)
-    field = field / field.sum().clamp(min=TINY)
+    return field / field.sum().clamp(min=TINY)
 
+
+def receptive_field(model, images):
+    """`sensitivity` of the token at (H // 2, H // 2) as "map", and how far it reaches.
+
+    "side50", "side99": side of the smallest square around the token with 50 and 99 % of the map. As the token of an even
+    grid is not in the middle, up to S + p. "distance": mean distance from the token's centre. All 0 if nothing is read.
+    """
+    cfg = model.cfg
+    field = sensitivity(model, images, (cfg.grid // 2, cfg.grid // 2))
     offset = torch.arange(cfg.image_size) - (cfg.grid // 2 + 0.5) * cfg.patch + 0.5
     side = 2 * torch.maximum(offset.abs()[:, None], offset.abs()) + 1  # of the smallest square that reaches a pixel
     side = side.long().clamp(min=cfg.patch).flatten()
@@ -146,6 +162,19 @@ def mean_distance(weights, distance):
     used = total > 0
     rows = (weights * distance).sum(-1) / total.where(used, 1.0)
     return rows.sum(-1) / used.sum(-1).clamp(min=1)
+
+
+@torch.no_grad()
+def mixing_row(model, images, position, layer, head=None, mask=None):
+    """Row of |A| of the block `layer`, 1 to L, for the token at `position` (row, column), averaged over images, and over heads
+    if none is given: (H, W). An operator without a `matrix` has `block_norms` in place of heads."""
+    mixes = [block.mix for block in model.stack]
+    mix, arguments, _ = observe(model, encoded(model, images), mixes, mask)[1][layer - 1]
+    if not hasattr(mix, "matrix"):
+        return block_norms(mix, arguments, position)
+    grid = model.cfg.grid
+    rows = mix.matrix(*arguments)[:, :, position[0] * grid + position[1]].abs().mean(0)
+    return (rows.mean(0) if head is None else rows[head]).view(grid, grid)
 
 
 @torch.no_grad()

@@ -123,7 +123,10 @@ def full(name, given):
             continue
         check_names({field: value}, [*known, *(fields_of() if "overrides" in known else [])], "parameter")
         _, kind, optional = known[field]
-        values[field] = None if optional and value in (None, "None", "null") else parse(field, value, kind)
+        if field == "data_dir":
+            values[field] = parse_field(field, parse(field, value, kind))
+        else:
+            values[field] = None if optional and value in (None, "None", "null") else parse(field, value, kind)
     if "overrides" in known:
         check_names(values["overrides"], fields_of(), "field in overrides")
         values["overrides"] = {**values["overrides"], **overrides}

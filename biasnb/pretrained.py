@@ -1,13 +1,17 @@
 """Published weights: a folder per network in results/<profile>/networks, and whether they give the recorded numbers again."""
 
 import sys
+from pathlib import Path
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 
 from .config import Config, ConfigError
 from .data import DataError
 from .files import StoreError, read_json, to_json, write_atomic
+from .model import Isotropic
 from .operators import CUBE, TRIO
+from .palette import Palette
 from .pretext import evaluate
 from .probe import probe_network
 from .run import fill, prepare
@@ -25,6 +29,57 @@ METRICS = {
     "probe, %": (("probe", "chosen", "test"), 100, 1, 1.0),
     "k-NN, %": (("probe", "chosen", "knn"), 100, 1, 0.05),
 }
+
+
+class Pretrained(Isotropic, PyTorchModelHubMixin, library_name="biasnb"):
+    """A trained network in the layout of Hugging Face's hub, a folder with config.json and model.safetensors:
+    `Pretrained.from_pretrained(folder)` reads it without a network connection, `save_pretrained(folder)` writes it.
+
+    `settings` are Config fields. mean, std: of the training pixels per channel, 0 to 255; palette: its colours (K, 3); key and
+    profile: of the record that says what the network is worth."""
+
+    def __init__(self, *, mean, std, palette=None, classes=0, key="", profile="", **settings):
+        colours = palette and Palette(torch.tensor(palette))
+        super().__init__(Config(**settings), (torch.tensor(mean), torch.tensor(std)), colours, classes)
+        self.key, self.profile = key, profile
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id, **given):
+        if not Path(model_id).is_dir():
+            return super()._from_pretrained(model_id=model_id, **given)
+        for name in ("revision", "cache_dir", "force_download", "local_files_only", "token"):
+            del given[name]
+        model = cls(**given)
+        fill(model, Path(model_id) / "model.safetensors")
+        return model.eval()
+
+
+def about(key, profile, model, config):
+    """What config.json says of a network."""
+    palette = model.palette and model.palette.colours.tolist()
+    classes = model.head.out_features if model.cfg.pretext == "supervised" else 0
+    more = {"palette": palette, "classes": classes}
+    return {**config, "mean": model.mean.tolist(), "std": model.std.tolist(), "key": key, "profile": profile} | {
+        name: value for name, value in more.items() if value
+    }
+
+
+def network(name, profile="quick"):
+    """A trained network, ready to use: a published one by its name, or that of a folder with config.json and
+    model.safetensors. Raises StoreError if there is none, or if the files are broken or do not belong together."""
+    place = Path(name) if Path(name).is_dir() else folder(profile) / known(name, profile)
+    read_json(place / "config.json")  # a file that is missing or broken is named
+    try:
+        return Pretrained.from_pretrained(place)
+    except (TypeError, ConfigError) as error:
+        raise StoreError(f"{place / 'config.json'}: not of a network of this suite ({error})") from None
+
+
+def known(name, profile):
+    """The name itself. Raises StoreError if the profile has published no such network."""
+    if name not in published(profile):
+        raise StoreError(f"network: {name!r} is not published in {folder(profile)}; there are {', '.join(published(profile))}")
+    return name
 
 
 def networks(store):
@@ -72,9 +127,10 @@ def publish(profile, data_dir=""):
         other = [name for name in SCORES if own[name] != record.get(name)]
         if other:
             raise StoreError(f"{there.path(key)}: another {', '.join(other)} than {here.path(key)}; publish the records first")
-        fill(prepare(Config(**record["config"], data_dir=data_dir))[1], weights)
+        model = prepare(Config(**record["config"], data_dir=data_dir))[1]
+        fill(model, weights)
         files[f"{mixer}/model.safetensors"] = weights.read_bytes()
-        files[f"{mixer}/config.json"] = to_json({"key": key, "profile": profile, "config": record["config"]})
+        files[f"{mixer}/config.json"] = to_json(about(key, profile, model, record["config"]))
     for name, content in files.items():
         write_atomic(folder(profile) / name, content)
     return list(chosen)
@@ -84,16 +140,14 @@ def loaded(profile, mixer, data_dir=""):
     """(record, data, network with its trained weights) of a published network; `data_dir` is where its data lie.
 
     Raises StoreError for files that are missing, broken or do not belong together, BiasnbError as `prepare` does."""
-    if mixer not in published(profile):
-        raise StoreError(f"network: {mixer!r} is not published in {folder(profile)}; there are {', '.join(published(profile))}")
-    path = folder(profile) / mixer / "config.json"
-    about = read_json(path)
-    if not isinstance(about, dict) or not {"key", "config"} <= set(about):
-        raise StoreError(f"{path}: lacks the key or the config of the run; publish the network again")
+    path = folder(profile) / known(mixer, profile) / "config.json"
+    said = read_json(path)
+    if not isinstance(said, dict) or not isinstance(said.get("key"), str):
+        raise StoreError(f"{path}: lacks the key of the run; publish the network again")
     store = Store(profile, "results")
-    record = store.load(about["key"])
-    if record["config"] != about["config"]:
-        raise StoreError(f"{path}: another config than {store.path(about['key'])}; publish the network again")
+    record = store.load(said["key"])
+    if {name: said.get(name) for name in record["config"]} != record["config"]:
+        raise StoreError(f"{path}: another config than {store.path(said['key'])}; publish the network again")
     data, model = prepare(Config(**record["config"], data_dir=data_dir))
     fill(model, path.with_name("model.safetensors"))
     return record, data, model

@@ -1,8 +1,20 @@
-"""Progress with rate and time left: a live line in JupyterLab and in a terminal, a plain line now and then in a log."""
+"""Progress with rate and time left: a live line in JupyterLab and in a terminal, a plain line now and then in a log; and what
+others can see of a run while it trains."""
 
+import contextlib
+import html
 import os
 import sys
 import time
+from importlib.util import find_spec
+
+from .config import BiasnbError
+from .files import StoreError, to_json, write_atomic
+
+
+def in_jupyterlab():
+    """Whether this is a kernel with a live front end: JupyterLab, not Papermill."""
+    return "JPY_SESSION_NAME" in os.environ and "ipykernel" in sys.modules
 
 
 class Progress:
@@ -12,7 +24,7 @@ class Progress:
         self.label, self.total, self.first, self.unit = label, total, done, unit
         self.stream = stream or sys.stdout
         self.lab = None
-        if "JPY_SESSION_NAME" in os.environ and "ipykernel" in sys.modules:  # JupyterLab, not Papermill
+        if in_jupyterlab():
             from IPython.display import DisplayHandle
 
             self.lab = DisplayHandle()
@@ -21,11 +33,12 @@ class Progress:
         self.every = every or (0.5 if self.live else 10.0)
         self.start = self.last = time.monotonic()
 
-    def __call__(self, done, note=""):
+    def __call__(self, done, note="", rows=None):
+        """`rows` is a function that gives lines of text about parts that are under way; JupyterLab shows them below."""
         now = time.monotonic()
         if now - self.last >= self.every and done < self.total:
             self.last = now
-            self._write(self.line(done, now, note))
+            self._write(self.line(done, now, note), rows() if rows and self.lab else ())
 
     def line(self, done, now, note):
         rate = (done - self.first) / max(now - self.start, 1e-9)
@@ -36,14 +49,59 @@ class Progress:
     def finish(self, note):
         self._write(f"{self.label}: {note} in {clock(time.monotonic() - self.start)}", last=True)
 
-    def _write(self, text, last=False):
+    def _write(self, text, rows=(), last=False):
         if self.lab:
-            self.lab.update({"text/plain": text}, raw=True)
+            lines = "".join(f"<br>&emsp;{html.escape(row)}" for row in rows)
+            self.lab.update({"text/plain": "\n".join([text, *rows]), "text/html": html.escape(text) + lines}, raw=True)
         elif self.live:
             self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else ""))
             self.stream.flush()
         else:
             print(text, file=self.stream, flush=True)
+
+
+class Watch:
+    """What others can see of a run while it trains: {step, steps, loss, seconds_left} as JSON in `path`, once a second, and
+    TensorBoard's events in `folder` if `tensorboard()`. A file that cannot be written stops no training."""
+
+    def __init__(self, path, folder):
+        self.path, self.folder, self.events, self.first = path, folder, None, None
+
+    def __call__(self, step, steps, loss):
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self.start, self.written = step, now, now
+        elif now - self.written >= 1:
+            self.written = now
+            left = (steps - step) * (now - self.start) / (step - self.first)
+            with contextlib.suppress(StoreError):
+                write_atomic(self.path, to_json({"step": step, "steps": steps, "loss": loss, "seconds_left": left}))
+
+    def row(self, row):
+        """A row of a run's history, see `train.pretrain`."""
+        if not tensorboard():
+            return
+        if not self.events:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(self.folder, purge_step=row["step"])  # what a killed run wrote after its last state goes
+        for name in row.keys() - {"step"}:
+            self.events.add_scalar(name, row[name], row["step"])
+
+    def close(self):
+        self.path.unlink(missing_ok=True)
+        if self.events:
+            self.events.close()
+
+
+def tensorboard():
+    """Whether events for TensorBoard are asked for, by `--tensorboard` or BIASNB_TENSORBOARD=1. Raises BiasnbError if its
+    package is missing."""
+    if os.environ.get("BIASNB_TENSORBOARD", "0") in ("", "0"):
+        return False
+    if not find_spec("tensorboard"):
+        raise BiasnbError("tensorboard: is not installed; pip install tensorboard, or go on without")
+    return True
 
 
 def clock(seconds):

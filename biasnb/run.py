@@ -16,7 +16,7 @@ from . import measure
 from . import palette as palettes
 from .baselines import baseline_psnr, palette_psnr
 from .checkpoint import Checkpoints
-from .config import BiasnbError, Config
+from .config import BiasnbError, Config, describe
 from .data import load
 from .environment import environment
 from .files import StoreError, write_atomic
@@ -25,6 +25,7 @@ from .locks import Held
 from .model import build, context_coverage, flop_per_image, parameters_by_part
 from .pretext import evaluate, evaluation_draw, examples, sample
 from .probe import probe_network, probe_pixels
+from .progress import Watch, tensorboard
 from .train import Apart, Diverged, pretrain, pretrain_together
 
 SHOWN = 10  # images whose reconstructions are kept
@@ -126,10 +127,22 @@ def run(cfg, store, prefix=""):
             steps = _run(cfg, store, lock)
             job = next(steps)
             try:
-                outcome = pretrain(*job, f"{prefix}{describe(cfg)}") if job else None
+                with watching(store, cfg) as watch:
+                    outcome = pretrain(*job, f"{prefix}{describe(cfg)}", watch) if job else None
             except Diverged as error:
                 outcome = error
             return finish(steps, outcome)
+
+
+@contextlib.contextmanager
+def watching(store, cfg):
+    """A Watch of a run, closed at its end."""
+    tensorboard()  # refused before anything is trained
+    watch = Watch(store.path(key(cfg), ".progress"), store.folder / "tensorboard" / key(cfg))
+    try:
+        yield watch
+    finally:
+        watch.close()
 
 
 def run_together(configs, store, prefix=""):
@@ -144,8 +157,10 @@ def run_together(configs, store, prefix=""):
         if len(missing) > 1:
             runs = [_run(cfg, store, claimed[cfg], len(missing)) for cfg in missing]
             jobs = [next(steps) for steps in runs]
+            watches = [stack.enter_context(watching(store, cfg)) for cfg in missing]
             try:
-                for steps, log in zip(runs, pretrain_together(jobs, f"{prefix}{describe(missing[0])} ff."), strict=True):
+                logs = pretrain_together(jobs, f"{prefix}{describe(missing[0])} ff.", watches)
+                for steps, log in zip(runs, logs, strict=True):
                     finish(steps, log)
             except (Diverged, Apart) as error:
                 print(f"{describe(missing[0])}: one after the other, as {error}", flush=True)
@@ -281,9 +296,3 @@ def finite(value):
     if isinstance(value, dict | list | tuple):
         return all(map(finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def describe(cfg):
-    """A few words for the progress line."""
-    task = "" if cfg.pretext == "bert" else f" {cfg.pretext}"
-    return f"{cfg.mixer}{task}, depth {cfg.depth}, seed {cfg.seed}"

@@ -75,7 +75,8 @@ class Store:
             write_arrays(self.path(record["key"], ".npz"), arrays)
             record["arrays"] = arrays_digest(arrays)
         write_atomic(self.path(record["key"]), to_json(check(record)))
-        self.path(record["key"], ".error").unlink(missing_ok=True)
+        for suffix in (".error", ".progress"):
+            self.path(record["key"], suffix).unlink(missing_ok=True)
         return record
 
     def load(self, key):
@@ -111,7 +112,7 @@ class Store:
                 return "broken", str(error)
         owner, killed = self.lock(key).state()
         if owner:
-            return "running", f"on {place(owner)}"
+            return "running", ", ".join([f"on {place(owner)}", *self.progress(key).values()])
         steps = [int(path.name.partition("-")[0]) for path in self.checkpoints(key).glob("[0-9]*-*.safetensors")]
         at = f"at step {max(steps)}, goes on from there" if steps else "before a first state"
         why = read_text(self.path(key, ".error"))
@@ -122,6 +123,15 @@ class Store:
         if steps and not why:
             return "killed", at
         return ("failed", why) if why else ("missing", "")
+
+    def progress(self, key):
+        """How far a run that is being trained is, in words: {"steps", "loss", "left"}; {} before its first second."""
+        try:
+            found = read_json(self.path(key, ".progress"))
+            return {"steps": f"step {found['step']} of {found['steps']}", "loss": f"loss {found['loss']:.4f}",
+                    "left": f"{clock(found['seconds_left'])} left"}  # fmt: skip
+        except (StoreError, KeyError, TypeError, ValueError):
+            return {}
 
     @contextlib.contextmanager
     def claim(self, key):
@@ -225,7 +235,7 @@ class Grid:
     def caption(self, data=None):
         """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
         run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
-        changed = {k: v for k, v in self.content["overrides"].items() if k not in ("dataset", "files", "image_size")}
+        changed = {k: v for k, v in self.content["overrides"].items() if k not in ("dataset", "files", "image_size", "own")}
         words = [
             f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
             f"profile {self.content['profile']}",

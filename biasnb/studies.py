@@ -20,8 +20,8 @@ UNITS = {"colours": "colours"}
 
 
 def traits(mixer):
-    """'●○●': local, shared, dynamic."""
-    return "".join("●" if getattr(MIXERS[mixer], name) else "○" for name in AXES)
+    """'●○●': local, shared, dynamic; nothing of an operator that was defined elsewhere."""
+    return "".join("●" if getattr(MIXERS[mixer], name) else "○" for name in AXES) if mixer in MIXERS else ""
 
 
 def shown(field, value):

@@ -8,20 +8,21 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from .operators import MIXERS
+from .operators import MIXERS, Mixer
 
 # seaborn's "colorblind" palette, without the second that it takes to import it
 PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
 
 
 class Look(dict):
-    """Mixer -> how figures show it, also for an operator that was added later."""
+    """Mixer -> how figures show it, also for an operator that was added later, or that was defined elsewhere."""
 
     def __init__(self, make):
         self.make = make
 
     def __missing__(self, mixer):
-        return self.make(list(MIXERS).index(mixer), MIXERS[mixer])
+        known = mixer in MIXERS
+        return self.make(list(MIXERS).index(mixer) if known else len(MIXERS), MIXERS[mixer] if known else Mixer(mixer, ""))
 
 
 LABELS = Look(lambda i, op: op.label)

@@ -16,7 +16,7 @@ import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .config import BiasnbError, Config
+from .config import BiasnbError, Config, describe
 from .interrupts import watched
 from .keys import floor_key, key
 from .locks import Held
@@ -114,8 +114,14 @@ def work(count, missing, store, report):
         while any(worker.poll() is None for worker in workers):
             time.sleep(0.2)
             left = {keys for keys in left if lacks(keys, store)}
-            report(len(missing) - len(left), latest(log.name))
+            report(len(missing) - len(left), latest(log.name), lambda: under_way(left, missing, store))
     return sum(worker.returncode < 0 for worker in workers)
+
+
+def under_way(left, missing, store):
+    """A line for each run that is being trained and for a second has been."""
+    states = [(missing[keys], *store.status(keys[0])) for keys in missing if keys in left and store.progress(keys[0])]
+    return [f"{describe(cfg)}: {detail}" for cfg, state, detail in states if state == "running"]
 
 
 def latest(path):

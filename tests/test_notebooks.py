@@ -20,6 +20,8 @@ PARTS = {
     "00_start_here": ("parameters", "imports", "run", "table", "figure", "how to read it"),
     "01_inputs": ("parameters", "imports", "grid", "table", "figure", "how to read it"),
     "02_networks": ("parameters", "imports", "grid", "table", "figure", "how to read it"),
+    "03_playground": ("parameters", "imports", "table", "figure", "how to read it"),
+    "04_your_own_operator": ("parameters", "imports", "grid", "table", "figure", "run", "table", "figure", "how to read it"),
     "90_paper": ("parameters", "imports", "grid", "table", "figure", "how to read it"),
 }
 
@@ -59,7 +61,8 @@ def test_notebook_is_thin_clean_and_parameterised_once(name):
     assert all(len(c.source.splitlines()) <= 15 for c in code)
     for c in code:
         nodes = list(ast.walk(ast.parse(c.source)))
-        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) for node in nodes)
+        defined = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)]
+        assert not defined or name == "04_your_own_operator"
         assert "sys.path" not in c.source and not c.source.lstrip().startswith(("%", "!"))
         assert c.outputs == [] and c.execution_count is None
     assert parameters.defaults(n, name)["profile"] == "quick"
