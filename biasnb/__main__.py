@@ -282,7 +282,9 @@ def parser():
 
     def training(p):
         limited(p)
-        p.add_argument("--tensorboard", action="store_true", help="also write events to runs/PROFILE/tensorboard, a folder per run")
+        p.add_argument(
+            "--tensorboard", action="store_true", help="also write events to runs/PROFILE/tensorboard, a folder per run"
+        )
 
     def settable(p, metavar="FIELD=VALUE", **words):
         p.add_argument("settings", nargs="*", metavar=metavar, **words)

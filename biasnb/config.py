@@ -172,7 +172,6 @@ class Config:
         return self.input != "rgb" or (self.target == "palette" and self.predicts)
 
 
-
 def describe(cfg):
     """A few words for the progress line."""
     task = "" if cfg.pretext == "bert" else f" {cfg.pretext}"

@@ -113,7 +113,7 @@ def timed(cfg, flop):
     from .model import features, per_pass
 
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
-    data, (model,) = networks(cfg, device, max(8, min(per_pass(cfg), round(GFLOP * 1e9 / flop))))
+    data, (model,) = networks(cfg, device, max(8, min(per_pass(cfg, device), round(GFLOP * 1e9 / flop))))
     with torch.no_grad():
         forward = seconds_of(lambda: features(model, data.pool.images)) / len(data.pool.images)
     if cfg.pretext == "none":

@@ -55,7 +55,8 @@ def signs(shape, device):
 
 @torch.no_grad()
 def rolled(model, images, shift, mask=None):
-    """Per layer (h(T x) - T h(x), T h(x)), both (B, H, W, D). T rolls the torus by `shift` tokens (rows, columns), a mask too."""
+    """Per layer (h(T x) - T h(x), T h(x)), both (B, H, W, D). T rolls the torus by `shift` tokens (rows, columns),
+    and the mask."""
     x = encoded(model, images)
     moved, _ = observe(model, x.roll([model.cfg.patch * s for s in shift], (1, 2)),
                        mask=None if mask is None else mask.roll(shift, (1, 2)))  # fmt: skip

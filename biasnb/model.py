@@ -177,9 +177,10 @@ def context_coverage(model):
     return float((seen[-n:] * may).sum() / may.sum())
 
 
-def per_pass(cfg, fewest=100):
-    """How many images go through a network at once where no gradient is kept: more of them where they are small."""
-    return max(fewest, 2**19 // (cfg.grid**2 * cfg.width))
+def per_pass(cfg, device):
+    """How many images go through a network at once where no gradient is kept: on a CPU as many as stay in its cache."""
+    numbers = 2**18 if torch.device(device).type == "cpu" else 2**24
+    return max(16, numbers // (cfg.grid**2 * cfg.width))
 
 
 def features(model, images):

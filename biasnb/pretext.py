@@ -59,10 +59,15 @@ def pixel_loss(model, images, given):
     images (B, S, S, 3) uint8. Under 'bert' visible pixels never enter the loss, and the head runs on hidden tokens only;
     under 'ar' the network is causal by construction, so that every token is predicted from those before it.
     """
-    cfg = model.cfg
     images = model.arrange(images)
+    return loss_of(model, images, given, hidden_grid(model, images, given))
+
+
+def loss_of(model, images, given, vectors):
+    """`pixel_loss` of arranged images from their `hidden_grid`."""
+    cfg = model.cfg
     where = given if cfg.pretext == "bert" else (slice(None),) * 3
-    predicted = model.head(hidden_grid(model, images, given)[where]).float()  # (..., p*p*3 or p*p*K)
+    predicted = model.head(vectors[where]).float()  # (..., p*p*3 or p*p*K)
     target = targets(model, images)[where]
     if cfg.target == "rgb":
         return F.mse_loss(predicted, target)
@@ -94,7 +99,12 @@ def pixels_of(model, vectors):
 def reconstruct(model, images, given):
     """(B, S, S, 3) float, 0 to 255: under 'bert' visible pixels as they are and hidden ones predicted; under 'denoise' and
     'ar' every pixel predicted, under 'ar' from the true pixels before it."""
-    pixels = model.restore(pixels_of(model, hidden_grid(model, model.arrange(images), given)).clamp(0, 255))
+    return reconstruction_of(model, images, given, hidden_grid(model, model.arrange(images), given))
+
+
+def reconstruction_of(model, images, given, vectors):
+    """`reconstruct` from the `hidden_grid` of the arranged images."""
+    pixels = model.restore(pixels_of(model, vectors).clamp(0, 255))
     return torch.where(predicted_pixels(model, images, given)[..., None], pixels, images.float())
 
 
@@ -168,19 +178,23 @@ def evaluate(model, split, part, chunk=None):
     cfg = model.cfg
     given = evaluation_draw(cfg, split, part)
     loss = error = right = total = pixels = 0
-    chunk = chunk or per_pass(cfg)
+    chunk = chunk or per_pass(cfg, split.images.device)
     for i in range(0, len(split.labels), chunk):
         images, hint = split.images[i : i + chunk], None if given is None else given[i : i + chunk]
         count = int(hint.sum()) if cfg.pretext == "bert" else len(images)
         if not count:
             continue
-        loss += float(LOSSES[cfg.pretext](model, images, hint)) * count
         total += count
         if cfg.predicts:
-            error += float((reconstruct(model, images, hint) - images.float()).square().sum(dtype=torch.float64))
+            arranged = model.arrange(images)
+            vectors = hidden_grid(model, arranged, hint)
+            loss += float(loss_of(model, arranged, hint, vectors)) * count
+            error += float((reconstruction_of(model, images, hint, vectors) - images.float()).square().sum(dtype=torch.float64))
             pixels += int(predicted_pixels(model, images, hint).sum())
         else:
-            right += int((classify(model, images).argmax(1) == hint).sum())
+            logits = classify(model, images)
+            loss += float(F.cross_entropy(logits, hint)) * count
+            right += int((logits.argmax(1) == hint).sum())
     return {
         "loss": loss / total,
         "psnr": psnr(error, pixels * 3) if cfg.predicts else None,

@@ -15,7 +15,7 @@ def layer_features(model, split):
     """((L + 1, n, D) features, (n,) labels) of the labelled images of a split."""
     labelled = split.labels >= 0
     images = split.images[labelled]
-    parts = images.split(per_pass(model.cfg))
+    parts = images.split(per_pass(model.cfg, images.device))
     return torch.cat([features(model, part) for part in parts]).transpose(0, 1), split.labels[labelled]
 
 
@@ -89,9 +89,9 @@ def knn(train, test, classes, chunk=500):
     labels = F.one_hot(train[1], classes).float()
     k = min(NEIGHBOURS, len(labels))
     for x, queries in zip(F.normalize(train[0], dim=2), F.normalize(test[0], dim=2), strict=True):
-        votes = []
+        votes, every = [], x.new_empty(chunk, len(x))  # used again: fresh memory takes longer than the product
         for part in queries.split(chunk):
-            similarity, index = (part @ x.T).topk(k, dim=1)
+            similarity, index = torch.mm(part, x.T, out=every[: len(part)]).topk(k, dim=1)
             votes.append(((similarity / TEMPERATURE).exp()[..., None] * labels[index]).sum(1).argmax(1))
         accuracies.append(float((torch.cat(votes) == test[1]).double().mean()))
     return accuracies

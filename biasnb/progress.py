@@ -84,7 +84,9 @@ class Watch:
         if not self.events:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.events = SummaryWriter(self.folder, purge_step=row["step"])  # what a killed run wrote after its last state goes
+            self.events = SummaryWriter(
+                self.folder, purge_step=row["step"]
+            )  # what a killed run wrote after its last state goes
         for name in row.keys() - {"step"}:
             self.events.add_scalar(name, row[name], row["step"])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from .config import fields_of
 from .files import StoreError, arrays_digest, read_arrays, read_json, sweep, to_json, write_arrays, write_atomic
 from .locks import Lock, place
+from .progress import clock
 
 ROOT = Path(os.environ.get("BIASNB_ROOT") or Path(__file__).resolve().parents[1]).resolve()
 SCHEMA = 2

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from .config import BiasnbError, Config, describe
@@ -114,7 +115,7 @@ def work(count, missing, store, report):
         while any(worker.poll() is None for worker in workers):
             time.sleep(0.2)
             left = {keys for keys in left if lacks(keys, store)}
-            report(len(missing) - len(left), latest(log.name), lambda: under_way(left, missing, store))
+            report(len(missing) - len(left), latest(log.name), partial(under_way, left, missing, store))
     return sum(worker.returncode < 0 for worker in workers)
 
 

@@ -1,0 +1,197 @@
+"""One image under one mask: what networks make of it, what a position reads, what a shift does; all that as a sheet."""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+
+from . import pretrained, run
+from .config import BiasnbError, short
+from .data import generator
+from .measure import mixing_row, rolled, sensitivity
+from .pretext import draw_mask, pixel_mask, predicted_pixels, psnr, reconstruct
+from .store import Store
+from .style import LABELS, STYLE, footer
+
+GREY, GAP = 128, 4  # of a hidden token; pixels between tiles for what stands above them, for images of 16 pixels
+ROWS = 4  # reconstruction, mixing pattern, receptive field, shift
+SMALL_PRINT = (
+    "Square: the position that is looked at. Its maps are each over their own maximum, white is exactly 0. "
+    "Shift: relative error of each token's features, dark 0, bright 1 or more."
+)
+
+
+def middle(grid):
+    place = (torch.arange(grid) - (grid - 1) / 2).abs() < grid / 4
+    return place[:, None] & place
+
+
+# Mask rules: name -> function of (tokens per side, rate, seed), (H, W) bool, True where hidden.
+MASKS = {
+    "random": lambda grid, rate, seed: draw_mask(1, grid, rate, generator("cpu", seed, "playground"))[0],
+    "centre square": lambda grid, rate, seed: middle(grid),
+    "every second row": lambda grid, rate, seed: (torch.arange(grid) % 2 == 1)[:, None].expand(grid, grid),
+    "lower half": lambda grid, rate, seed: (torch.arange(grid) >= grid / 2)[:, None].expand(grid, grid),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """What is looked at: image (S, S, 3) uint8; mask (H, W), True where hidden; position (row, column), in tokens; layer, 1 to
+    L of networks that have it, else their last; head, from 0, or None for the mean; shift (rows, columns), in tokens."""
+
+    image: torch.Tensor
+    mask: torch.Tensor
+    position: tuple
+    layer: int = 1
+    head: int | None = None
+    shift: tuple = (1, 2)
+
+
+class Sight(NamedTuple):
+    """What one network makes of a View: the image with its holes filled, (S, S, 3) uint8; PSNR on them in dB, None without
+    any; `mixing_row` (H, W); `sensitivity` (S, S); per token of h^L the relative error |h(T x) - T h(x)| / |h(x)| of a shift T
+    (H, W), and that of all of them."""
+
+    filled: np.ndarray
+    psnr: float | None
+    mixing: np.ndarray
+    field: np.ndarray
+    moved: np.ndarray
+    error: float
+
+
+def look(model, view, last=None, known=None):
+    """The Sight of a network on one View. Where a View before, `last`, does not differ, its Sight `known` is taken over."""
+
+    def changed(*names):
+        pairs = [(getattr(view, name), getattr(last, name, None)) for name in names]
+        return known is None or any(new is not old and (isinstance(new, torch.Tensor) or new != old) for new, old in pairs)
+
+    found, image, mask = known._asdict() if known else {}, view.image[None], view.mask[None]
+    if changed("image", "mask"):
+        filled = reconstruct(model, image, mask)
+        missed = (filled - image.float())[predicted_pixels(model, image, mask)]
+        found["filled"] = filled[0].round().byte().numpy()
+        found["psnr"] = psnr(float(missed.square().sum()), missed.numel()) if missed.numel() else None
+    if changed("image", "mask", "position", "layer", "head"):
+        layer, heads = min(view.layer, model.cfg.depth), heads_of(model)
+        head = None if view.head is None else min(view.head, heads - 1)
+        found["mixing"] = mixing_row(model, image, view.position, layer, head, mask).numpy()
+    if changed("image", "mask", "position"):
+        found["field"] = sensitivity(model, image, view.position, mask).numpy()
+    if changed("image", "mask", "shift"):
+        error, still = (h[0] for h in rolled(model, image, view.shift, mask)[-1])
+        found |= {"moved": (error.norm(dim=2) / still.norm(dim=2)).numpy(), "error": float(error.norm() / still.norm())}
+    return Sight(**found)
+
+
+def heads_of(model):
+    return getattr(model.stack[0].mix, "heads", 1)
+
+
+def networks(names, profile="quick"):
+    """{name: network} of published networks by their names, of your own runs in runs/<profile> by their keys, and of folders
+    with config.json and model.safetensors by their paths. Where a profile has published none, those of `quick` are taken.
+
+    Raises BiasnbError for a name that is none of these, and for networks that cannot stand side by side."""
+    known = profile if pretrained.folder(profile).is_dir() else "quick"
+    found = {}
+    for name in names:
+        own = "/" not in name and Store(profile).has(name)
+        model = run.restore(name, Store(profile))[2].cpu() if own else pretrained.network(name, known)
+        if model.cfg.pretext != "bert":
+            raise BiasnbError(
+                f"network: {short(name)} was trained with pretext {model.cfg.pretext!r}, it fills no holes; choose another"
+            )
+        found[name] = model
+    sizes = {name: (model.cfg.image_size, model.cfg.patch) for name, model in found.items()}
+    if len(set(sizes.values())) > 1:
+        raise BiasnbError(f"networks: of other image_size or patch ({sizes}) cannot stand side by side; choose equal ones")
+    if not found:
+        raise BiasnbError(f"networks: none are named; published are {', '.join(pretrained.published(known))}")
+    return found
+
+
+def heat(values, size, top=None):
+    """(h, w) -> (size, size, 3) uint8 by viridis, up to `top` or the largest value; exact zeros are white."""
+    scaled = np.clip(values / (top or max(values.max(), 1e-12)), 0, 1)
+    picture = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).round().astype(np.uint8)
+    picture[values == 0] = 255
+    return picture.repeat(size // len(values), 0).repeat(size // len(values), 1)
+
+
+class Sheet:
+    """A scene in a figure: a row of pictures per question, a column for the original, the masked image, each network."""
+
+    def __init__(self, models, figure):
+        cfg = next(iter(models.values())).cfg
+        self.models, self.size, self.patch = models, cfg.image_size, cfg.patch
+        self.gap = GAP * self.size // 16
+        self.step = self.size + self.gap
+        self.columns = 2 + len(models)
+        self.blank = np.full((ROWS * self.step, self.columns * self.step - self.gap, 3), 255, np.uint8)
+        with matplotlib.rc_context(STYLE):
+            figure.clear()
+            figure.set_layout_engine("constrained")
+            ax = figure.subplots()
+            ax.set_axis_off()
+            self.image = ax.imshow(self.blank, interpolation="nearest")
+            self.marks = ax.plot([], [], "s", mfc="none", mec="#d55e00", ms=9, mew=1.5)[0]
+            self.words = {}
+            for row, column in product(range(ROWS), range(self.columns)):
+                top, left = self.corner(row, column)
+                self.words[row, column] = ax.text(left + self.size / 2, top - 1, "", ha="center", va="bottom", fontsize=8.5)
+            left, middle = self.step - self.gap / 2, self.gap + self.size / 2
+            self.notes = [ax.text(left, row * self.step + middle, "", ha="center", va="center", fontsize=9) for row in (1, 2)]
+            footer(figure, SMALL_PRINT)
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)  # laid out once: it takes longer than drawing
+
+    def corner(self, row, column):
+        return row * self.step + self.gap, column * self.step
+
+    def show(self, view, sights):
+        """Draw a View and a Sight per network."""
+        sheet, hidden = self.blank.copy(), pixel_mask(view.mask[None], self.patch)[0]
+        original, masked = view.image.numpy(), view.image.where(~hidden[..., None], GREY).numpy()
+        pixels, (down, right) = [self.patch * s for s in view.shift], view.shift
+        tiles = {
+            (0, 0): original,
+            (0, 1): masked,
+            (3, 0): np.roll(original, pixels, (0, 1)),
+            (3, 1): np.roll(masked, pixels, (0, 1)),
+        }
+        words = {(0, 0): "original", (0, 1): "masked", (3, 0): f"{down} down,", (3, 1): f"{right} right"}
+        for column, (name, sight) in enumerate(sights.items(), 2):
+            tiles |= {(0, column): sight.filled, (1, column): heat(sight.mixing, self.size)}
+            tiles |= {(2, column): heat(sight.field, self.size), (3, column): heat(sight.moved, self.size, 1)}
+            label = LABELS[self.models[name].cfg.mixer].partition(" (")[0]
+            words[0, column] = label if sight.psnr is None else f"{label} {sight.psnr:.1f} dB"
+            words[3, column] = f"error {sight.error:.2g}"
+        for place, tile in tiles.items():
+            top, left = self.corner(*place)
+            sheet[top : top + self.size, left : left + self.size] = tile
+            self.words[place].set_text(words.get(place, ""))
+        self.image.set_data(sheet)
+        y, x = ((p + 0.5) * self.patch - 0.5 for p in view.position)
+        corners = [self.corner(*place) for place in tiles if place[0] < 3]
+        self.marks.set_data([left + x for _, left in corners], [top + y for top, _ in corners])
+        head = "mean of heads" if view.head is None else f"head {view.head + 1}"
+        for note, text in zip(
+            self.notes, (f"mixing pattern,\nlayer {view.layer}, {head}", "receptive field\nof the last layer"), strict=True
+        ):
+            note.set_text(text)
+
+    def place(self, x, y):
+        """(row, column, (token row, token column)) of a point of the axes, or None between tiles."""
+        if x is None or y is None:
+            return None
+        row, top = divmod(y + 0.5 - self.gap, self.step)
+        column, left = divmod(x + 0.5, self.step)
+        if top >= self.size or left >= self.size or not (0 <= row < ROWS and 0 <= column < self.columns):
+            return None
+        return int(row), int(column), (int(top) // self.patch, int(left) // self.patch)
