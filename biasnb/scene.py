@@ -25,8 +25,10 @@ SMALL_PRINT = (
 
 
 def middle(grid):
-    place = (torch.arange(grid) - (grid - 1) / 2).abs() < grid / 4
-    return place[:, None] & place
+    side = min(grid // 2 + (grid - grid // 2) % 2, grid - 1)
+    place = torch.arange(grid) - (grid - side) // 2
+    inside = (place >= 0) & (place < side)
+    return inside[:, None] & inside
 
 
 # Mask rules: name -> function of (tokens per side, rate, seed), (H, W) bool, True where hidden.

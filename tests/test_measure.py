@@ -46,7 +46,7 @@ class Grids(nn.Module):
 
     encode = arrange
 
-    def forward(self, x, out):
+    def forward(self, x, mask, out):
         out["layers"] = self.layers
 
 

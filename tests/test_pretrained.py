@@ -8,12 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+import biasnb
 from biasnb import pretrained, run, store
 from biasnb.config import configure
 from biasnb.data import DataError
 from biasnb.experiments import plan
-from biasnb.keys import floor_key, key
+from biasnb.keys import floor_key, key, relevant
+from biasnb.model import features
 from biasnb.operators import CUBE, TRIO
+from biasnb.pretext import evaluate
 from biasnb.store import Grid, Store, StoreError
 
 CHECKOUT = store.ROOT
@@ -79,7 +82,8 @@ def test_published_weights_give_the_recorded_numbers_again(made):
     record, _, model = pretrained.loaded("smoke", "igpt")
     assert (record["key"], model.cfg.seed) == (key(configure("smoke", mixer="igpt")), 0)
     about = json.loads((made / "results/smoke/networks/igpt/config.json").read_text())
-    assert about == {"key": record["key"], "profile": "smoke", "config": record["config"]}
+    assert about == {**record["config"], "key": record["key"], "profile": "smoke",
+                     "mean": model.mean.tolist(), "std": model.std.tolist()}  # fmt: skip
 
 
 def test_a_weight_changed_by_hand_is_found_by_the_metrics_that_moved(made):
@@ -182,3 +186,51 @@ def test_committed_networks_are_small_and_belong_to_committed_records():
         for about in networks.glob("*/config.json"):
             content = json.loads(about.read_text())
             assert Store(content["profile"], "results").load(content["key"])["config"].items() <= content.items()
+
+
+def test_a_network_is_loaded_in_one_line_and_by_the_hubs_own_way_without_a_network_connection(made, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", None)
+    pretrained.publish("smoke")
+    _, data, model = pretrained.loaded("smoke", "igpt")
+    one = biasnb.load("igpt", "smoke")
+    other = pretrained.Pretrained.from_pretrained(pretrained.folder("smoke") / "igpt")
+    images = data.test.images[:4]
+    for network in (one, other):
+        assert network.cfg == model.cfg and not network.training and network.key == key(model.cfg)
+        assert torch.equal(features(network, images), features(model, images))
+    one.save_pretrained(made / "mine")
+    assert {path.name for path in (made / "mine").iterdir()} >= {"config.json", "model.safetensors"}
+    mine = biasnb.load(str(made / "mine"))
+    assert torch.equal(features(mine, images), features(model, images)) and mine.cfg == model.cfg
+
+
+def test_a_network_of_palette_colours_and_one_of_labels_come_back_whole(root):
+    for fields in ({"input": "palette", "target": "palette"}, {"pretext": "supervised"}):
+        cfg = configure("smoke", **fields)
+        data, model = run.prepare(cfg)
+        torch.nn.init.normal_(model.head.weight)
+        settings = pretrained.about("k", "smoke", model, relevant(cfg))
+        network = pretrained.Pretrained(**settings)
+        network.load_state_dict(model.state_dict())
+        network.save_pretrained(root / cfg.pretext)
+        again = biasnb.load(str(root / cfg.pretext))
+        assert [evaluate(net, data.test, "test") for net in (again, network)] == 2 * [evaluate(model, data.test, "test")]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (lambda folder: changed(folder / "config.json", depht=2), "config.json.*depht"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda folder: changed(folder / "config.json", width=16), "weights of another network"),
+    ],
+    ids=["no config", "broken config", "unknown field", "no weights", "other weights"],
+)
+def test_a_broken_folder_of_a_network_is_named_in_one_line(made, spoil, message):
+    pretrained.publish("smoke")
+    spoil(pretrained.folder("smoke") / "conv")
+    with pytest.raises(StoreError, match=message) as caught:
+        biasnb.load("conv", "smoke")
+    assert "\n" not in str(caught.value)

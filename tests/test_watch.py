@@ -1,0 +1,153 @@
+"""A run that is being trained can be watched: in a terminal, in a notebook, in TensorBoard."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from biasnb import progress, run, watch, workers
+from biasnb.__main__ import main
+from biasnb.config import configure
+from biasnb.experiments import plan
+from biasnb.keys import key
+from biasnb.progress import Progress, Watch
+from biasnb.store import ROOT, Store
+
+CFG = configure("smoke", steps=10)
+
+
+def test_a_watch_writes_once_a_second_how_far_a_run_is(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    path = tmp_path / "k.progress"
+    seen = Watch(path, tmp_path / "events")
+    for step, later in ((10, 0), (20, 0.4), (30, 0.7), (40, 0.2), (50, 1.1)):
+        now[0] += later
+        seen(step, 100, 1 / step)
+        found = json.loads(path.read_text()) if path.is_file() else None
+        assert (found or {}).get("step") == {10: None, 20: None, 30: 30, 40: 30, 50: 50}[step]
+    assert found == {"step": 50, "steps": 100, "loss": 0.02, "seconds_left": pytest.approx(50 * 2.4 / 40)}
+    seen.close()
+    assert not path.exists() and not (tmp_path / "events").exists()
+
+
+def test_a_file_that_cannot_be_written_stops_no_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    seen = Watch(tmp_path / "file" / "k.progress", tmp_path)
+    seen(1, 9, 0.5)
+    seen.written -= 5
+    seen(2, 9, 0.5)
+
+
+def test_a_running_run_is_shown_with_its_step_loss_and_time_left(root):
+    store = Store("smoke")
+    with store.claim(key(CFG)):
+        assert store.status(key(CFG))[1].count(",") == 1  # machine and process
+        store.path(key(CFG), ".progress").write_text('{"step": 3, "steps": 10, "loss": 0.5, "seconds_left": 70}')
+        state, detail = store.status(key(CFG))
+        assert state == "running" and detail.endswith("step 3 of 10, loss 0.5000, 70 s left")
+        for broken in ("", "[]", '{"step": 3}', '{"step": 3, "steps": 10, "loss": "x", "seconds_left": null}'):
+            store.path(key(CFG), ".progress").write_text(broken)
+            assert store.status(key(CFG))[1].count(",") == 1
+
+
+def test_a_finished_run_leaves_no_progress_behind(root):
+    store = Store("smoke")
+    store.folder.mkdir(parents=True)
+    store.path(key(CFG), ".progress").write_text("left by one that was killed")
+    run.run(CFG, store)
+    assert not list(store.folder.glob("*.progress"))
+
+
+def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
+    grid, configs = plan("20_trio", "smoke")
+    store = grid.store
+    run.run(configs[0], store)
+    store.path(key(configs[2]), ".error").write_text("ValueError: odd")
+    with store.claim(key(configs[1])):
+        short, whole = watch.page("smoke", short=4), watch.page("smoke")
+        frame = watch.table("smoke", name="20_trio").data
+    assert key(configs[1]) in short[0] and "running" in short[0]
+    assert "failed ValueError: odd" in short[1] and "missing" in short[2]
+    assert short[-2].startswith("... ") and len(short) == 6
+    assert short[-1] == whole[-1] and "1 done" in whole[-1] and "1 running" in whole[-1] and "1 failed" in whole[-1]
+    assert len(whole) > 150 and sum("done" in line for line in whole[:-1]) == 1
+    assert len(frame) == len(grid.runs) and set(frame.state) == {"done", "running", "failed", "missing"}
+
+
+def test_status_watch_goes_on_until_nothing_is_left_to_do(root, capsys, monkeypatch):
+    monkeypatch.setattr(watch, "EXPERIMENTS", {"10_one_run": None})
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        run.run(plan("10_one_run", "smoke")[1][0], Store("smoke"))
+
+    monkeypatch.setattr("time.sleep", sleep)
+    assert main(["status", "--profile", "smoke", "--watch"]) == 0
+    out = capsys.readouterr().out
+    assert len(slept) == 1 and out.index("1 missing") < out.index("1 done")
+
+
+def test_jupyterlab_shows_every_run_that_is_under_way_below_the_line(monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress, "in_jupyterlab", lambda: True)
+    monkeypatch.setattr("IPython.display.DisplayHandle.display", lambda *args, **more: None)
+    monkeypatch.setattr("IPython.display.DisplayHandle.update", lambda self, data, raw: shown.append(data))
+    report = Progress("2 workers", 5, every=1e-9, unit="runs")
+    report(1, "", lambda: ["<igpt>: step 3"])
+    report.finish("done")
+    assert "20 %" in shown[0]["text/plain"] and shown[0]["text/plain"].endswith("\n<igpt>: step 3")
+    assert "<br>&emsp;&lt;igpt&gt;: step 3" in shown[0]["text/html"]
+    assert "<br>" not in shown[1]["text/html"]
+
+
+def test_workers_name_the_runs_that_are_under_way(root):
+    store, configs = Store("smoke"), [CFG, configure("smoke", steps=11)]
+    missing = {(key(cfg), "floor"): cfg for cfg in configs}
+    assert workers.under_way(set(missing), missing, store) == []
+    with store.claim(key(CFG)):
+        for cfg in configs:  # the second was killed
+            store.path(key(cfg), ".progress").write_text('{"step": 3, "steps": 10, "loss": 0.5, "seconds_left": 70}')
+        (line,) = workers.under_way(set(missing), missing, store)
+    assert line.startswith("convmixer, depth 1, seed 0: on ") and line.endswith("70 s left")
+
+
+def events(folder):
+    """{name: [(step, value)]} of a run's events."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return {name: [(e.step, e.value) for e in found.Scalars(name)] for name in found.Tags()["scalars"]}
+
+
+def test_tensorboard_gets_every_row_of_the_history_also_of_a_run_that_was_killed(root):
+    words = ["run", "--profile", "smoke", "steps=60", "--tensorboard"]
+    code = f"import sys; from biasnb.__main__ import main; sys.exit(main({words!r}))"
+    kill = "import os; from biasnb import train; real = train.learning_rate\n" + (
+        "train.learning_rate = lambda cfg, step: os._exit(9) if step == 40 else real(cfg, step)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "BIASNB_CHECKPOINT_SECONDS": "0"}
+    killed = subprocess.run([sys.executable, "-c", kill + code], env=env, capture_output=True, text=True)
+    assert killed.returncode == 9, killed.stderr
+    time.sleep(1.1)  # names of files of events are seconds
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
+    record = Store("smoke").load(key(configure("smoke", steps=60)))
+    found = events(root / "runs/smoke/tensorboard" / record["key"])
+    assert set(found) == {"loss", "lr", "gradient_norm", "weight_norm"}
+    for name, points in found.items():
+        assert points == [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in record["history"]], name
+
+
+def test_without_the_option_nothing_is_written_and_without_the_package_it_is_refused(root, capsys, monkeypatch):
+    run.run(CFG, Store("smoke"))
+    assert not (root / "runs/smoke/tensorboard").exists()
+    monkeypatch.setenv("BIASNB_TENSORBOARD", "0")
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    assert main(["run", "--profile", "smoke", "steps=12", "--tensorboard"]) == 1
+    assert capsys.readouterr().err == "error: tensorboard: is not installed; pip install tensorboard, or go on without\n"
+    assert not Store("smoke").has(key(configure("smoke", steps=12)))
