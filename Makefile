@@ -9,7 +9,7 @@ KILLS ?= 100
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: reproduce test faults chaos audit lint figures report lab clean install
+.PHONY: reproduce test faults chaos audit lint figures report lab tour docs clean install
 
 reproduce: $(READY)  ## every notebook with PROFILE=quick; FRESH=1 starts anew; SET="field=value ..." changes settings
 	$(BIN)/python -m biasnb reproduce --profile $(PROFILE) $(if $(FRESH),--fresh) $(SET)
@@ -49,6 +49,12 @@ report: $(READY)  ## runs/PROFILE/report: the executed notebooks and the claims 
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+tour: $(READY)  ## the screenshots of docs/tour.md, made anew; needs Chromium
+	$(BIN)/python tests/tour.py
+
+docs: $(READY)  ## build/docs: the docstrings as pages
+	$(BIN)/pdoc --output-directory build/docs --docformat google --no-show-source biasnb '!biasnb.__main__'
 
 clean:  ## remove caches and build products; runs/, data/ and the environment stay (delete them yourself)
 	rm -rf runs/cache build *.egg-info .pytest_cache .ruff_cache

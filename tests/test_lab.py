@@ -1,0 +1,145 @@
+"""JupyterLab as people use it: a real server, a real kernel, a real browser. Screenshots are kept in build/lab."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import browser
+import nbformat
+import psutil
+import pytest
+from jupyter_client.manager import KernelManager
+
+from biasnb.store import ROOT
+
+KEPT = ROOT / "build" / "lab"
+needs_browser = pytest.mark.skipif(not browser.BROWSER, reason="no chromium, chromium-browser or google-chrome on this machine")
+CANVAS = ".jupyter-matplotlib-canvas-div canvas"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A checkout whose notebooks have the profile `smoke`; the published networks are the committed ones."""
+    top = tmp_path_factory.mktemp("lab") / "a checkout"
+    browser.checkout(top, ROOT / "notebooks", **{'profile = \\"quick\\"': 'profile = \\"smoke\\"'})
+    (top / "results").symlink_to(ROOT / "results")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    return top
+
+
+@pytest.fixture(scope="module")
+def page(place):
+    """A function that opens a notebook of one JupyterLab; what its pages complain of is in `page.trouble`."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with browser.lab(place, {"PYTHONPATH": str(ROOT)}) as lab, browser.chromium() as page:
+        page.trouble = []
+        page.on("pageerror", lambda error: page.trouble.append(str(error)))
+        page.notebook = lambda name: browser.open_notebook(page, lab, name)
+        yield page
+
+
+@needs_browser
+def test_run_all_of_the_trio_ends_with_its_tables_and_figures(page, place):
+    page.notebook("20_trio")
+    browser.run_all(page)
+    cells, outputs = browser.saved(page, place / "notebooks/20_trio.ipynb")
+    assert all(cell["execution_count"] for cell in cells) and not [o for o in outputs if o["output_type"] == "error"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 5
+    assert sum("text/html" in o.get("data", {}) for o in outputs) >= 5  # tables
+    progress = [o["data"]["text/plain"] for o in outputs if "workers" in str(o.get("data", {}).get("text/plain"))]
+    assert len(progress) == 1 and re.search(r"\d+ workers: 12 runs trained in ", "".join(progress[0]))
+    browser.show(page, ".jp-OutputArea-output img", last=False)
+    page.screenshot(path=KEPT / "20_trio.png")
+    assert len(list((place / "runs/smoke").glob("*.json"))) == 13 and not page.trouble
+
+
+@needs_browser
+def test_a_control_of_the_playground_is_moved_and_its_picture_changes(page, place):
+    page.notebook("03_playground")
+    browser.run_all(page)
+    browser.show(page, CANVAS)
+    canvas = page.locator(CANVAS).first
+    page.screenshot(path=KEPT / "03_playground-before.png")
+    picture = lambda: canvas.evaluate("canvas => canvas.toDataURL()")  # noqa: E731
+    for name, move in (
+        ("shift down", lambda: page.locator('.widget-slider:has-text("shift down") .noUi-handle').press("ArrowRight")),
+        ("mask", lambda: page.locator('.widget-dropdown:has-text("mask") select').select_option("centre square")),
+        ("click", lambda: canvas.click(position={"x": 430, "y": 60})),
+    ):
+        before, start = picture(), time.perf_counter()
+        move()
+        while picture() == before:
+            assert time.perf_counter() - start < 30, f"{name}: the picture stays"
+            page.wait_for_timeout(10)
+        print(f"{name}: {time.perf_counter() - start:.2f} s")
+        page.wait_for_timeout(500)
+    page.screenshot(path=KEPT / "03_playground-after.png")
+    _, outputs = browser.saved(page, place / "notebooks/03_playground.ipynb")
+    (panel,) = [o["data"] for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert "image/png" in panel  # for who opens it where widgets do not live
+    assert not [o for o in outputs if o["output_type"] == "error"] and not page.trouble
+
+
+def execute(client, code, until=None, interrupt=None):
+    """Run code in a kernel; returns (status, name of the error). `interrupt` is called once `until` says so."""
+    asked = client.execute(code)
+    while True:
+        try:
+            reply = client.get_shell_msg(timeout=0.1)
+            if reply["parent_header"]["msg_id"] == asked:
+                return reply["content"]["status"], reply["content"].get("ename")
+        except Exception as error:
+            if type(error).__name__ != "Empty":
+                raise
+        if until and until():
+            until = interrupt()
+
+
+def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(place):
+    store = place / "runs/smoke"
+    env = {**os.environ, "BIASNB_ROOT": str(place), "PYTHONPATH": str(ROOT), "JPY_SESSION_NAME": "20_trio.ipynb",
+           "BIASNB_CHECKPOINT_SECONDS": "0.2"}  # fmt: skip
+    kernel = KernelManager(kernel_name="python3")
+    kernel.start_kernel(env=env, cwd=str(place / "notebooks"))
+    client = kernel.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(60)
+        before, mine = set(store.glob("*.json")), psutil.Process(kernel.provisioner.pid)
+        cell = (
+            "from biasnb import experiments; grid = experiments.run('20_trio', 'smoke', {'steps': 3000, 'depth': 1, 'seed': 0})"
+        )
+        training = lambda: any(store.glob("checkpoints/*/*.safetensors"))  # noqa: E731
+        assert execute(client, cell, training, kernel.interrupt_kernel) == ("error", "KeyboardInterrupt")
+        deadline = time.monotonic() + 10
+        while left := mine.children(recursive=True):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+        assert training() and set(store.glob("*.json")) == before
+        assert execute(client, f"{cell}\nassert not grid.missing()") == ("ok", None)
+        assert not mine.children(recursive=True)
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+
+
+def test_nbconvert_executes_a_notebook_and_shows_the_panel_as_a_picture(place, tmp_path):
+    command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "html", "--output-dir", str(tmp_path)]
+    env = {**os.environ, "BIASNB_ROOT": str(place), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, str(place / "notebooks/03_playground.ipynb")], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "03_playground.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64') == 1 and "widget-view" not in page.partition("<body")[2]
+
+
+def test_the_kernel_that_notebooks_name_is_the_python_of_the_suite():
+    """`make lab` starts JupyterLab of the environment, whose `python3` is that environment's Python."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    spec = KernelSpecManager().get_kernel_spec("python3")
+    assert spec.argv[0] in ("python", "python3", sys.executable) and json.dumps(spec.argv).count("ipykernel") == 1
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"

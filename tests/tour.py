@@ -1,0 +1,82 @@
+"""`make tour`: the screenshots of docs/tour.md, of a JupyterLab that starts without any run."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import browser
+
+from biasnb.store import ROOT
+
+PICTURES = ROOT / "docs" / "tour"
+CANVAS = ".jupyter-matplotlib-canvas-div canvas"
+
+
+def main():
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        top = browser.checkout(Path(folder) / "biasnb", ROOT / "notebooks")
+        (top / "results").symlink_to(ROOT / "results")
+        with browser.lab(top, {"PYTHONPATH": str(ROOT)}) as lab, browser.chromium(1400, 900) as page:
+            page.set_default_timeout(1_000_000)
+            for take in (start, trio, playground, operator, images):
+                take(page, lambda name: browser.open_notebook(page, lab, name))
+                print(f"{take.__name__} done", flush=True)
+
+
+def shot(page, name):
+    page.screenshot(path=PICTURES / f"{name}.png")
+
+
+def start(page, opened):
+    opened("00_start_here")
+    shot(page, "start")
+    browser.run_all(page)
+    browser.show(page, ".jp-OutputArea-output img")
+    shot(page, "start-figure")
+
+
+def trio(page, opened):
+    opened("20_trio")
+    browser.start_all(page)
+    page.wait_for_selector("text=/workers: [2-9].* left/")
+    browser.show(page, "text=/workers: [2-9].* left/")
+    page.wait_for_timeout(3000)
+    shot(page, "trio-running")
+    browser.wait_idle(page)
+    browser.show(page, ".jp-OutputArea-output img", last=False)
+    shot(page, "trio-figure")
+
+
+def playground(page, opened):
+    opened("03_playground")
+    browser.run_all(page)
+    browser.show(page, CANVAS)
+    shot(page, "playground")
+    page.locator('.widget-dropdown:has-text("mask") select').select_option("centre square")
+    page.wait_for_timeout(1500)
+    page.locator('.widget-slider:has-text("layer") .noUi-handle').press("ArrowRight")
+    page.wait_for_timeout(1500)
+    shot(page, "playground-moved")
+
+
+def operator(page, opened):
+    opened("04_your_own_operator")
+    browser.run_all(page)
+    browser.show(page, "text=class Cross")
+    shot(page, "operator")
+    browser.show(page, ".jp-OutputArea-output img", last=False)
+    shot(page, "operator-table")
+
+
+def images(page, opened):
+    opened("05_your_own_images")
+    browser.run_all(page)
+    browser.show(page, ".jp-OutputArea-output img")
+    shot(page, "images")
+
+
+if __name__ == "__main__":
+    main()
