@@ -4,7 +4,8 @@ __version__ = "0.1.0"
 
 
 def load(name, profile="quick"):
-    """A published network with its trained weights, e.g. biasnb.load("conv"), or that of a folder: `pretrained.network`."""
+    """A trained network: a published one, biasnb.load("conv"), one of your runs by its key, or that of a folder. See
+    `pretrained.network`."""
     from .pretrained import network
 
     return network(name, profile)

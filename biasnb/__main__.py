@@ -251,19 +251,17 @@ def listing(args):
 
 
 def status(args):
-    from . import watch
+    from .status import Screen, page
 
     given = typed(args.settings)
     if not args.watch:
-        return print("\n".join(watch.page(args.profile, given)))
-    live = sys.stdout.isatty()
-    while True:
-        lines = watch.page(args.profile, given, max(3, shutil.get_terminal_size().lines - 4))
+        return print("\n".join(page(args.profile, given)))
+    screen, clear, goes_on = Screen(args.profile, given), "\x1b[H\x1b[J" if sys.stdout.isatty() else "", True
+    while goes_on:
+        lines, goes_on = screen.page(*shutil.get_terminal_size((200, 60)))
         stamp = time.strftime(f"%H:%M:%S, every {EVERY} s, Ctrl-C ends")
-        print(("\x1b[H\x1b[J" if live else "") + "\n".join([stamp, *lines]), flush=True)
-        if not any(state in lines[-1] for state in ("running", "missing", "killed", "preempted")):
-            return None  # nothing is left that could go on
-        time.sleep(EVERY)
+        print(clear + "\n".join([stamp, *lines]), flush=True)
+        time.sleep(EVERY if goes_on else 0)
 
 
 def parser():

@@ -239,6 +239,27 @@ def suite(device, ceiling):
                 subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
                 times.append(time.perf_counter() - start)
             yield {"what": name, "seconds": round(statistics.median(times), 2)}
+    yield from answers()
+
+
+def answers():
+    """Seconds from a control of the playground to its picture, drawn and packed; five networks, the median of nine."""
+    from .playground import Panel, networks
+
+    panel = Panel(networks(["convmixer", "mixer", "igpt", "conv", "attn"]))
+    for name, fields in {
+        "another image": lambda i: {"image": panel.images[i]},
+        "another mask": lambda i: {"mask": panel.scene.mask.roll(1, 0)},
+        "another position": lambda i: {"position": (i % panel.grid, 3)},
+        "another layer": lambda i: {"layer": 1 + i % 2},
+        "another shift": lambda i: {"shift": (1 + i % 2, 3)},
+    }.items():
+        times = []
+        for i in range(9):
+            start = time.perf_counter()
+            panel.change(**fields(i))._repr_mimebundle_()
+            times.append(time.perf_counter() - start)
+        yield {"what": f"playground: {name}", "seconds": round(statistics.median(times), 3)}
 
 
 PARTS = {"operators": operators, "sizes": sizes, "seeds": seeds, "suite": suite}

@@ -18,6 +18,10 @@ DATASETS = (*VERSIONS, "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "
 class BiasnbError(Exception):
     """Something the user can mend; the message is one line that names what, the value and what to do."""
 
+    def _render_traceback_(self):
+        """What a notebook shows of it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(BiasnbError, ValueError):
     """A configuration that cannot be run."""
@@ -134,7 +138,7 @@ class Config:
             yield "labelled: 1 image gives a probe nothing to tell apart; choose 2 or more, or 0 for all"
         if self.dataset == "folder" and not self.data_dir:
             yield "data_dir: empty, and dataset is 'folder'; set it to a folder of class folders"
-        if self.dataset == "folder" and self.pretext == "supervised" and (classes := class_folders(self.data_dir)) == 1:
+        if self.dataset == "folder" and self.pretext == "supervised" and (classes := class_folders(self.data_dir)) < 2:
             where = short(self.data_dir)
             yield f"pretext: 'supervised' needs two classes or more, {where} has {classes}; add one or choose 'bert'"
 
@@ -302,7 +306,7 @@ def full_path(data_dir):
 
 
 def class_folders(folder):
-    """Number of class folders, of the training split if there is one; 0 for a folder that is missing."""
+    """Number of class folders, of the training split if there is one; 2 for a folder that is missing, as loading it tells."""
     top = full_path(folder)
     top = top / "train" if (top / "train").is_dir() else top
-    return sum(d.is_dir() and not d.name.startswith(".") for d in top.iterdir()) if top.is_dir() else 0
+    return sum(d.is_dir() and not d.name.startswith(".") for d in top.iterdir()) if top.is_dir() else 2

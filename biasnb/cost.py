@@ -20,7 +20,7 @@ from .workers import AT_MOST, cores, on_gpu
 
 CALIBRATION = 60  # seconds
 GFLOP = 1.0  # of a step that is timed
-EVALUATIONS = 105  # of the probe's objective
+EVALUATIONS = 105, 40  # of the probe's objective: for some thousand images, for 10 000 and more, where the search ends sooner
 EACH = 0.2  # seconds of a run for all else
 NOTEBOOK = 4.0  # seconds of a notebook that has its records
 SHOWN = 10
@@ -147,7 +147,7 @@ def probe_rate():
 
 
 def probe_flop(layers, n, width, classes, penalties=6):
-    return EVALUATIONS * 4 * layers * n * (width + 1) * penalties * classes
+    return EVALUATIONS[n >= 10_000] * 4 * layers * n * (width + 1) * penalties * classes
 
 
 # ---- predicting -----------------------------------------------------------------------------------------------------------
@@ -213,9 +213,10 @@ class Predictor:
         if cfg.budget == "flop":
             steps = max(1, round(steps * self.of(cfg, **identity(cfg))["flop"] / one["flop"]))
         labelled = cfg.labelled or train
-        passes = 2 * (labelled + val + test) + (2 * (val + test) if steps else 0)
+        passes = 2 * (labelled + val + test) + (val + test if steps else 0)
         passes += 1.5 * SHOWN * cfg.grid**2 if cfg.pretext == "ar" else 0
-        probes = 2 * probe_flop(cfg.depth + 1, labelled, cfg.width, classes)
+        neighbours = 2 * (cfg.depth + 1) * test * labelled * cfg.width
+        probes = 2 * (probe_flop(cfg.depth + 1, labelled, cfg.width, classes) + neighbours)
         training = steps * cfg.batch * one["step"]
         return {
             "training": training,

@@ -18,6 +18,7 @@ from .images import DataError, decode, printable, resize
 from .keys import folder_signature
 from .store import ROOT
 
+ALL = "."  # the class of images that are in none
 VAL_FRACTION = 0.1
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
 EMBEDDED = {
@@ -141,7 +142,8 @@ def _kept(name, make):
 
 
 def read_folder(top, size):
-    """Images of `top/<class>/*` or `top/{train,val,test}/<class>/*` as (classes, arrays). JPEG and PNG, grey or RGB, as
+    """Images of `top/<class>/*` or `top/{train,val,test}/<class>/*` as (classes, arrays); of a folder without class folders
+    all are one class. JPEG and PNG, grey or RGB, as
     they are stored: 16 bits are cut to 8, an EXIF orientation is not applied. Images of other sizes are cut to the
     central square and resized, with a warning.
 
@@ -152,8 +154,10 @@ def read_folder(top, size):
     arrays, classes, sizes = {}, None, set()
     for part, folder in (parts or {"all": top}).items():
         found = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")))
+        if not found and any(f.suffix.lower() in IMAGE_SUFFIXES for f in folder.iterdir()):
+            found = (ALL,)
         if not found:
-            raise DataError(f"{folder}: holds no class folders; put the images of each class in a folder of its own")
+            raise DataError(f"{folder}: holds neither images nor class folders; put the images of each class in a folder")
         if classes not in (None, found):
             raise DataError(f"{folder}: classes {sorted(set(found) ^ set(classes))} are not in every split")
         classes, images, labels = found, [], []
@@ -177,7 +181,7 @@ def read_folder(top, size):
         held = max(1, round(TEST_FRACTION * len(labels)))
         for part, index in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
             arrays[part], arrays[f"{part}_labels"] = images[index], labels[index]
-    return tuple(printable(name) for name in classes), arrays
+    return tuple(printable(top.resolve().name if name == ALL else name) for name in classes), arrays
 
 
 # ---- augmentation -------------------------------------------------------------------------------------------------

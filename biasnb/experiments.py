@@ -5,8 +5,7 @@ from pathlib import Path
 
 from . import grids, workers
 from .config import ConfigError, nearest
-from .keys import digest, floor_key, folder_signature, key, rate_key, relevant
-from .operators import MIXERS
+from .keys import digest, floor_key, folder_signature, key, own, rate_key, relevant
 from .store import Grid, Store
 
 
@@ -91,9 +90,8 @@ def plan(name, profile, overrides=None):
         folder = configs[0].data_dir if configs else overrides.get("data_dir", "")
         data = Path(folder).expanduser().resolve().name
         changed |= {"dataset": data, "files": folder_signature(folder)}
-    own = sorted({cfg.mixer for cfg in configs if MIXERS[cfg.mixer].family == "own"})
-    if own:  # they are known where they were defined only
-        changed["own"] = ", ".join(own)
+    if mine := {cfg.mixer: own(cfg.mixer) for cfg in configs if own(cfg.mixer)}:
+        changed["own"] = mine
     label = "-".join([name, *([data] if data and changed else []), *([digest(changed, 6)] if changed else [])])
     content = {
         "experiment": name,

@@ -170,8 +170,8 @@ def symmetry(profile, overrides):
 
 
 def of_the_trio(profile, overrides):
-    """No run of its own: the notebook asks for the trio's grids, of one's own images if `data_dir` says where they are."""
-    trio(profile, {**({"dataset": "folder"} if overrides.get("data_dir") else {}), **overrides})
+    """No run of its own: the notebook asks for the trio's grids."""
+    trio(profile, overrides)
     return []
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from .config import IMAGE_SUFFIXES, VERSIONS, ConfigError
 from .operators import MIXERS
 
+SPECIAL = {name for op in MIXERS.values() for name in op.reads}  # fields that only some operators read
+SAYS = ("__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__")  # of a class, not what it does
 TRAINING = {"augment", "batch", "budget", "clip", "lr", "precision", "steps", "warmup", "weight_decay"}
 
 
 def relevant(cfg):
     """The fields that decide the result: everything but where the data lie, the device, and unread fields."""
-    unread = {"data_dir", "device"} | {name for m in MIXERS.values() for name in m.reads} - cfg.reads
+    unread = {"data_dir", "device"} | SPECIAL - cfg.reads
     unread |= {name for name, pretext in (("mask_rate", "bert"), ("noise", "denoise")) if cfg.pretext != pretext}
     if not cfg.uses_palette:
         unread.add("colours")
@@ -37,9 +39,28 @@ def key(cfg):
     """Name of the run: 16 hexadecimal digits, equal exactly for runs that must give the same result.
 
     It covers the version of the embedded data, and of a folder the paths and sizes of its images: changed data is another
-    run.
+    run. So is an operator of one's own whose class or entry has changed.
     """
-    return digest(relevant(cfg) | data_identity(cfg))
+    return digest(relevant(cfg) | data_identity(cfg) | ({"operator": own(cfg.mixer)} if own(cfg.mixer) else {}))
+
+
+def own(mixer):
+    """Digest of an operator of one's own: its entry, and what its class and those it inherits from do, as far as they are
+    not the suite's; "" for an operator of the suite."""
+    entry = MIXERS[mixer]
+    if entry.family != "own" or isinstance(entry.operator, str):
+        return ""
+    kinds = [kind for kind in entry.operator.__mro__ if not kind.__module__.startswith(("biasnb.", "torch.", "builtins"))]
+    members = [sorted((name, content(member)) for name, member in vars(kind).items() if name not in SAYS) for kind in kinds]
+    return digest([str(entry._replace(operator="")), members])
+
+
+def content(member):
+    """What a member of a class does or is, as text that is the same in every process."""
+    code = getattr(member, "__code__", member)
+    if hasattr(code, "co_code"):
+        return str((code.co_code.hex(), code.co_names, [content(constant) for constant in code.co_consts]))
+    return repr(member) if isinstance(member, int | float | str | tuple | dict | None) else type(member).__name__
 
 
 def data_identity(cfg):

@@ -123,10 +123,7 @@ def full(name, given):
             continue
         check_names({field: value}, [*known, *(fields_of() if "overrides" in known else [])], "parameter")
         _, kind, optional = known[field]
-        if field == "data_dir":
-            values[field] = parse_field(field, parse(field, value, kind))
-        else:
-            values[field] = None if optional and value in (None, "None", "null") else parse(field, value, kind)
+        values[field] = None if optional and value in (None, "None", "null") else parse(field, value, kind)
     if "overrides" in known:
         check_names(values["overrides"], fields_of(), "field in overrides")
         values["overrides"] = {**values["overrides"], **overrides}
@@ -151,8 +148,11 @@ def accepted(name, given):
 
 
 def request(name, values):
-    """(profile, overrides) that a notebook's parameters ask for; checked by making the Configs. Raises ConfigError."""
+    """(profile, overrides) that a notebook's parameters ask for; checked by making the Configs. A parameter `folder` that is
+    not empty asks for the images in it. Raises ConfigError."""
     own = {k: v for k, v in values.items() if k in fields_of()}
+    if values.get("folder"):
+        own |= {"dataset": "folder", "data_dir": str(full_path(values["folder"]))}
     asked = values["profile"], {**own, **values.get("overrides", {})}
     plan(name, *asked)
     return asked

@@ -11,16 +11,17 @@ import torch
 
 from . import images as files
 from . import run
-from .config import IMAGE_SUFFIXES, BiasnbError, short
+from .config import IMAGE_SUFFIXES, BiasnbError, full_path, short
 from .data import Split, load
 from .progress import in_jupyterlab
-from .scene import MASKS, Sheet, View, heads_of, look, networks
+from .scene import MASKS, Scene, Sheet, heads_of, networks, respond
 from .style import Picture
 
 __all__ = ["Panel", "networks"]
 PAINTED = "painted"
 AT_FIRST, AT_MOST = 5, 7  # networks that are shown
 FIGURE = 8.75, 5.45  # inches
+MASKED, SHIFTED = (0, 1), 3  # the tile that is painted on, the row of shifted pictures
 HINT = (
     "Click on a picture to look at a position; click or drag over the <b>masked</b> image to hide and to show tokens; "
     f"Ctrl-click to choose up to {AT_MOST} networks."
@@ -38,35 +39,43 @@ class Panel:
         self.models, self.grid, self.size = models, cfg.grid, cfg.image_size
         self.images = load(replace(cfg, images=0, labelled=0)).test.images if images is None else images
         self.first = int(run.shown(Split(self.images, None))[0])
-        mask = MASKS["random"](cfg.grid, cfg.mask_rate, 0)
-        self.view = View(self.images[self.first], mask, (cfg.grid // 2, cfg.grid // 2))
-        self.figure = Picture(figsize=FIGURE, dpi=110)
+        self.rate = cfg.mask_rate
+        mask = MASKS["random"](cfg.grid, self.rate, 0)
+        self.scene = Scene(self.images[self.first], mask, (cfg.grid // 2, cfg.grid // 2))
+        self.figure, self.controls, self.responses = Picture(figsize=FIGURE, dpi=110), None, {}
         self.choose(list(models)[:AT_FIRST])
 
     def choose(self, names):
         """Show these networks, by their names in `models`."""
-        self.seen, self.sights = None, dict.fromkeys(names)
+        self.responses = {name: self.responses.get(name) for name in names}
         self.sheet = Sheet({name: self.models[name] for name in names}, self.figure)
         self.change()
 
     def change(self, **fields):
-        """Look at something else: fields of a View."""
-        self.view = replace(self.view, **fields)
-        self.sights = {name: look(self.models[name], self.view, self.seen, known) for name, known in self.sights.items()}
-        self.seen = self.view
-        self.sheet.show(self.view, self.sights)
+        """Look at something else: fields of a Scene. Returns the panel, which a cell then shows."""
+        last, self.scene = getattr(self, "last", None), replace(self.scene, **fields)
+        self.responses = {name: respond(self.models[name], self.scene, last, r) for name, r in self.responses.items()}
+        self.last = self.scene
+        self.draw()
+        if self.controls:
+            self.controls.follow()
+        return self
+
+    def draw(self):
+        self.sheet.show(self.scene, self.responses)
+        if self.controls:
+            self.figure.canvas.draw_idle()
 
     def _repr_mimebundle_(self, **_):
         picture = {"image/png": base64.b64encode(self.figure._repr_png_()).decode(), "text/plain": "playground"}
         if not in_jupyterlab():
             return picture
-        if not hasattr(self, "controls"):
-            self.controls = Controls(self)
+        self.controls = self.controls or Controls(self)
         return picture | self.controls.box._repr_mimebundle_()
 
 
 class Controls:
-    """The widgets of a Panel: each changes its View."""
+    """The widgets of a Panel: each changes its Scene."""
 
     def __init__(self, panel):
         import ipywidgets as w
@@ -84,7 +93,9 @@ class Controls:
         )
         self.upload = w.FileUpload(accept=",".join(IMAGE_SUFFIXES), description="choose a file", layout=width)
         self.rule = w.Dropdown(options=[*MASKS, PAINTED], description="mask", **wide)
-        self.rate = w.FloatSlider(0.5, min=0.05, max=0.95, step=0.05, description="rate", continuous_update=False, **wide)
+        self.rate = w.FloatSlider(
+            panel.rate, min=0.05, max=0.95, step=0.05, description="rate", continuous_update=False, **wide
+        )
         self.again = w.Button(description="draw another mask", icon="random", layout=width)
         self.layer = slider(1, 1, deepest, "layer")
         self.head = w.Dropdown(
@@ -93,7 +104,7 @@ class Controls:
         self.down = slider(1, 0, panel.grid - 1, "shift down")
         self.right = slider(2, 0, panel.grid - 1, "shift right")
         self.chosen = w.SelectMultiple(
-            options=list(panel.models), value=list(panel.sights), rows=5, description="networks", **wide
+            options=list(panel.models), value=list(panel.responses), rows=5, description="networks", **wide
         )
         self.trouble = w.HTML()
         hint = w.HTML(HINT)
@@ -112,10 +123,10 @@ class Controls:
         for widget in (self.rule, self.rate):
             widget.observe(self.mask, "value")
         self.again.on_click(self.redraw)
-        self.layer.observe(lambda change: self.change(layer=change["new"]), "value")
-        self.head.observe(lambda change: self.change(head=change["new"]), "value")
+        self.layer.observe(lambda change: panel.change(layer=change["new"]), "value")
+        self.head.observe(lambda change: panel.change(head=change["new"]), "value")
         for widget in (self.down, self.right):
-            widget.observe(lambda _: self.change(shift=(self.down.value, self.right.value)), "value")
+            widget.observe(lambda _: panel.change(shift=(self.down.value, self.right.value)), "value")
         self.chosen.observe(self.networks, "value")
 
     def canvas(self):
@@ -135,11 +146,11 @@ class Controls:
             if not 0 < len(self.chosen.value) <= AT_MOST:
                 raise BiasnbError(f"networks: {len(self.chosen.value)} are chosen; choose 1 to {AT_MOST}")
             self.panel.choose(self.chosen.value)
-            self.panel.figure.canvas.draw_idle()
 
-    def change(self, **fields):
-        self.panel.change(**fields)
-        self.panel.figure.canvas.draw_idle()
+    def follow(self):
+        """Let the widgets say what the Scene is, wherever it was changed."""
+        scene = self.panel.scene
+        (self.down.value, self.right.value), self.layer.value, self.head.value = scene.shift, scene.layer, scene.head
 
     @contextlib.contextmanager
     def told(self):
@@ -147,7 +158,7 @@ class Controls:
         try:
             self.trouble.value = ""
             yield
-        except BiasnbError as error:
+        except (BiasnbError, OSError) as error:
             self.trouble.value = f"<span style='color:#b00'>{html.escape(str(error))}</span>"
 
     def sources(self, *_):
@@ -160,7 +171,7 @@ class Controls:
         with self.told():
             image = {"test set": self.embedded, "folder": self.in_folder, "upload": self.uploaded}[self.source.value]()
             if image is not None:
-                self.change(image=image)
+                self.panel.change(image=image)
 
     def embedded(self):
         self.index.max = len(self.panel.images) - 1
@@ -177,56 +188,62 @@ class Controls:
         if not self.upload.value:
             return None
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "image"
+            path = Path(folder) / "your file"
             path.write_bytes(self.upload.value[0]["content"])
-            return read(path, self.panel.size)
+            with contextlib.chdir(folder):  # its name is all that is said of it
+                return read(Path(path.name), self.panel.size)
 
     def mask(self, *_):
         self.rate.disabled = self.again.disabled = self.rule.value != "random"
         if self.rule.value != PAINTED:
-            self.change(mask=MASKS[self.rule.value](self.panel.grid, self.rate.value, self.seed))
+            self.panel.change(mask=MASKS[self.rule.value](self.panel.grid, self.rate.value, self.seed))
 
     def redraw(self, _):
         self.seed += 1
         self.mask()
 
-    def press(self, event):
+    def place(self, event):
+        """(is it on the masked image, token) under the mouse, or None; a shifted picture has no places."""
         place = self.panel.sheet.place(event.xdata, event.ydata)
-        if place and place[:2] == (0, 1):
-            self.painting = not self.panel.view.mask[place[2]]
-            self.paint(place[2])
-        elif place:
-            self.change(position=place[2])
+        return (place[:2] == MASKED, place[2]) if place and place[0] < SHIFTED else None
+
+    def press(self, event):
+        if not (place := self.place(event)):
+            return
+        on_masked, token = place
+        if on_masked:
+            self.painting = not self.panel.scene.mask[token]
+            self.paint(token)
+        else:
+            self.panel.change(position=token)
 
     def drag(self, event):
-        place = self.panel.sheet.place(event.xdata, event.ydata)
-        if self.painting is not None and place and place[:2] == (0, 1):
-            self.paint(place[2])
+        if self.painting is not None and (place := self.place(event)) and place[0]:
+            self.paint(place[1])
 
     def paint(self, token):
         """Hide or show one token; what networks make of it is drawn when the button is released."""
         panel = self.panel
-        if bool(panel.view.mask[token]) != bool(self.painting):
-            mask = panel.view.mask.clone()
+        if bool(panel.scene.mask[token]) != bool(self.painting):
+            mask = panel.scene.mask.clone()
             mask[token] = self.painting
-            panel.view = replace(panel.view, mask=mask)
-            panel.sheet.show(panel.view, panel.sights)
-            panel.figure.canvas.draw_idle()
+            panel.scene = replace(panel.scene, mask=mask)
+            panel.draw()
 
     def release(self, _):
         if self.painting is not None:
             self.painting = None
             self.rule.value = PAINTED
-            self.change()
+            self.panel.change()
 
 
 def pictures_in(folder):
-    """Image files in a folder and below. Raises BiasnbError if there are none."""
-    top = Path(folder).expanduser()
-    found = sorted(path for path in top.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if top.is_dir() else []
-    if not found:
+    """Image files in a folder and in the folders in it. Raises BiasnbError if there are none."""
+    top = full_path(folder)
+    files = [path for pattern in ("*", "*/*") for path in top.glob(pattern) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
         raise BiasnbError(f"folder: {short(folder)} holds no JPEG or PNG image; choose another")
-    return found
+    return sorted(files)
 
 
 def read(path, size):

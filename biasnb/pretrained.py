@@ -1,10 +1,12 @@
 """Published weights: a folder per network in results/<profile>/networks, and whether they give the recorded numbers again."""
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError, safe_open
 
 from .config import Config, ConfigError
 from .data import DataError
@@ -14,7 +16,7 @@ from .operators import CUBE, TRIO
 from .palette import Palette
 from .pretext import evaluate
 from .probe import probe_network
-from .run import fill, prepare
+from .run import description, fill, prepare
 from .store import Store
 
 GRIDS = {"20_trio": TRIO, "21_cube": CUBE}  # whose networks are published
@@ -36,50 +38,59 @@ class Pretrained(Isotropic, PyTorchModelHubMixin, library_name="biasnb"):
     `Pretrained.from_pretrained(folder)` reads it without a network connection, `save_pretrained(folder)` writes it.
 
     `settings` are Config fields. mean, std: of the training pixels per channel, 0 to 255; palette: its colours (K, 3); key and
-    profile: of the record that says what the network is worth."""
+    profile: of the record that says what the network is worth. It needs no data, so that it has no folder of them either."""
 
     def __init__(self, *, mean, std, palette=None, classes=0, key="", profile="", **settings):
+        cfg = Config(**{**settings, **({"data_dir": "."} if settings.get("dataset") == "folder" else {})})
         colours = palette and Palette(torch.tensor(palette))
-        super().__init__(Config(**settings), (torch.tensor(mean), torch.tensor(std)), colours, classes)
+        super().__init__(cfg, (torch.tensor(mean), torch.tensor(std)), colours, classes)
         self.key, self.profile = key, profile
 
     @classmethod
-    def _from_pretrained(cls, *, model_id, **given):
+    def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **about):
         if not Path(model_id).is_dir():
-            return super()._from_pretrained(model_id=model_id, **given)
-        for name in ("revision", "cache_dir", "force_download", "local_files_only", "token"):
-            del given[name]
-        model = cls(**given)
-        fill(model, Path(model_id) / "model.safetensors")
-        return model.eval()
+            where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+            return super()._from_pretrained(model_id=model_id, force_download=force_download, **where, **about)
+        return built(about, Path(model_id) / "model.safetensors")
 
 
-def about(key, profile, model, config):
-    """What config.json says of a network."""
-    palette = model.palette and model.palette.colours.tolist()
-    classes = model.head.out_features if model.cfg.pretext == "supervised" else 0
-    more = {"palette": palette, "classes": classes}
-    return {**config, "mean": model.mean.tolist(), "std": model.std.tolist(), "key": key, "profile": profile} | {
-        name: value for name, value in more.items() if value
-    }
+def built(about, path):
+    """The network of a `run.description`, with the weights in a file. Raises StoreError naming the file."""
+    try:
+        model = Pretrained(**about)
+    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        why = f"its network is not one of this suite ({error})"
+        raise StoreError(f"{path}: {why}; publish or train it again") from None
+    fill(model, path)
+    return model.eval()
 
 
 def network(name, profile="quick"):
-    """A trained network, ready to use: a published one by its name, or that of a folder with config.json and
-    model.safetensors. Raises StoreError if there is none, or if the files are broken or do not belong together."""
-    place = Path(name) if Path(name).is_dir() else folder(profile) / known(name, profile)
-    read_json(place / "config.json")  # a file that is missing or broken is named
+    """A trained network, ready to use, without its data: a published one by its name, one of your own runs in runs/<profile>
+    by its key, or that of a folder with config.json and model.safetensors. Raises StoreError if there is none, or if its
+    files are broken."""
+    places = folder(profile) / name, Path(name).expanduser()
+    own = Store(profile).folder / f"{name}.safetensors"
+    if not (places[0] / "config.json").is_file() and own.is_file():
+        return built(said_of(own), own)
+    for place in places:
+        if (place / "config.json").is_file():
+            about = read_json(place / "config.json")
+            if not isinstance(about, dict):
+                raise StoreError(f"{place / 'config.json'}: not what is said of a network; publish the network again")
+            return built(about, place / "model.safetensors")
+    names = ", ".join(published(profile))
+    raise StoreError(f"network: {name!r} is neither published in {folder(profile)} nor the key of a run with its weights nor a "
+                     f"folder with config.json; there are {names}")  # fmt: skip
+
+
+def said_of(path):
+    """What the weights of a run say of their network. Raises StoreError."""
     try:
-        return Pretrained.from_pretrained(place)
-    except (TypeError, ConfigError) as error:
-        raise StoreError(f"{place / 'config.json'}: not of a network of this suite ({error})") from None
-
-
-def known(name, profile):
-    """The name itself. Raises StoreError if the profile has published no such network."""
-    if name not in published(profile):
-        raise StoreError(f"network: {name!r} is not published in {folder(profile)}; there are {', '.join(published(profile))}")
-    return name
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["about"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: does not say of which network it is ({type(error).__name__}); train the run again") from None
 
 
 def networks(store):
@@ -130,7 +141,7 @@ def publish(profile, data_dir=""):
         model = prepare(Config(**record["config"], data_dir=data_dir))[1]
         fill(model, weights)
         files[f"{mixer}/model.safetensors"] = weights.read_bytes()
-        files[f"{mixer}/config.json"] = to_json(about(key, profile, model, record["config"]))
+        files[f"{mixer}/config.json"] = to_json(description(model, key, profile))
     for name, content in files.items():
         write_atomic(folder(profile) / name, content)
     return list(chosen)
@@ -140,7 +151,9 @@ def loaded(profile, mixer, data_dir=""):
     """(record, data, network with its trained weights) of a published network; `data_dir` is where its data lie.
 
     Raises StoreError for files that are missing, broken or do not belong together, BiasnbError as `prepare` does."""
-    path = folder(profile) / known(mixer, profile) / "config.json"
+    if mixer not in published(profile):
+        raise StoreError(f"network: {mixer!r} is not published in {folder(profile)}; there are {', '.join(published(profile))}")
+    path = folder(profile) / mixer / "config.json"
     said = read_json(path)
     if not isinstance(said, dict) or not isinstance(said.get("key"), str):
         raise StoreError(f"{path}: lacks the key of the run; publish the network again")
@@ -148,9 +161,8 @@ def loaded(profile, mixer, data_dir=""):
     record = store.load(said["key"])
     if {name: said.get(name) for name in record["config"]} != record["config"]:
         raise StoreError(f"{path}: another config than {store.path(said['key'])}; publish the network again")
-    data, model = prepare(Config(**record["config"], data_dir=data_dir))
-    fill(model, path.with_name("model.safetensors"))
-    return record, data, model
+    data, start = prepare(Config(**record["config"], data_dir=data_dir))
+    return record, data, built(said, path.with_name("model.safetensors")).to(start.mean.device)
 
 
 def verify(profile, stream=sys.stdout, data_dir=""):

@@ -3,6 +3,7 @@ others can see of a run while it trains."""
 
 import contextlib
 import html
+import math
 import os
 import sys
 import time
@@ -34,7 +35,7 @@ class Progress:
         self.start = self.last = time.monotonic()
 
     def __call__(self, done, note="", rows=None):
-        """`rows` is a function that gives lines of text about parts that are under way; JupyterLab shows them below."""
+        """`rows` is a function that gives a dict for each part that is under way; JupyterLab shows them as a table."""
         now = time.monotonic()
         if now - self.last >= self.every and done < self.total:
             self.last = now
@@ -51,8 +52,8 @@ class Progress:
 
     def _write(self, text, rows=(), last=False):
         if self.lab:
-            lines = "".join(f"<br>&emsp;{html.escape(row)}" for row in rows)
-            self.lab.update({"text/plain": "\n".join([text, *rows]), "text/html": html.escape(text) + lines}, raw=True)
+            lines = [" ".join(row.values()) for row in rows]
+            self.lab.update({"text/plain": "\n".join([text, *lines]), "text/html": html.escape(text) + table(rows)}, raw=True)
         elif self.live:
             self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else ""))
             self.stream.flush()
@@ -60,27 +61,42 @@ class Progress:
             print(text, file=self.stream, flush=True)
 
 
-class Watch:
+def table(rows):
+    """Dicts of text with the same names as an HTML table; nothing for none."""
+    if not rows:
+        return ""
+    cells = lambda kind, values: "".join(f"<{kind}>{html.escape(value)}</{kind}>" for value in values)  # noqa: E731
+    lines = "".join(f"<tr>{cells('td', row.values())}</tr>" for row in rows)
+    return f"<table><tr>{cells('th', rows[0])}</tr>{lines}</table>"
+
+
+class Monitor:
     """What others can see of a run while it trains: {step, steps, loss, seconds_left} as JSON in `path`, once a second, and
-    TensorBoard's events in `folder` if `tensorboard()`. A file that cannot be written stops no training."""
+    TensorBoard's events in `folder` if `tensorboard()`. Nothing that goes wrong here stops a training."""
 
     def __init__(self, path, folder):
         self.path, self.folder, self.events, self.first = path, folder, None, None
+        self.close()  # what a killed run left
 
     def __call__(self, step, steps, loss):
+        """`loss`: the last that is known; not finite if none is."""
         now = time.monotonic()
         if self.first is None:
             self.first, self.start, self.written = step, now, now
         elif now - self.written >= 1:
             self.written = now
             left = (steps - step) * (now - self.start) / (step - self.first)
-            with contextlib.suppress(StoreError):
-                write_atomic(self.path, to_json({"step": step, "steps": steps, "loss": loss, "seconds_left": left}))
+            seen = {"step": step, "steps": steps, "loss": loss if math.isfinite(loss) else None, "seconds_left": left}
+            with contextlib.suppress(StoreError, OSError):
+                write_atomic(self.path, to_json(seen))
 
     def row(self, row):
         """A row of a run's history, see `train.pretrain`."""
-        if not tensorboard():
-            return
+        if tensorboard():
+            with contextlib.suppress(OSError):
+                self._add(row)
+
+    def _add(self, row):
         if not self.events:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -91,9 +107,11 @@ class Watch:
             self.events.add_scalar(name, row[name], row["step"])
 
     def close(self):
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
         if self.events:
-            self.events.close()
+            with contextlib.suppress(OSError):
+                self.events.close()
 
 
 def tensorboard():

@@ -6,12 +6,12 @@ import contextlib
 
 import torch
 
-from .config import Config, ConfigError
+from .config import BiasnbError, Config, ConfigError
 from .data import generator
 from .model import build, context_coverage
 from .operators import MIXERS
 
-GRID = 5
+GRID, WINDOW = 5, 9  # tokens per side; tokens of the window
 STATS = torch.full((3,), 128.0), torch.full((3,), 64.0)
 COLUMNS = ("local", "shared", "dynamic", "roll error", "positions read", "nonlinearity", "permuted family", "future read",
            "past read")  # fmt: skip
@@ -93,7 +93,7 @@ def permuted_family(mixer, steps=40):
 
 def raster(mixer):
     """(future, past) of the causal form in three blocks: the largest derivative of an output by its own or a later pixel over
-    the largest of all, and the share of earlier pixels with a derivative that is not 0. Raises AssertionError unless that
+    the largest of all, and the share of earlier pixels with a derivative that is not 0. Raises BiasnbError unless that
     share is the `context_coverage` that runs record."""
     net, n = network(mixer, pretext="ar"), GRID**2
     x = torch.randn(4, 2 * GRID, 2 * GRID, 3, generator=generator("cpu", 6), dtype=torch.float64).requires_grad_()
@@ -101,7 +101,12 @@ def raster(mixer):
     rows = [torch.autograd.grad(out[:, i].square().sum(), x, retain_graph=True)[0] for i in range(n)]
     reads = torch.stack([row.abs().sum((0, 3)).view(GRID, 2, GRID, 2).sum((1, 3)).flatten() for row in rows])
     past = float((reads.tril(-1) > 0).sum() / (n * (n - 1) / 2))
-    assert abs(past - context_coverage(net)) < 1e-6, f"{mixer}: reads {past}, recorded {context_coverage(net)}"
+    if not hasattr(net.blocks[0].mix, "allowed"):
+        raise BiasnbError(f"{mixer}: its class has no buffer `allowed` that says what may be read; register one, (N, N)")
+    if abs(past - (said := context_coverage(net))) > 1e-6:
+        raise BiasnbError(
+            f"{mixer}: reads {past:.3g} of the past, its `allowed` says {said:.3g}; mend `allowed` or what it reads"
+        )
     return float(reads.triu().max() / reads.max().clamp(min=1e-300)), past
 
 
@@ -130,6 +135,16 @@ def row(mixer):
             found[name] = None
     found["future read"], found["past read"] = raster(mixer)
     return found
+
+
+def agrees(found):
+    """ "yes", or what of an operator's entry the numbers of its `row` contradict."""
+    contradicted = []
+    if found["roll error"] is not None:
+        measured = found["roll error"] < 1e-12, found["positions read"] <= WINDOW, found["nonlinearity"] > 1e-12
+        contradicted += ["shared"] if found["shared"] != measured[0] else []
+        contradicted += [name for name, seen in (("local", measured[1]), ("dynamic", measured[2])) if found[name] and not seen]
+    return ", ".join(contradicted + (["causal"] if found["future read"] else [])) or "yes"
 
 
 def markdown():

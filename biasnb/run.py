@@ -25,7 +25,7 @@ from .locks import Held
 from .model import build, context_coverage, flop_per_image, parameters_by_part
 from .pretext import evaluate, evaluation_draw, examples, sample
 from .probe import probe_network, probe_pixels
-from .progress import Watch, tensorboard
+from .progress import Monitor, tensorboard
 from .train import Apart, Diverged, pretrain, pretrain_together
 
 SHOWN = 10  # images whose reconstructions are kept
@@ -90,6 +90,14 @@ def fill(model, path):
         raise StoreError(f"{path}: holds the weights of another network; train the run again") from None
 
 
+def description(model, key, profile):
+    """What a network must say of itself beside its weights to be built without its data, as JSON takes it."""
+    cfg, palette = model.cfg, model.palette
+    more = {"palette": palette.colours.tolist()} if palette else {}
+    more |= {"classes": model.head.out_features} if cfg.pretext == "supervised" else {}
+    return {**relevant(cfg), "mean": model.mean.tolist(), "std": model.std.tolist(), **more, "key": key, "profile": profile}
+
+
 def restore(key, store, data_dir=""):
     """(record, data, network with its trained weights) of a finished run; `data_dir` is where its data lie.
 
@@ -127,22 +135,22 @@ def run(cfg, store, prefix=""):
             steps = _run(cfg, store, lock)
             job = next(steps)
             try:
-                with watching(store, cfg) as watch:
-                    outcome = pretrain(*job, f"{prefix}{describe(cfg)}", watch) if job else None
+                with monitored(store, cfg) as monitor:
+                    outcome = pretrain(*job, f"{prefix}{describe(cfg)}", monitor) if job else None
             except Diverged as error:
                 outcome = error
             return finish(steps, outcome)
 
 
 @contextlib.contextmanager
-def watching(store, cfg):
-    """A Watch of a run, closed at its end."""
+def monitored(store, cfg):
+    """A Monitor of a run, closed at its end."""
     tensorboard()  # refused before anything is trained
-    watch = Watch(store.path(key(cfg), ".progress"), store.folder / "tensorboard" / key(cfg))
+    monitor = Monitor(store.path(key(cfg), ".progress"), store.folder / "tensorboard" / key(cfg))
     try:
-        yield watch
+        yield monitor
     finally:
-        watch.close()
+        monitor.close()
 
 
 def run_together(configs, store, prefix=""):
@@ -157,9 +165,9 @@ def run_together(configs, store, prefix=""):
         if len(missing) > 1:
             runs = [_run(cfg, store, claimed[cfg], len(missing)) for cfg in missing]
             jobs = [next(steps) for steps in runs]
-            watches = [stack.enter_context(watching(store, cfg)) for cfg in missing]
+            monitors = [stack.enter_context(monitored(store, cfg)) for cfg in missing]
             try:
-                logs = pretrain_together(jobs, f"{prefix}{describe(missing[0])} ff.", watches)
+                logs = pretrain_together(jobs, f"{prefix}{describe(missing[0])} ff.", monitors)
                 for steps, log in zip(runs, logs, strict=True):
                     finish(steps, log)
             except (Diverged, Apart) as error:
@@ -284,7 +292,8 @@ def _run(cfg, store, lock, together=1):
             record["seeds_together"] = together
         lock.check()
         weights = {name: p.cpu().contiguous() for name, p in model.state_dict().items()}
-        write_atomic(store.path(k, ".safetensors"), save_tensors(weights, {"config": json.dumps(relevant(cfg))}))
+        said = json.dumps(description(model, k, store.profile))
+        write_atomic(store.path(k, ".safetensors"), save_tensors(weights, {"about": said}))
     lock.check()
     record = store.save(record, arrays)
     checkpoints.clear()

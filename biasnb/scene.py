@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from . import pretrained, run
+from . import pretrained
 from .config import BiasnbError, short
 from .data import generator
 from .measure import mixing_row, rolled, sensitivity
@@ -41,7 +41,7 @@ MASKS = {
 
 
 @dataclass(frozen=True)
-class View:
+class Scene:
     """What is looked at: image (S, S, 3) uint8; mask (H, W), True where hidden; position (row, column), in tokens; layer, 1 to
     L of networks that have it, else their last; head, from 0, or None for the mean; shift (rows, columns), in tokens."""
 
@@ -53,8 +53,8 @@ class View:
     shift: tuple = (1, 2)
 
 
-class Sight(NamedTuple):
-    """What one network makes of a View: the image with its holes filled, (S, S, 3) uint8; PSNR on them in dB, None without
+class Response(NamedTuple):
+    """What one network makes of a Scene: the image with its holes filled, (S, S, 3) uint8; PSNR on them in dB, None without
     any; `mixing_row` (H, W); `sensitivity` (S, S); per token of h^L the relative error |h(T x) - T h(x)| / |h(x)| of a shift T
     (H, W), and that of all of them."""
 
@@ -62,33 +62,39 @@ class Sight(NamedTuple):
     psnr: float | None
     mixing: np.ndarray
     field: np.ndarray
-    moved: np.ndarray
-    error: float
+    shift_map: np.ndarray
+    shift_error: float
 
 
-def look(model, view, last=None, known=None):
-    """The Sight of a network on one View. Where a View before, `last`, does not differ, its Sight `known` is taken over."""
+def respond(model, scene, last=None, known=None):
+    """The Response of a network to a Scene; what of an earlier Scene, `last`, is the same, of its Response, `known`, is too."""
 
     def changed(*names):
-        pairs = [(getattr(view, name), getattr(last, name, None)) for name in names]
+        pairs = [(getattr(scene, name), getattr(last, name, None)) for name in names]
         return known is None or any(new is not old and (isinstance(new, torch.Tensor) or new != old) for new, old in pairs)
 
-    found, image, mask = known._asdict() if known else {}, view.image[None], view.mask[None]
+    found, image, mask = known._asdict() if known else {}, scene.image[None], scene.mask[None]
     if changed("image", "mask"):
         filled = reconstruct(model, image, mask)
         missed = (filled - image.float())[predicted_pixels(model, image, mask)]
         found["filled"] = filled[0].round().byte().numpy()
         found["psnr"] = psnr(float(missed.square().sum()), missed.numel()) if missed.numel() else None
     if changed("image", "mask", "position", "layer", "head"):
-        layer, heads = min(view.layer, model.cfg.depth), heads_of(model)
-        head = None if view.head is None else min(view.head, heads - 1)
-        found["mixing"] = mixing_row(model, image, view.position, layer, head, mask).numpy()
+        found["mixing"] = mixing_row(model, image, scene.position, *layer_and_head(model, scene), mask).numpy()
     if changed("image", "mask", "position"):
-        found["field"] = sensitivity(model, image, view.position, mask).numpy()
+        found["field"] = sensitivity(model, image, scene.position, mask).numpy()
     if changed("image", "mask", "shift"):
-        error, still = (h[0] for h in rolled(model, image, view.shift, mask)[-1])
-        found |= {"moved": (error.norm(dim=2) / still.norm(dim=2)).numpy(), "error": float(error.norm() / still.norm())}
-    return Sight(**found)
+        error, still = (h[0] for h in rolled(model, image, scene.shift, mask)[-1])
+        found |= {
+            "shift_map": (error.norm(dim=2) / still.norm(dim=2)).numpy(),
+            "shift_error": float(error.norm() / still.norm()),
+        }
+    return Response(**found)
+
+
+def layer_and_head(model, scene):
+    """The layer and the head of a Scene, or the last that the network has."""
+    return min(scene.layer, model.cfg.depth), None if scene.head is None else min(scene.head, heads_of(model) - 1)
 
 
 def heads_of(model):
@@ -96,20 +102,18 @@ def heads_of(model):
 
 
 def networks(names, profile="quick"):
-    """{name: network} of published networks by their names, of your own runs in runs/<profile> by their keys, and of folders
-    with config.json and model.safetensors by their paths. Where a profile has published none, those of `quick` are taken.
+    """{name: network} by what `pretrained.network` takes: names of published networks, keys of your own runs, folders. Where a
+    profile has published none, those of `quick` are taken.
 
     Raises BiasnbError for a name that is none of these, and for networks that cannot stand side by side."""
     known = profile if pretrained.folder(profile).is_dir() else "quick"
-    found = {}
-    for name in names:
-        own = "/" not in name and Store(profile).has(name)
-        model = run.restore(name, Store(profile))[2].cpu() if own else pretrained.network(name, known)
-        if model.cfg.pretext != "bert":
-            raise BiasnbError(
-                f"network: {short(name)} was trained with pretext {model.cfg.pretext!r}, it fills no holes; choose another"
-            )
-        found[name] = model
+    own = {path.stem for path in Store(profile).folder.glob("*.safetensors")}
+    found = {name: pretrained.network(name, profile if name in own else known) for name in names}
+    for name, cfg in ((name, model.cfg) for name, model in found.items()):
+        if cfg.pretext != "bert":
+            raise BiasnbError(f"network: {short(name)} has pretext {cfg.pretext!r} and fills no holes; choose one with 'bert'")
+        if cfg.permute != "none":
+            raise BiasnbError(f"network: {short(name)} sees its pixels permuted, which no picture shows; choose another")
     sizes = {name: (model.cfg.image_size, model.cfg.patch) for name, model in found.items()}
     if len(set(sizes.values())) > 1:
         raise BiasnbError(f"networks: of other image_size or patch ({sizes}) cannot stand side by side; choose equal ones")
@@ -118,11 +122,18 @@ def networks(names, profile="quick"):
     return found
 
 
+def labels(models):
+    """{name: what stands above its column}: of what mixes, or the end of the name itself where two mix alike."""
+    found = {name: LABELS[model.cfg.mixer].partition(" (")[0] for name, model in models.items()}
+    return {name: label if list(found.values()).count(label) == 1 else name[-8:] for name, label in found.items()}
+
+
 def heat(values, size, top=None):
-    """(h, w) -> (size, size, 3) uint8 by viridis, up to `top` or the largest value; exact zeros are white."""
+    """(h, w) -> (size, size, 3) uint8 by viridis, up to `top`; without it up to the largest value, exact zeros white."""
     scaled = np.clip(values / (top or max(values.max(), 1e-12)), 0, 1)
     picture = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).round().astype(np.uint8)
-    picture[values == 0] = 255
+    if not top:
+        picture[values == 0] = 255
     return picture.repeat(size // len(values), 0).repeat(size // len(values), 1)
 
 
@@ -131,7 +142,7 @@ class Sheet:
 
     def __init__(self, models, figure):
         cfg = next(iter(models.values())).cfg
-        self.models, self.size, self.patch = models, cfg.image_size, cfg.patch
+        self.models, self.labels, self.size, self.patch = models, labels(models), cfg.image_size, cfg.patch
         self.gap = GAP * self.size // 16
         self.step = self.size + self.gap
         self.columns = 2 + len(models)
@@ -156,44 +167,39 @@ class Sheet:
     def corner(self, row, column):
         return row * self.step + self.gap, column * self.step
 
-    def show(self, view, sights):
-        """Draw a View and a Sight per network."""
-        sheet, hidden = self.blank.copy(), pixel_mask(view.mask[None], self.patch)[0]
-        original, masked = view.image.numpy(), view.image.where(~hidden[..., None], GREY).numpy()
-        pixels, (down, right) = [self.patch * s for s in view.shift], view.shift
-        tiles = {
-            (0, 0): original,
-            (0, 1): masked,
-            (3, 0): np.roll(original, pixels, (0, 1)),
-            (3, 1): np.roll(masked, pixels, (0, 1)),
-        }
+    def show(self, scene, responses):
+        """Draw a Scene and a Response per network."""
+        sheet, hidden = self.blank.copy(), pixel_mask(scene.mask[None], self.patch)[0]
+        original, masked = scene.image.numpy(), scene.image.where(~hidden[..., None], GREY).numpy()
+        pixels, (down, right) = [self.patch * s for s in scene.shift], scene.shift
+        shifted = [np.roll(image, pixels, (0, 1)) for image in (original, masked)]
+        self.tiles = {(0, 0): original, (0, 1): masked, (3, 0): shifted[0], (3, 1): shifted[1]}
         words = {(0, 0): "original", (0, 1): "masked", (3, 0): f"{down} down,", (3, 1): f"{right} right"}
-        for column, (name, sight) in enumerate(sights.items(), 2):
-            tiles |= {(0, column): sight.filled, (1, column): heat(sight.mixing, self.size)}
-            tiles |= {(2, column): heat(sight.field, self.size), (3, column): heat(sight.moved, self.size, 1)}
-            label = LABELS[self.models[name].cfg.mixer].partition(" (")[0]
-            words[0, column] = label if sight.psnr is None else f"{label} {sight.psnr:.1f} dB"
-            words[3, column] = f"error {sight.error:.2g}"
-        for place, tile in tiles.items():
+        for column, (name, response) in enumerate(responses.items(), 2):
+            maps = (heat(response.mixing, self.size), heat(response.field, self.size), heat(response.shift_map, self.size, 1))
+            self.tiles |= {(row, column): tile for row, tile in enumerate((response.filled, *maps))}
+            cfg, (layer, head) = self.models[name].cfg, layer_and_head(self.models[name], scene)
+            words[0, column] = self.labels[name] + ("" if response.psnr is None else f" {response.psnr:.1f} dB")
+            words[1, column] = f"layer {layer}" + ("" if head is None else f", head {head + 1}")
+            words[2, column] = f"L {cfg.depth}, D {cfg.width}"
+            words[3, column] = f"error {response.shift_error:.2g}"
+        for place, tile in self.tiles.items():
             top, left = self.corner(*place)
             sheet[top : top + self.size, left : left + self.size] = tile
-            self.words[place].set_text(words.get(place, ""))
+            self.words[place].set_text(words[place])
         self.image.set_data(sheet)
-        y, x = ((p + 0.5) * self.patch - 0.5 for p in view.position)
-        corners = [self.corner(*place) for place in tiles if place[0] < 3]
+        y, x = ((p + 0.5) * self.patch - 0.5 for p in scene.position)
+        corners = [self.corner(*place) for place in self.tiles if place[0] < 3]
         self.marks.set_data([left + x for _, left in corners], [top + y for top, _ in corners])
-        head = "mean of heads" if view.head is None else f"head {view.head + 1}"
-        for note, text in zip(
-            self.notes, (f"mixing pattern,\nlayer {view.layer}, {head}", "receptive field\nof the last layer"), strict=True
-        ):
-            note.set_text(text)
+        self.notes[0].set_text("mixing pattern" + (",\nmean of heads" if scene.head is None else ""))
+        self.notes[1].set_text("receptive field\nof the last layer")
 
     def place(self, x, y):
-        """(row, column, (token row, token column)) of a point of the axes, or None between tiles."""
+        """(row, column, (token row, token column)) of a point of the axes, or None where there is no picture."""
         if x is None or y is None:
             return None
         row, top = divmod(y + 0.5 - self.gap, self.step)
         column, left = divmod(x + 0.5, self.step)
-        if top >= self.size or left >= self.size or not (0 <= row < ROWS and 0 <= column < self.columns):
+        if top >= self.size or left >= self.size or (row, column) not in self.tiles:
             return None
         return int(row), int(column), (int(top) // self.patch, int(left) // self.patch)

@@ -113,7 +113,7 @@ class Store:
                 return "broken", str(error)
         owner, killed = self.lock(key).state()
         if owner:
-            return "running", ", ".join([f"on {place(owner)}", *self.progress(key).values()])
+            return "running", ", ".join(filter(None, [f"on {place(owner)}", *self.progress(key).values()]))
         steps = [int(path.name.partition("-")[0]) for path in self.checkpoints(key).glob("[0-9]*-*.safetensors")]
         at = f"at step {max(steps)}, goes on from there" if steps else "before a first state"
         why = read_text(self.path(key, ".error"))
@@ -126,11 +126,12 @@ class Store:
         return ("failed", why) if why else ("missing", "")
 
     def progress(self, key):
-        """How far a run that is being trained is, in words: {"steps", "loss", "left"}; {} before its first second."""
+        """How far a run that is being trained is, in words: {"step", "loss", "left"}; {} before its first second."""
         try:
             found = read_json(self.path(key, ".progress"))
-            return {"steps": f"step {found['step']} of {found['steps']}", "loss": f"loss {found['loss']:.4f}",
-                    "left": f"{clock(found['seconds_left'])} left"}  # fmt: skip
+            loss = "" if found["loss"] is None else f"loss {found['loss']:.4f}"
+            left = f"{clock(found['seconds_left'])} left"
+            return {"step": f"step {found['step']} of {found['steps']}", "loss": loss, "left": left}
         except (StoreError, KeyError, TypeError, ValueError):
             return {}
 

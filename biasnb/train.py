@@ -91,17 +91,17 @@ def guard(solver, numbers):
     solver.found_inf = lost.maximum(getattr(solver, "found_inf", lost))
 
 
-def pretrain(cfg, data, model, checkpoints=None, label=None, watch=None):
-    """Train `model` in place on data.pool; a `progress.Watch` shows others how far it is.
+def pretrain(cfg, data, model, checkpoints=None, label=None, monitor=None):
+    """Train `model` in place on data.pool; a `progress.Monitor` shows others how far it is.
 
     A run goes on from a checkpoint exactly as if it had never stopped. Returns {"history": rows of {step, loss, lr,
     gradient_norm, weight_norm}, "speeds": images/s of each row's window, "seconds": of training}. Raises Diverged before
     an update that is not finite.
     """
-    return pretrain_together([(cfg, data, model, checkpoints)], label, [watch])[0]
+    return pretrain_together([(cfg, data, model, checkpoints)], label, [monitor])[0]
 
 
-def pretrain_together(jobs, label=None, watches=None):
+def pretrain_together(jobs, label=None, monitors=None):
     """Train the networks of jobs (cfg, data, model, checkpoints) that differ in their seed only as one program, each as
     `pretrain` would alone, up to rounding. Returns a log for each. Raises Diverged if one of them does, Apart if their
     checkpoints are of different steps."""
@@ -128,7 +128,7 @@ def pretrain_together(jobs, label=None, watches=None):
         recent.clear()
 
     report = Progress(label or cfg.mixer, cfg.steps, step)
-    watches = watches or [None] * len(jobs)
+    monitors = monitors or [None] * len(jobs)
     mark, marked = time.perf_counter(), step
     with Interrupts() as interrupts:
         while step < cfg.steps:
@@ -145,19 +145,19 @@ def pretrain_together(jobs, label=None, watches=None):
             step += 1
             now = time.perf_counter()
             if row:
-                for log, watch, norm, size in zip(logs, watches, norms, weight_norms(net, len(jobs)), strict=True):
+                for log, monitor, norm, size in zip(logs, monitors, norms, weight_norms(net, len(jobs)), strict=True):
                     line = {"step": step, "loss": statistics.fmean(log["window"]), "lr": group["lr"]}
                     log["history"].append({**line, "gradient_norm": norm, "weight_norm": size})
-                    if watch:
-                        watch.row(log["history"][-1])
+                    if monitor:
+                        monitor.row(log["history"][-1])
                     log["speeds"].append((step - marked) * cfg.batch / (now - mark))
                     log["window"].clear()
                     log["seconds"] += now - mark
                 mark, marked = now, step
             report(step, f"loss {losses[0]:.4f}")
-            for watch, loss in zip(watches, losses, strict=True):
-                if watch:
-                    watch(step, cfg.steps, loss)
+            for monitor, loss in zip(monitors, losses, strict=True):
+                if monitor:
+                    monitor(step, cfg.steps, loss)
             if checkpoints and (interrupts.caught or checkpoints.due(now) or step == cfg.steps):
                 look()
                 if net is not model:

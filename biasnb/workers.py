@@ -38,17 +38,38 @@ def train(configs, store):
     missing = {keys: cfg for keys, cfg in needed.items() if lacks(keys, store)}
     if not missing:
         return
-    own = any(not isinstance(MIXERS[cfg.mixer].operator, str) for cfg in configs)
-    on_cpu = not on_gpu(configs)
-    if on_cpu and not own:
-        return side_by_side(min(cores(), len(missing), AT_MOST), missing, store)
+    if on_gpu(configs):
+        return here(seeds_of(missing.values()), store)
+    apart = {keys: cfg for keys, cfg in missing.items() if isinstance(MIXERS[cfg.mixer].operator, str)}
+    if apart:
+        side_by_side(min(cores(), len(apart), AT_MOST), apart, store)
+    if len(apart) < len(missing):
+        with one_thread():
+            here([[cfg] for keys, cfg in missing.items() if keys not in apart], store)
+
+
+def here(groups, store):
+    """Train lists of Configs that differ in their seed only, one list after the other, in this process."""
     from . import run as runs  # torch is needed only here
 
-    done = 0
-    for group in [[cfg] for cfg in missing.values()] if on_cpu else seeds_of(missing.values()):
+    done, every = 0, sum(map(len, groups))
+    for group in groups:
         runs.floor(group[0], store)
-        runs.run_together(group, store, f"run {done + 1}/{len(missing)}: ")
+        runs.run_together(group, store, f"run {done + 1}/{every}: ")
         done += len(group)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """As many threads as a worker has, so that a run is the same wherever it is trained."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def seeds_of(configs):
@@ -120,9 +141,9 @@ def work(count, missing, store, report):
 
 
 def under_way(left, missing, store):
-    """A line for each run that is being trained and for a second has been."""
-    states = [(missing[keys], *store.status(keys[0])) for keys in missing if keys in left and store.progress(keys[0])]
-    return [f"{describe(cfg)}: {detail}" for cfg, state, detail in states if state == "running"]
+    """{run, step, loss, left} in words for each run that is being trained and for a second has been."""
+    found = [(cfg, keys[0], store.progress(keys[0])) for keys, cfg in missing.items() if keys in left]
+    return [{"run": describe(cfg), **seen} for cfg, key, seen in found if seen and store.lock(key).owner()]
 
 
 def latest(path):

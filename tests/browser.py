@@ -11,8 +11,12 @@ import time
 from pathlib import Path
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CANVAS = ".jupyter-matplotlib-canvas-div canvas"  # of the playground
 ENOUGH = 240  # seconds that nothing here should take on a busy machine
-SETTINGS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}  # asks nothing that hides a corner
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},  # asks nothing that hides a corner
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # every cell can be looked at
+}
 
 
 @contextlib.contextmanager
@@ -28,11 +32,11 @@ def lab(top, env=None):
         "BIASNB_ROOT": str(top),
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port=0", f"--IdentityProvider.token={token}"]
-    command += ["--allow-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0) + [str(top / "notebooks")]
+    command += ["--allow-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0) + ["--LabApp.default_url=/lab/tree/notebooks"]
     with open(runtime / "log", "w") as log:
-        server = subprocess.Popen(command, env={**os.environ, **own, **(env or {})}, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env={**os.environ, **own, **(env or {})}, stdout=log, stderr=log, cwd=top)
         try:
-            yield address(runtime / "runtime", server) + f"lab/tree/{{}}?token={token}"
+            yield address(runtime / "runtime", server) + f"lab/tree/notebooks/{{}}?reset&token={token}"
         finally:
             server.terminate()
             server.wait(60)
@@ -68,30 +72,28 @@ def open_notebook(page, lab, name):
 
 
 def run_all(page):
-    """Run > Run All Cells, and wait until all have been."""
+    """Run > Run All Cells, and wait until all have been, or one has failed."""
     start_all(page)
-    wait_idle(page)
+    wait_done(page)
 
 
 def start_all(page):
     page.click('.lm-MenuBar-item:has-text("Run")')
     page.click('.lm-Menu-item[data-command="runmenu:run-all"]')
-    page.wait_for_selector("text=/Python 3 .*Busy/")
 
 
-def wait_idle(page):
-    """Until the kernel has been idle for a second."""
-    while True:
-        page.wait_for_selector("text=/Python 3 .*Idle/")
-        page.wait_for_timeout(1000)
-        if page.is_visible("text=/Python 3 .*Idle/"):
-            return
+def wait_done(page):
+    numbered = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))"
+    failed = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
+    page.wait_for_function(f"{numbered} || {failed}")
+    page.wait_for_timeout(500)
 
 
 def saved(page, path):
     """Save the notebook; the outputs of its code cells as they are on disk."""
     before = path.stat().st_mtime_ns
-    page.keyboard.press("Control+s")
+    page.click('.lm-MenuBar-item:has-text("File")')
+    page.click('.lm-Menu-item[data-command="docmanager:save"]')
     deadline = time.monotonic() + 30
     while path.stat().st_mtime_ns == before and time.monotonic() < deadline:
         page.wait_for_timeout(100)
@@ -109,7 +111,7 @@ def show(page, selector, last=True):
 
 
 def checkout(top, source, **changes):
-    """Copies of notebooks in `top`, with texts of their cells changed: {name: {old: new}}."""
+    """Copies of notebooks in `top`, with texts of their cells changed: old=new, as JSON has them. Returns `top`."""
     (top / "notebooks").mkdir(parents=True)
     for path in Path(source).glob("*.ipynb"):
         text = path.read_text(encoding="utf-8")

@@ -5,6 +5,10 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+from biasnb.config import BiasnbError
+from biasnb.experiments import plan
 from biasnb.store import ROOT
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
@@ -37,3 +41,73 @@ assert any(path.suffix == ".png" for path in paths)
 def label(root):
     (path,) = (root / "runs/smoke/tables").glob("20_trio-*-trio.md")
     return path.name.removeprefix("20_trio-")
+
+
+def defined(body, reads=("heads", "padding")):
+    """The key of a run of an operator that was defined as text in a module of its own, as a notebook does."""
+    from biasnb.config import configure
+    from biasnb.keys import key
+    from biasnb.mixing import Static
+    from biasnb.operators import MIXERS, Mixer
+
+    names = {"Static": Static, "__name__": "__main__"}
+    code = f"class Cross(Static):\n    wide = 2\n    def __init__(self, cfg, layer=0):\n        super().__init__(cfg, layer)\n        {body}\n"
+    exec(code, names)  # noqa: S102
+    try:
+        MIXERS["cross"] = Mixer("cross", names["Cross"], reads=reads, shared=True)
+        return key(configure("smoke", mixer="cross")), plan("20_trio", "smoke")[0].name, key(configure("smoke", mixer="igpt"))
+    finally:
+        del MIXERS["cross"]
+
+
+def test_another_class_of_the_same_name_is_another_run_and_other_runs_stay_the_same():
+    from biasnb.config import configure
+    from biasnb.keys import key
+
+    one, again = defined("self.scale = self.scale * 2"), defined("self.scale = self.scale * 2")
+    other, entry = defined("self.scale = self.scale * 3"), defined("self.scale = self.scale * 2", reads=("heads", "mlp_ratio"))
+    assert one == again and len({one[0], other[0], entry[0]}) == 3 and len({one[1], other[1], entry[1]}) == 3
+    assert {found[2] for found in (one, other, entry)} == {key(configure("smoke", mixer="igpt"))}
+
+
+def test_the_table_of_biases_says_what_of_an_entry_is_not_true():
+    from biasnb import proof
+    from biasnb.mixing import Static
+    from biasnb.operators import MIXERS, Mixer
+
+    class Broken(Static):
+        def __init__(self, cfg, layer=0):
+            super().__init__(cfg, layer)
+            self.register_buffer("allowed", self.allowed[:1].expand_as(self.allowed), persistent=False)
+
+    assert all(proof.agrees(proof.row(mixer)) == "yes" for mixer in ("conv", "mixer", "igpt", "attn"))
+    try:
+        MIXERS["own"] = Mixer("own", MIXERS["full"].operator, ("heads",), local=True, shared=True, dynamic=True)
+        assert proof.agrees(proof.row("own")) == "shared, local, dynamic"
+        MIXERS["own"] = Mixer("own", Broken, ("heads",))
+        with pytest.raises(BiasnbError, match="own: reads .* of the past, its `allowed` says"):
+            proof.raster("own")
+    finally:
+        del MIXERS["own"]
+
+
+def test_operators_of_ones_own_are_trained_here_and_the_others_by_workers(root, monkeypatch):
+    from biasnb import workers
+    from biasnb.mixing import Static
+    from biasnb.operators import MIXERS, Mixer
+
+    class Mine(Static):
+        pass
+
+    seen = {}
+    monkeypatch.setattr(
+        workers, "side_by_side", lambda count, missing, store: seen.update(apart=[c.mixer for c in missing.values()])
+    )
+    monkeypatch.setattr(workers, "here", lambda groups, store: seen.update(here=[c.mixer for g in groups for c in g]))
+    try:
+        MIXERS["mine"] = Mixer("mine", Mine, ("heads",))
+        grid, configs = plan("20_trio", "smoke", {"depth": 1, "seed": 0})
+        workers.train(configs, grid.store)
+    finally:
+        del MIXERS["mine"]
+    assert seen == {"apart": ["convmixer", "mixer", "igpt"], "here": ["mine"]}

@@ -343,3 +343,15 @@ def test_one_view_applies_to_images_and_indices_alike(images):
 def test_streams_differ_by_purpose_and_agree_by_name():
     assert data.stream(0, "a") == data.stream(0, "a")
     assert len({data.stream(s, n, t) for s in range(3) for n in ("order", "masks") for t in range(50)}) == 300
+
+
+def test_images_without_class_folders_are_one_class(root, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i in range(30):
+        Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(folder / f"{i}.png")
+    cfg = configure("smoke", dataset="folder", data_dir=str(folder), labelled=0)
+    found = data.load(cfg)
+    assert found.classes == ("mine",) and len(found.test.labels) == 6 and len(found.pool.labels) == 22
+    with pytest.raises(ConfigError, match="needs two classes or more"):
+        configure("smoke", dataset="folder", data_dir=str(folder), pretext="supervised")

@@ -283,3 +283,35 @@ def test_start_here_runs_with_every_input(root, monkeypatch, settings):
             names |= parameters.full("00_start_here", {"profile": "smoke", **settings})
     assert all(getattr(names["cfg"], name) == value for name, value in names["overrides"].items())
     assert names["overrides"].keys() == settings.keys() and np.isfinite(names["scores"]["ConvMixer (convolution)"])
+
+
+def test_a_folder_of_images_gives_the_notebook_a_copy_of_its_own(root, tmp_path):
+    from biasnb.experiments import plan
+
+    labels = set()
+    for name in ("", "cats", "dogs"):
+        if name:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / f"{name}.png").write_bytes(name.encode())
+        values = parameters.full("05_your_own_images", {"profile": "smoke", "folder": name and str(tmp_path / name)})
+        labels.add(plan("05_your_own_images", *parameters.request("05_your_own_images", values))[0].name)
+    assert len(labels) == 3 and "05_your_own_images" in labels
+    with pytest.raises(ConfigError, match="folder"):
+        parameters.full("05_your_own_images", {"profile": "smoke", "folder": str(tmp_path / "nowhere")})
+
+
+def test_a_download_folder_is_not_taken_for_images_of_ones_own(root):
+    given = {"profile": "smoke", "data_dir": "downloads", "dataset": "cifar10"}
+    assert parameters.accepted("05_your_own_images", given)["dataset"] == "cifar10"
+
+
+def test_a_notebook_shows_trouble_in_one_line():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    shell.user_ns["grid"] = lambda: parameters.full("20_trio", {"depht": 2})
+    shown = []
+    shell._showtraceback = lambda kind, value, lines: shown.extend(lines)
+    shell.run_cell("grid()")
+    (line,) = shown
+    assert line.startswith("ConfigError: depht: no such") and "\n" not in line

@@ -13,7 +13,7 @@ from biasnb import pretrained, run, store
 from biasnb.config import configure
 from biasnb.data import DataError
 from biasnb.experiments import plan
-from biasnb.keys import floor_key, key, relevant
+from biasnb.keys import floor_key, key
 from biasnb.model import features
 from biasnb.operators import CUBE, TRIO
 from biasnb.pretext import evaluate
@@ -209,7 +209,7 @@ def test_a_network_of_palette_colours_and_one_of_labels_come_back_whole(root):
         cfg = configure("smoke", **fields)
         data, model = run.prepare(cfg)
         torch.nn.init.normal_(model.head.weight)
-        settings = pretrained.about("k", "smoke", model, relevant(cfg))
+        settings = run.description(model, "k", "smoke")
         network = pretrained.Pretrained(**settings)
         network.load_state_dict(model.state_dict())
         network.save_pretrained(root / cfg.pretext)
@@ -220,13 +220,15 @@ def test_a_network_of_palette_colours_and_one_of_labels_come_back_whole(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "'conv' is neither published .* nor a folder"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: not what is said"),
+        (lambda folder: changed(folder / "config.json", mean=[[1.0], [1.0, 2.0]]), "not one of this suite"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-        (lambda folder: changed(folder / "config.json", depht=2), "config.json.*depht"),
+        (lambda folder: changed(folder / "config.json", depht=2), "not one of this suite .*depht"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
         (lambda folder: changed(folder / "config.json", width=16), "weights of another network"),
     ],
-    ids=["no config", "broken config", "unknown field", "no weights", "other weights"],
+    ids=["no config", "a list", "ragged mean", "broken config", "unknown field", "no weights", "other weights"],
 )
 def test_a_broken_folder_of_a_network_is_named_in_one_line(made, spoil, message):
     pretrained.publish("smoke")

@@ -18,7 +18,7 @@ ORDER = [
     "positions", "mixing", "model", "pretext", "baselines", "probe", "compare", "measure", "proof",
     "checkpoint", "seeds", "train", "run", "pretrained", "workers", "tune", "stats", "style", "studies", "portraits", "trends",
     "figures", "tables", "evidence", "hypotheses", "claims", "verdicts", "grids", "experiments", "parameters", "notebook",
-    "watch", "pages", "report", "suite", "sheet", "cost", "bench", "scene", "playground", "__main__",
+    "status", "pages", "report", "suite", "sheet", "cost", "scene", "playground", "bench", "__main__",
 ]  # fmt: skip
 
 
@@ -109,3 +109,16 @@ def test_version_is_one():
 
     assert __version__ == requirements()[1]["version"] == metadata.version("biasnb")
     assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_every_relative_link_of_every_page_and_notebook_leads_somewhere():
+    import json
+
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
+        texts[path] = "\n".join("".join(cell["source"]) for cell in cells)
+    links = [(page, link) for page, text in texts.items() for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)]
+    broken = [(page.name, link) for page, link in links if "://" not in link and not (page.parent / link).exists()]
+    assert len(links) > 100 and not broken

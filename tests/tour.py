@@ -11,7 +11,6 @@ import browser
 from biasnb.store import ROOT
 
 PICTURES = ROOT / "docs" / "tour"
-CANVAS = ".jupyter-matplotlib-canvas-div canvas"
 
 
 def main():
@@ -45,7 +44,7 @@ def trio(page, opened):
     browser.show(page, "text=/workers: [2-9].* left/")
     page.wait_for_timeout(3000)
     shot(page, "trio-running")
-    browser.wait_idle(page)
+    browser.wait_done(page)
     browser.show(page, ".jp-OutputArea-output img", last=False)
     shot(page, "trio-figure")
 
@@ -53,7 +52,7 @@ def trio(page, opened):
 def playground(page, opened):
     opened("03_playground")
     browser.run_all(page)
-    browser.show(page, CANVAS)
+    browser.show(page, browser.CANVAS)
     shot(page, "playground")
     page.locator('.widget-dropdown:has-text("mask") select').select_option("centre square")
     page.wait_for_timeout(1500)

@@ -1,6 +1,7 @@
 """A run that is being trained can be watched: in a terminal, in a notebook, in TensorBoard."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,22 +9,22 @@ import time
 
 import pytest
 
-from biasnb import progress, run, watch, workers
+from biasnb import progress, run, status, workers
 from biasnb.__main__ import main
 from biasnb.config import configure
 from biasnb.experiments import plan
 from biasnb.keys import key
-from biasnb.progress import Progress, Watch
+from biasnb.progress import Monitor, Progress
 from biasnb.store import ROOT, Store
 
 CFG = configure("smoke", steps=10)
 
 
-def test_a_watch_writes_once_a_second_how_far_a_run_is(tmp_path, monkeypatch):
+def test_a_monitor_writes_once_a_second_how_far_a_run_is(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     path = tmp_path / "k.progress"
-    seen = Watch(path, tmp_path / "events")
+    seen = Monitor(path, tmp_path / "events")
     for step, later in ((10, 0), (20, 0.4), (30, 0.7), (40, 0.2), (50, 1.1)):
         now[0] += later
         seen(step, 100, 1 / step)
@@ -36,10 +37,24 @@ def test_a_watch_writes_once_a_second_how_far_a_run_is(tmp_path, monkeypatch):
 
 def test_a_file_that_cannot_be_written_stops_no_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    seen = Watch(tmp_path / "file" / "k.progress", tmp_path)
+    monkeypatch.setenv("BIASNB_TENSORBOARD", "1")
+    seen = Monitor(tmp_path / "file" / "k.progress", tmp_path / "file" / "events")
     seen(1, 9, 0.5)
     seen.written -= 5
     seen(2, 9, 0.5)
+    seen.row({"step": 2, "loss": 0.5})
+    seen.close()
+
+
+def test_a_loss_that_is_not_known_yet_is_left_out(root):
+    """Off the CPU none is before the first row of the history."""
+    store = Store("smoke")
+    store.folder.mkdir(parents=True)
+    seen = Monitor(store.path("k", ".progress"), root)
+    seen(1, 9, math.nan)
+    seen.written -= 5
+    seen(2, 9, math.nan)
+    assert store.progress("k")["step"] == "step 2 of 9" and store.progress("k")["loss"] == ""
 
 
 def test_a_running_run_is_shown_with_its_step_loss_and_time_left(root):
@@ -68,18 +83,22 @@ def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
     run.run(configs[0], store)
     store.path(key(configs[2]), ".error").write_text("ValueError: odd")
     with store.claim(key(configs[1])):
-        short, whole = watch.page("smoke", short=4), watch.page("smoke")
-        frame = watch.table("smoke", name="20_trio").data
-    assert key(configs[1]) in short[0] and "running" in short[0]
-    assert "failed ValueError: odd" in short[1] and "missing" in short[2]
-    assert short[-2].startswith("... ") and len(short) == 6
-    assert short[-1] == whole[-1] and "1 done" in whole[-1] and "1 running" in whole[-1] and "1 failed" in whole[-1]
-    assert len(whole) > 150 and sum("done" in line for line in whole[:-1]) == 1
+        screen, whole = status.Screen("smoke"), status.page("smoke")
+        lines, goes_on = screen.page(110, 8)
+        frame = status.table("smoke", "20_trio").data
+    assert key(configs[1]) in lines[0] and "running" in lines[0] and goes_on
+    assert "failed ValueError:" in lines[1] and "missing" in lines[2]
+    assert lines[-2].startswith("... ") and len(lines) == 6 and max(map(len, lines)) <= 110
+    assert lines[-1] == whole[-1][:110] and "1 done" in whole[-1] and "1 running" in whole[-1] and "1 failed" in whole[-1]
+    assert len(whole) > 150 and sum(line.endswith(" done") for line in whole[:-1]) == 1
     assert len(frame) == len(grid.runs) and set(frame.state) == {"done", "running", "failed", "missing"}
+    assert list(screen.done) == [key(configs[0])]
+    store.path(key(configs[0])).write_text("not read again")
+    assert "1 done" in screen.page(200, 8)[0][-1]
 
 
 def test_status_watch_goes_on_until_nothing_is_left_to_do(root, capsys, monkeypatch):
-    monkeypatch.setattr(watch, "EXPERIMENTS", {"10_one_run": None})
+    monkeypatch.setattr(status, "EXPERIMENTS", {"10_one_run": None})
     slept = []
 
     def sleep(seconds):
@@ -89,7 +108,7 @@ def test_status_watch_goes_on_until_nothing_is_left_to_do(root, capsys, monkeypa
     monkeypatch.setattr("time.sleep", sleep)
     assert main(["status", "--profile", "smoke", "--watch"]) == 0
     out = capsys.readouterr().out
-    assert len(slept) == 1 and out.index("1 missing") < out.index("1 done")
+    assert slept == [2, 0] and out.index("1 missing") < out.index("1 done")
 
 
 def test_jupyterlab_shows_every_run_that_is_under_way_below_the_line(monkeypatch):
@@ -98,11 +117,11 @@ def test_jupyterlab_shows_every_run_that_is_under_way_below_the_line(monkeypatch
     monkeypatch.setattr("IPython.display.DisplayHandle.display", lambda *args, **more: None)
     monkeypatch.setattr("IPython.display.DisplayHandle.update", lambda self, data, raw: shown.append(data))
     report = Progress("2 workers", 5, every=1e-9, unit="runs")
-    report(1, "", lambda: ["<igpt>: step 3"])
+    report(1, "", lambda: [{"run": "<igpt>", "step": "step 3"}])
     report.finish("done")
-    assert "20 %" in shown[0]["text/plain"] and shown[0]["text/plain"].endswith("\n<igpt>: step 3")
-    assert "<br>&emsp;&lt;igpt&gt;: step 3" in shown[0]["text/html"]
-    assert "<br>" not in shown[1]["text/html"]
+    assert "20 %" in shown[0]["text/plain"] and shown[0]["text/plain"].endswith("\n<igpt> step 3")
+    assert "<td>&lt;igpt&gt;</td><td>step 3</td>" in shown[0]["text/html"]
+    assert "<table>" not in shown[1]["text/html"]
 
 
 def test_workers_name_the_runs_that_are_under_way(root):
@@ -113,7 +132,7 @@ def test_workers_name_the_runs_that_are_under_way(root):
         for cfg in configs:  # the second was killed
             store.path(key(cfg), ".progress").write_text('{"step": 3, "steps": 10, "loss": 0.5, "seconds_left": 70}')
         (line,) = workers.under_way(set(missing), missing, store)
-    assert line.startswith("convmixer, depth 1, seed 0: on ") and line.endswith("70 s left")
+    assert line == {"run": "convmixer, depth 1, seed 0", "step": "step 3 of 10", "loss": "loss 0.5000", "left": "70 s left"}
 
 
 def events(folder):
