@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from biasnb import data, downloads, leaves, model, photographs, pretext, train
-from biasnb.config import Config, configure
+from biasnb.config import Config, ConfigError, configure
 from biasnb.data import DataError
 from biasnb.keys import key
 
