@@ -40,7 +40,7 @@ def psnr_by_depth(grid):
             level(ax, value, FLOORS[name])
     ax.set_ylabel("PSNR on hidden pixels, dB")
     ax.set_title("Reconstruction of hidden pixels, higher is better", loc="left")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=len(mixers(grid)), frameon=False)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=min(3, len(mixers(grid))), frameon=False)
     caption(figure, grid)
     return figure, runs[["mixer", "depth", "seed", "status", "psnr"]]
 

@@ -18,7 +18,7 @@ from .scene import MASKS, Scene, Sheet, heads_of, networks, respond
 from .style import Picture
 
 __all__ = ["Panel", "networks"]
-PAINTED = "painted"
+PAINTED, MEAN = "painted", "mean of heads"
 AT_FIRST, AT_MOST = 5, 7  # networks that are shown
 FIGURE = 8.75, 5.45  # inches
 MASKED, SHIFTED = (0, 1), 3  # the tile that is painted on, the row of shifted pictures
@@ -99,7 +99,7 @@ class Controls:
         self.again = w.Button(description="draw another mask", icon="random", layout=width)
         self.layer = slider(1, 1, deepest, "layer")
         self.head = w.Dropdown(
-            options=[("mean of heads", None), *((f"head {i + 1}", i) for i in range(heads))], description="head", **wide
+            options=[(MEAN, MEAN), *((f"head {i + 1}", i) for i in range(heads))], description="head", **wide
         )
         self.down = slider(1, 0, panel.grid - 1, "shift down")
         self.right = slider(2, 0, panel.grid - 1, "shift right")
@@ -124,7 +124,7 @@ class Controls:
             widget.observe(self.mask, "value")
         self.again.on_click(self.redraw)
         self.layer.observe(lambda change: panel.change(layer=change["new"]), "value")
-        self.head.observe(lambda change: panel.change(head=change["new"]), "value")
+        self.head.observe(lambda change: panel.change(head=None if change["new"] == MEAN else change["new"]), "value")
         for widget in (self.down, self.right):
             widget.observe(lambda _: panel.change(shift=(self.down.value, self.right.value)), "value")
         self.chosen.observe(self.networks, "value")
@@ -150,7 +150,8 @@ class Controls:
     def follow(self):
         """Let the widgets say what the Scene is, wherever it was changed."""
         scene = self.panel.scene
-        (self.down.value, self.right.value), self.layer.value, self.head.value = scene.shift, scene.layer, scene.head
+        (self.down.value, self.right.value), self.layer.value = scene.shift, scene.layer
+        self.head.value = MEAN if scene.head is None else scene.head
 
     @contextlib.contextmanager
     def told(self):

@@ -239,6 +239,7 @@ def test_a_change_from_code_redraws_and_moves_the_controls(panel, monkeypatch):
     controls = panel.controls
     assert (controls.down.value, controls.right.value, controls.layer.value, controls.head.value) == (3, 1, 2, 0)
     assert not np.array_equal(before, pixels(panel))
+    assert panel.change(head=None).controls.head.value == "mean of heads"
     controls.down.value = 5
     assert panel.scene.shift == (5, 1)
     for row, column in ((3, 2), (1, 0), (2, 1)):  # a shifted picture, and places without one

@@ -1,4 +1,5 @@
-"""`make tour`: the screenshots of docs/tour.md, of a JupyterLab that starts without any run."""
+"""`make tour`: the screenshots of docs/tour.md, of a JupyterLab that starts without any run; of the notebooks that are named
+only, if some are."""
 
 import sys
 import tempfile
@@ -21,6 +22,9 @@ def main():
         with browser.lab(top, {"PYTHONPATH": str(ROOT)}) as lab, browser.chromium(1400, 900) as page:
             page.set_default_timeout(1_000_000)
             for take in (start, trio, playground, operator, images):
+                if take.__name__ not in (sys.argv[1:] or take.__name__):
+                    continue
+                page.set_viewport_size({"width": 1400, "height": HEIGHT.get(take, 900)})
                 take(page, lambda name: browser.open_notebook(page, lab, name))
                 print(f"{take.__name__} done", flush=True)
 
@@ -64,9 +68,9 @@ def playground(page, opened):
 def operator(page, opened):
     opened("04_your_own_operator")
     browser.run_all(page)
-    browser.show(page, "text=class Cross")
+    browser.show(page, ".jp-OutputArea-output table", last=False)
     shot(page, "operator")
-    browser.show(page, ".jp-OutputArea-output img", last=False)
+    browser.show(page, ".jp-OutputArea-output table")
     shot(page, "operator-table")
 
 
@@ -76,6 +80,8 @@ def images(page, opened):
     browser.show(page, ".jp-OutputArea-output img")
     shot(page, "images")
 
+
+HEIGHT = {playground: 1100}  # so that the whole panel is seen
 
 if __name__ == "__main__":
     main()
