@@ -21,7 +21,7 @@ SETTINGS = {
 
 @contextlib.contextmanager
 def lab(top, env=None):
-    """JupyterLab on `top`/notebooks as `make lab` starts it; yields its address with its token."""
+    """JupyterLab on `top`/notebooks as `make lab` starts it; yields the address of a notebook to fill in, with its token."""
     runtime, token = top / "jupyter", secrets.token_hex(16)
     for name in ("runtime", "config/labconfig"):
         (runtime / name).mkdir(parents=True, exist_ok=True)
@@ -29,9 +29,10 @@ def lab(top, env=None):
     own = {
         "JUPYTER_RUNTIME_DIR": str(runtime / "runtime"),
         "JUPYTER_CONFIG_DIR": str(runtime / "config"),
+        "JUPYTER_TOKEN": token,
         "BIASNB_ROOT": str(top),
     }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port=0", f"--IdentityProvider.token={token}"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port=0"]
     command += ["--allow-root"] * (hasattr(os, "geteuid") and os.geteuid() == 0) + ["--LabApp.default_url=/lab/tree/notebooks"]
     with open(runtime / "log", "w") as log:
         server = subprocess.Popen(command, env={**os.environ, **own, **(env or {})}, stdout=log, stderr=log, cwd=top)

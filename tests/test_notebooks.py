@@ -74,7 +74,7 @@ def test_notebook_is_thin_clean_and_parameterised_once(name):
 def smoke(tmp_path_factory):
     """Every notebook executed at `smoke` by one `reproduce`, in a checkout whose path has a space and an umlaut."""
     top = tmp_path_factory.mktemp("eine Kopie ü")
-    for name in ("notebooks", "biasnb"):
+    for name in ("notebooks", "biasnb", "results"):
         os.symlink(ROOT / name, top / name)
     env = {**os.environ, "BIASNB_ROOT": str(top), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "biasnb", "reproduce", "--profile", "smoke"]
