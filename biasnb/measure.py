@@ -167,14 +167,14 @@ def mean_distance(weights, distance):
 
 @torch.no_grad()
 def mixing_row(model, images, position, layer, head=None, mask=None):
-    """Row of |A| of the block `layer`, 1 to L, for the token at `position` (row, column), averaged over images, and over heads
+    """Row of |A| of the block `layer`, 1 to L, for the token at `position` (row, column) of the last image, averaged over heads
     if none is given: (H, W). An operator without a `matrix` has `block_norms` in place of heads."""
     mixes = [block.mix for block in model.stack]
     mix, arguments, _ = observe(model, encoded(model, images), mixes, mask)[1][layer - 1]
     if not hasattr(mix, "matrix"):
         return block_norms(mix, arguments, position)
     grid = model.cfg.grid
-    rows = mix.matrix(*arguments)[:, :, position[0] * grid + position[1]].abs().mean(0)
+    rows = mix.matrix(*arguments)[-1, :, position[0] * grid + position[1]].abs()
     return (rows.mean(0) if head is None else rows[head]).view(grid, grid)
 
 

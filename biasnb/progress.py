@@ -100,9 +100,8 @@ class Monitor:
         if not self.events:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.events = SummaryWriter(
-                self.folder, purge_step=row["step"]
-            )  # what a killed run wrote after its last state goes
+            # what a killed run wrote after its last state is purged
+            self.events = SummaryWriter(self.folder, purge_step=row["step"])
         for name in row.keys() - {"step"}:
             self.events.add_scalar(name, row[name], row["step"])
 

@@ -144,17 +144,22 @@ def events(folder):
     return {name: [(e.step, e.value) for e in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
-def test_tensorboard_gets_every_row_of_the_history_also_of_a_run_that_was_killed(root):
+def test_tensorboard_gets_every_row_of_the_history_also_of_a_run_that_was_killed(root, monkeypatch):
     words = ["run", "--profile", "smoke", "steps=60", "--tensorboard"]
-    code = f"import sys; from biasnb.__main__ import main; sys.exit(main({words!r}))"
-    kill = "import os; from biasnb import train; real = train.learning_rate\n" + (
-        "train.learning_rate = lambda cfg, step: os._exit(9) if step == 40 else real(cfg, step)\n"
-    )
+    kill = f"""
+import os
+from biasnb import train
+from biasnb.__main__ import main
+real = train.learning_rate
+train.learning_rate = lambda cfg, step: os._exit(9) if step == 40 else real(cfg, step)
+main({words!r})
+"""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "BIASNB_CHECKPOINT_SECONDS": "0"}
-    killed = subprocess.run([sys.executable, "-c", kill + code], env=env, capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, "-c", kill], env=env, capture_output=True, text=True)
     assert killed.returncode == 9, killed.stderr
     time.sleep(1.1)  # names of files of events are seconds
-    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
+    monkeypatch.setenv("BIASNB_TENSORBOARD", "")  # is put back at the end
+    assert main(words) == 0
     record = Store("smoke").load(key(configure("smoke", steps=60)))
     found = events(root / "runs/smoke/tensorboard" / record["key"])
     assert set(found) == {"loss", "lr", "gradient_norm", "weight_norm"}
