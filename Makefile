@@ -48,7 +48,7 @@ report: $(READY)  ## runs/PROFILE/report: the executed notebooks and the claims 
 	$(BIN)/python -m biasnb report --profile $(PROFILE)
 
 lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 tour: $(READY)  ## the screenshots of docs/tour.md, made anew; needs Chromium
 	$(BIN)/python tests/tour.py

@@ -157,7 +157,7 @@ def read_folder(top, size):
         if not found and any(f.suffix.lower() in IMAGE_SUFFIXES for f in folder.iterdir()):
             found = (ALL,)
         if not found:
-            raise DataError(f"{folder}: holds neither images nor class folders; put the images of each class in a folder")
+            raise DataError(f"{folder}: holds neither JPEG or PNG images nor class folders of them; add some")
         if classes not in (None, found):
             raise DataError(f"{folder}: classes {sorted(set(found) ^ set(classes))} are not in every split")
         classes, images, labels = found, [], []

@@ -91,7 +91,7 @@ def folder_signature(folder, content=False):
     that it also changes when a file is rewritten. Raises ConfigError if the folder is missing."""
     top = Path(folder).expanduser()
     if not top.is_dir():
-        raise ConfigError(f"data_dir: {folder!r} is not a folder; set it to a folder of class folders of images")
+        raise ConfigError(f"data_dir: {folder!r} is not a folder; set it to a folder of images, or of class folders of them")
     if content:
         return digest(_files(top, True))
     return _quick_signature(str(top), tuple((d, os.stat(d).st_mtime_ns) for d, _, _ in _walk(top)))

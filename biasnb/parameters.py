@@ -152,7 +152,7 @@ def request(name, values):
     not empty asks for the images in it. Raises ConfigError."""
     own = {k: v for k, v in values.items() if k in fields_of()}
     if values.get("folder"):
-        own |= {"dataset": "folder", "data_dir": str(full_path(values["folder"]))}
+        own |= {"dataset": "folder", "data_dir": str(full_path(values["folder"])), "labelled": 0}
     asked = values["profile"], {**own, **values.get("overrides", {})}
     plan(name, *asked)
     return asked

@@ -241,6 +241,8 @@ class Controls:
 def pictures_in(folder):
     """Image files in a folder and in the folders in it. Raises BiasnbError if there are none."""
     top = full_path(folder)
+    if not top.is_dir():
+        raise BiasnbError(f"folder: {short(folder)} is not a folder; choose another")
     files = [path for pattern in ("*", "*/*") for path in top.glob(pattern) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise BiasnbError(f"folder: {short(folder)} holds no JPEG or PNG image; choose another")

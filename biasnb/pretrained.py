@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError, safe_open
 
-from .config import Config, ConfigError
+from .config import Config, ConfigError, check_profile, nearest
 from .data import DataError
 from .files import StoreError, read_json, to_json, write_atomic
 from .model import Isotropic
@@ -69,6 +69,8 @@ def network(name, profile="quick"):
     """A trained network, ready to use, without its data: a published one by its name, one of your own runs in runs/<profile>
     by its key, or that of a folder with config.json and model.safetensors. Raises StoreError if there is none, or if its
     files are broken."""
+    check_profile(profile)
+    name = str(name)
     places = folder(profile) / name, Path(name).expanduser()
     own = Store(profile).folder / f"{name}.safetensors"
     if not (places[0] / "config.json").is_file() and own.is_file():
@@ -79,9 +81,9 @@ def network(name, profile="quick"):
             if not isinstance(about, dict):
                 raise StoreError(f"{place / 'config.json'}: not what is said of a network; publish the network again")
             return built(about, place / "model.safetensors")
-    names = ", ".join(published(profile))
-    raise StoreError(f"network: {name!r} is neither published in {folder(profile)} nor the key of a run with its weights nor a "
-                     f"folder with config.json; there are {names}")  # fmt: skip
+    names = published(profile)
+    what = f"network: {name!r} is neither published in profile {profile!r} nor the key of a run of it nor a folder of a network"
+    raise StoreError(f"{what}; did you mean {nearest(name, names)!r}? There are {', '.join(names)}")
 
 
 def said_of(path):

@@ -1,9 +1,11 @@
 """How all runs of a profile stand: done, running and how far, failed, preempted, killed, missing. Reads files only."""
 
+import re
+
 import pandas as pd
 
-from .config import ConfigError
-from .experiments import EXPERIMENTS, fitting, plan
+from .config import ConfigError, check_profile
+from .experiments import EXPERIMENTS, experiment, fitting, plan
 from .notebook import states
 from .store import Store
 
@@ -34,9 +36,15 @@ def runs(profile, grids, name=None, done=None):
             if run["key"] not in seen and name in (None, grid.content["experiment"]):
                 seen.add(run["key"])
                 yield done.get(run["key"]) or row(store, grid.name, run["key"], run, done)
-    for path in sorted(store.folder.glob("*.json")):
-        if name is None and path.stem not in seen and "-" not in path.stem:
-            yield done.get(path.stem) or row(store, "(single run)", path.stem, {}, done)
+    for key in sorted(kept(store) - seen) if name is None else ():
+        yield done.get(key) or row(store, "(single run)", key, {}, done)
+
+
+def kept(store):
+    """Keys of all runs of which there is something: a record, an error, how far it is, states."""
+    files = (path for suffix in (".json", ".error", ".progress") for path in store.folder.glob(f"*{suffix}"))
+    names = {path.stem for path in (*files, *store.folder.glob("checkpoints/*"), *store.folder.glob("locks/*"))}
+    return {name for name in names if re.fullmatch("[0-9a-f]{16}", name)}
 
 
 def row(store, notebook, key, run, done):
@@ -50,7 +58,10 @@ def row(store, notebook, key, run, done):
 
 
 def table(profile, name=None, given=None):
-    """The rows of `runs` as a styled frame for a notebook, with the counts of states as its caption."""
+    """The rows of `runs` as a styled frame for a notebook, with the counts of states as its caption. Raises ConfigError."""
+    check_profile(profile)
+    if name is not None:
+        experiment(name)
     rows = pd.DataFrame(list(runs(profile, asked(profile, given)[0], name)), columns=COLUMNS)
     return rows.style.hide(axis="index").set_caption(counts(rows.state))
 

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import fields_of
+from .config import ConfigError, check_profile, fields_of
 from .files import StoreError, arrays_digest, read_arrays, read_json, sweep, to_json, write_arrays, write_atomic
 from .locks import Lock, place
 from .progress import clock
@@ -251,7 +251,10 @@ class Grid:
 def load(profile, base="results"):
     """All run records of a profile as a pandas frame: `base` is "results" (reference) or "runs" (yours). See `frame`.
 
-    Raises StoreError for a broken record."""
+    Raises StoreError for a broken record, ConfigError for an unknown profile or base."""
+    check_profile(profile)
+    if base not in ("results", "runs"):
+        raise ConfigError(f"base: {base!r} is neither 'results' (the reference) nor 'runs' (yours)")
     store = Store(profile, base)
     return frame([store.load(path.stem) for path in sorted(store.folder.glob("*.json"))])
 

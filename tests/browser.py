@@ -84,9 +84,8 @@ def start_all(page):
 
 
 def wait_done(page):
-    numbered = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /\\[\\d+\\]/.test(p.textContent))"
-    failed = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
-    page.wait_for_function(f"{numbered} || {failed}")
+    prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
+    page.wait_for_function(f"{prompts}.some(p => /\\d/.test(p)) && !{prompts}.some(p => p.includes('*'))")
     page.wait_for_timeout(500)
 
 

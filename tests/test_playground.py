@@ -150,7 +150,7 @@ def test_networks_are_found_by_name_by_key_and_by_folder_and_must_go_together(mo
     monkeypatch.undo()
     folder = str(biasnb.pretrained.folder("quick") / "conv")
     assert networks([folder])[folder].cfg == models["conv"].cfg
-    with pytest.raises(BiasnbError, match=r"'cov' is neither published .* there are attn, conv"):
+    with pytest.raises(BiasnbError, match=r"'cov' is neither published .* did you mean 'conv'\? There are attn, conv"):
         networks(["cov"])
     with pytest.raises(BiasnbError, match="none are named; published are attn"):
         networks([])
@@ -283,6 +283,9 @@ def test_images_come_from_a_folder_or_an_upload_and_trouble_is_said_in_a_line(pa
     controls.source.value = "folder"
     assert panel.scene is shown and controls.upload.layout.display == "none"
     controls.folder.value = str(tmp_path / "nowhere")
+    assert "is not a folder" in controls.trouble.value and panel.scene is shown
+    (tmp_path / "empty").mkdir()
+    controls.folder.value = str(tmp_path / "empty")
     assert "holds no JPEG or PNG image" in controls.trouble.value and panel.scene is shown
     controls.index.value = 0
     controls.folder.value = str(tmp_path)

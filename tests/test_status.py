@@ -9,13 +9,14 @@ import time
 
 import pytest
 
+import biasnb
 from biasnb import progress, run, status, workers
 from biasnb.__main__ import main
-from biasnb.config import configure
+from biasnb.config import ConfigError, configure
 from biasnb.experiments import plan
 from biasnb.keys import key
 from biasnb.progress import Monitor, Progress
-from biasnb.store import ROOT, Store
+from biasnb.store import ROOT, Store, StoreError, load
 
 CFG = configure("smoke", steps=10)
 
@@ -95,6 +96,26 @@ def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
     assert list(screen.done) == [key(configs[0])]
     store.path(key(configs[0])).write_text("not read again")
     assert "1 done" in screen.page(200, 8)[0][-1]
+
+
+def test_single_runs_are_shown_while_they_train_and_after_they_failed(root):
+    store, failed = Store("smoke"), configure("smoke", steps=11)
+    store.folder.mkdir(parents=True)
+    store.path(key(failed), ".error").write_text("ValueError: odd")
+    with store.claim(key(CFG)):
+        lines = status.page("smoke")
+        rows = [row for row in status.runs("smoke", []) if row["notebook"] == "(single run)"]
+    assert {row["key"]: row["state"] for row in rows} == {key(CFG): "running", key(failed): "failed"}
+    assert "1 running" in lines[-1] and "1 failed" in lines[-1]
+
+
+def test_unknown_names_are_refused_in_python_too(root):
+    for call in (lambda: status.table("qick"), lambda: status.table("smoke", "20_tri"), lambda: load("qick"),
+                 lambda: load("smoke", "run"), lambda: biasnb.load("conv", "qick")):  # fmt: skip
+        with pytest.raises(ConfigError):
+            call()
+    with pytest.raises(StoreError, match=r"no published networks|neither published"):
+        biasnb.load(3, "smoke")
 
 
 def test_status_watch_goes_on_until_nothing_is_left_to_do(root, capsys, monkeypatch):
