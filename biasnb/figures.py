@@ -189,6 +189,7 @@ def draw(name, grid):
         figure, _ = FIGURES[grid.content["experiment"]][name](grid)
         if figure:
             figure.draw_without_rendering()
+            figure.set_layout_engine(None)  # laid out once, also where it is shown
     return figure
 
 
