@@ -138,7 +138,8 @@ class Config:
             yield "labelled: 1 image gives a probe nothing to tell apart; choose 2 or more, or 0 for all"
         if self.dataset == "folder" and not self.data_dir:
             yield "data_dir: empty, and dataset is 'folder'; set it to a folder of class folders"
-        if self.dataset == "folder" and self.pretext == "supervised" and (classes := class_folders(self.data_dir)) < 2:
+        labels = self.dataset == "folder" and self.pretext == "supervised" and full_path(self.data_dir).is_dir()
+        if labels and (classes := class_folders(self.data_dir)) < 2:
             where = short(self.data_dir)
             yield f"pretext: 'supervised' needs two classes or more, {where} has {classes}; add one or choose 'bert'"
 
@@ -306,7 +307,7 @@ def full_path(data_dir):
 
 
 def class_folders(folder):
-    """Number of class folders, of the training split if there is one; 2 for a folder that is missing, as loading it tells."""
+    """Number of class folders, of the training split if there is one; 0 for a folder that is missing."""
     top = full_path(folder)
     top = top / "train" if (top / "train").is_dir() else top
-    return sum(d.is_dir() and not d.name.startswith(".") for d in top.iterdir()) if top.is_dir() else 2
+    return sum(d.is_dir() and not d.name.startswith(".") for d in top.iterdir()) if top.is_dir() else 0

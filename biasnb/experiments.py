@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import grids, workers
-from .config import ConfigError, nearest
+from .config import ConfigError, full_path, nearest
 from .keys import digest, floor_key, folder_signature, key, own, rate_key, relevant
 from .store import Grid, Store
 
@@ -65,6 +65,11 @@ def fitting(name, given):
     varied = {field for e in EXPERIMENTS.values() for field in e.varies}
     first = lambda field, value: isinstance(value, list) and field in varied and field not in experiment(name).varies  # noqa: E731
     return {field: value[0] if first(field, value) else value for field, value in given.items()}
+
+
+def images_of(folder):
+    """The settings that a folder of images of one's own asks for, all of them labelled; none for ""."""
+    return {"dataset": "folder", "data_dir": str(full_path(folder)), "labelled": 0} if folder else {}
 
 
 def configs_of(name, profile, overrides):

@@ -41,7 +41,8 @@ def key(cfg):
     It covers the version of the embedded data, and of a folder the paths and sizes of its images: changed data is another
     run. So is an operator of one's own whose class or entry has changed.
     """
-    return digest(relevant(cfg) | data_identity(cfg) | ({"operator": own(cfg.mixer)} if own(cfg.mixer) else {}))
+    mine = own(cfg.mixer)
+    return digest(relevant(cfg) | data_identity(cfg) | ({"operator": mine} if mine else {}))
 
 
 def own(mixer):

@@ -6,7 +6,7 @@ import re
 import sys
 
 from .config import BiasnbError, ConfigError, check_names, fields_of, full_path, short
-from .experiments import EXPERIMENTS, experiment, fitting, plan
+from .experiments import EXPERIMENTS, experiment, fitting, images_of, plan
 from .store import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -150,9 +150,7 @@ def accepted(name, given):
 def request(name, values):
     """(profile, overrides) that a notebook's parameters ask for; checked by making the Configs. A parameter `folder` that is
     not empty asks for the images in it. Raises ConfigError."""
-    own = {k: v for k, v in values.items() if k in fields_of()}
-    if values.get("folder"):
-        own |= {"dataset": "folder", "data_dir": str(full_path(values["folder"])), "labelled": 0}
+    own = {k: v for k, v in values.items() if k in fields_of()} | images_of(values.get("folder", ""))
     asked = values["profile"], {**own, **values.get("overrides", {})}
     plan(name, *asked)
     return asked

@@ -42,7 +42,8 @@ class Panel:
         self.rate = cfg.mask_rate
         mask = MASKS["random"](cfg.grid, self.rate, 0)
         self.scene = Scene(self.images[self.first], mask, (cfg.grid // 2, cfg.grid // 2))
-        self.figure, self.controls, self.responses = Picture(figsize=FIGURE, dpi=110), None, {}
+        self.figure, self.controls = Picture(figsize=FIGURE, dpi=110), None
+        self.last, self.responses = None, {}  # the Scene that was responded to, and how
         self.choose(list(models)[:AT_FIRST])
 
     def choose(self, names):
@@ -53,8 +54,8 @@ class Panel:
 
     def change(self, **fields):
         """Look at something else: fields of a Scene. Returns the panel, which a cell then shows."""
-        last, self.scene = getattr(self, "last", None), replace(self.scene, **fields)
-        self.responses = {name: respond(self.models[name], self.scene, last, r) for name, r in self.responses.items()}
+        self.scene = replace(self.scene, **fields)
+        self.responses = {name: respond(self.models[name], self.scene, self.last, r) for name, r in self.responses.items()}
         self.last = self.scene
         self.draw()
         if self.controls:
@@ -101,8 +102,8 @@ class Controls:
         self.head = w.Dropdown(
             options=[(MEAN, MEAN), *((f"head {i + 1}", i) for i in range(heads))], description="head", **wide
         )
-        self.down = slider(1, 0, panel.grid - 1, "shift down")
-        self.right = slider(2, 0, panel.grid - 1, "shift right")
+        self.down = slider(0, 0, panel.grid - 1, "shift down")
+        self.right = slider(0, 0, panel.grid - 1, "shift right")
         self.chosen = w.SelectMultiple(
             options=list(panel.models), value=list(panel.responses), rows=5, description="networks", **wide
         )
@@ -116,6 +117,7 @@ class Controls:
         )
         row = w.HBox(list(map(w.VBox, columns)), layout={"flex_flow": "row wrap"})
         self.box = w.VBox([row, hint, self.trouble, self.canvas()])
+        self.follow()
         self.sources()
         self.source.observe(self.sources, "value")
         for widget in (self.source, self.index, self.folder, self.upload):

@@ -16,6 +16,7 @@ from .operators import CUBE, TRIO
 from .palette import Palette
 from .pretext import evaluate
 from .probe import probe_network
+from .processes import threads
 from .run import description, fill, prepare
 from .store import Store
 
@@ -172,19 +173,17 @@ def verify(profile, stream=sys.stdout, data_dir=""):
 
     Returns rows {network, metric, recorded, measured, allowed, agrees}, values as tables print them; `agrees` is None where
     the data are not here. Raises StoreError for files as `loaded` does."""
-    rows, names, threads = [], published(profile), torch.get_num_threads()
+    rows, names = [], published(profile)
     for i, mixer in enumerate(names, 1):
         print(f"[{i}/{len(names)}] {mixer}", file=stream, flush=True)
         try:
             record, data, model = loaded(profile, mixer, data_dir)
-            torch.set_num_threads(record["environment"]["threads"])
-            scores = {name: {"test": score} for name, score in evaluate(model, data.test, "test").items()}
-            found = compare(record, {**scores, "probe": probe_network(model, data), "data": data.summary()})
+            with threads(record["environment"]["threads"]):
+                scores = {name: {"test": score} for name, score in evaluate(model, data.test, "test").items()}
+                found = compare(record, {**scores, "probe": probe_network(model, data), "data": data.summary()})
         except (DataError, ConfigError) as error:
             print(f"data not here: {error}", file=stream, flush=True)
             found = [("data", "", "data not here; give data_dir", "", None)]
-        finally:
-            torch.set_num_threads(threads)
         rows += [dict(zip(COLUMNS, (mixer, *row), strict=True)) for row in found]
     return rows
 

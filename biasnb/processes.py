@@ -63,3 +63,16 @@ def end_descendants(seconds):
             with contextlib.suppress(psutil.NoSuchProcess):
                 action(process)
         _, family = psutil.wait_procs(family, seconds)
+
+
+@contextlib.contextmanager
+def threads(count):
+    """In this block torch computes with so many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

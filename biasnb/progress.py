@@ -72,10 +72,10 @@ def table(rows):
 
 class Monitor:
     """What others can see of a run while it trains: {step, steps, loss, seconds_left} as JSON in `path`, once a second, and
-    TensorBoard's events in `folder` if `tensorboard()`. Nothing that goes wrong here stops a training."""
+    TensorBoard's events in `folder` if they are asked for. Nothing that goes wrong while a run trains stops it."""
 
     def __init__(self, path, folder):
-        self.path, self.folder, self.events, self.first = path, folder, None, None
+        self.path, self.folder, self.events, self.first = path, folder if tensorboard() else None, None, None
         self.close()  # what a killed run left
 
     def __call__(self, step, steps, loss):
@@ -92,7 +92,7 @@ class Monitor:
 
     def row(self, row):
         """A row of a run's history, see `train.pretrain`."""
-        if tensorboard():
+        if self.folder:
             with contextlib.suppress(OSError):
                 self._add(row)
 

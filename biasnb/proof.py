@@ -2,14 +2,13 @@
 
 Nothing here asks an operator what it is; the tests compare these numbers with what `operators.MIXERS` says of it."""
 
-import contextlib
-
 import torch
 
 from .config import BiasnbError, Config, ConfigError
 from .data import generator
 from .model import build, context_coverage
 from .operators import MIXERS
+from .processes import threads
 
 GRID, WINDOW = 5, 9  # tokens per side; tokens of the window
 STATS = torch.full((3,), 128.0), torch.full((3,), 64.0)
@@ -110,18 +109,7 @@ def raster(mixer):
     return float(reads.triu().max() / reads.max().clamp(min=1e-300)), past
 
 
-@contextlib.contextmanager
-def one_thread():
-    """Matrices this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
+@threads(1)  # matrices this small are slower on several
 def row(mixer):
     """All numbers of one operator; None where a question makes no sense for it."""
     op = MIXERS[mixer]
@@ -138,7 +126,7 @@ def row(mixer):
 
 
 def agrees(found):
-    """ "yes", or what of an operator's entry the numbers of its `row` contradict."""
+    """What of an operator's entry the numbers of its `row` contradict, in words; "yes" if nothing."""
     contradicted = []
     if found["roll error"] is not None:
         measured = found["roll error"] < 1e-12, found["positions read"] <= WINDOW, found["nonlinearity"] > 1e-12

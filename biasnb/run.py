@@ -25,7 +25,7 @@ from .locks import Held
 from .model import build, context_coverage, flop_per_image, parameters_by_part
 from .pretext import evaluate, evaluation_draw, examples, sample
 from .probe import probe_network, probe_pixels
-from .progress import Monitor, tensorboard
+from .progress import Monitor
 from .train import Apart, Diverged, pretrain, pretrain_together
 
 SHOWN = 10  # images whose reconstructions are kept
@@ -145,7 +145,6 @@ def run(cfg, store, prefix=""):
 @contextlib.contextmanager
 def monitored(store, cfg):
     """A Monitor of a run, closed at its end."""
-    tensorboard()  # refused before anything is trained
     monitor = Monitor(store.path(key(cfg), ".progress"), store.folder / "tensorboard" / key(cfg))
     try:
         yield monitor

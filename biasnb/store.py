@@ -76,8 +76,7 @@ class Store:
             write_arrays(self.path(record["key"], ".npz"), arrays)
             record["arrays"] = arrays_digest(arrays)
         write_atomic(self.path(record["key"]), to_json(check(record)))
-        for suffix in (".error", ".progress"):
-            self.path(record["key"], suffix).unlink(missing_ok=True)
+        self.path(record["key"], ".error").unlink(missing_ok=True)
         return record
 
     def load(self, key):

@@ -22,6 +22,7 @@ from .interrupts import watched
 from .keys import floor_key, key
 from .locks import Held
 from .operators import MIXERS
+from .processes import threads
 from .progress import Progress
 from .store import Store
 
@@ -44,7 +45,7 @@ def train(configs, store):
     if apart:
         side_by_side(min(cores(), len(apart), AT_MOST), apart, store)
     if len(apart) < len(missing):
-        with one_thread():
+        with threads(1):  # as a worker has, so that a run is the same wherever it is trained
             here([[cfg] for keys, cfg in missing.items() if keys not in apart], store)
 
 
@@ -57,19 +58,6 @@ def here(groups, store):
         runs.floor(group[0], store)
         runs.run_together(group, store, f"run {done + 1}/{every}: ")
         done += len(group)
-
-
-@contextlib.contextmanager
-def one_thread():
-    """As many threads as a worker has, so that a run is the same wherever it is trained."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def seeds_of(configs):
