@@ -147,7 +147,7 @@ def check_complete(stores):
 def figures(args):
     from .suite import published, render, render_reference
 
-    paths = render(Store(args.profile)) if args.runs else render_reference([args.profile] if args.profile else None)
+    paths = render(Store(args.profile), anew=True) if args.runs else render_reference([args.profile] if args.profile else None)
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
     check_complete([Store(args.profile)] if args.runs else [Store(name, "results") for name in published(args.profile)])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -25,6 +26,12 @@ def environment(device="cpu", gpu=None, threads=None):
     }
 
 
+@functools.cache  # the code that runs is that of the first look
+def code():
+    """Digests of the package's files."""
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.glob("*.py"))]
+
+
 def _version(package):
     try:
         return importlib.metadata.version(package)
@@ -32,7 +39,7 @@ def _version(package):
         return None
 
 
-@functools.cache  # the code that runs is that of the first look
+@functools.cache  # as above
 def _git(*words):
     try:
         done = subprocess.run(("git", "-C", str(Path(__file__).parent), *words), capture_output=True, text=True, timeout=10)

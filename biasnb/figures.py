@@ -1,13 +1,17 @@
 """Figures from records, in one style, byte-identical when drawn again. Imports no torch."""
 
+import hashlib
 import io
+import struct
 
 import matplotlib
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from . import portraits, studies, trends
-from .files import write_atomic
+from .environment import code
+from .files import StoreError, read_json, to_json, write_atomic
+from .keys import digest
 from .style import (
     COLOURS,
     FLOORS,
@@ -191,6 +195,46 @@ def draw(name, grid):
             figure.draw_without_rendering()
             figure.set_layout_engine(None)  # laid out once, also where it is shown
     return figure
+
+
+def show(name, grid):
+    """One figure of a grid by name, for display: the picture that there is of it, drawn now if there is none of these records."""
+    path = grid.store.folder / "figures" / f"{grid.name}-{name}.png"
+    return shown(path) if path in drawn(grid) else draw(name, grid)
+
+
+def shown(path):
+    """A saved picture, as large as `draw` shows it."""
+    from IPython.display import Image
+
+    data = path.read_bytes()
+    (width,) = struct.unpack(">I", data[16:20])  # of a PNG
+    return Image(data, width=round(width * STYLE["figure.dpi"] / STYLE["savefig.dpi"]))
+
+
+def source(grid):
+    """Digest of what the pictures of a grid follow from: what was asked for, its records and the code; None while it lacks
+    records."""
+    if grid.missing():
+        return None
+    records = [hashlib.sha256(grid.store.path(key).read_bytes()).hexdigest() for key in grid.keys]
+    return digest([grid.content, records, code(), matplotlib.__version__, pd.__version__])
+
+
+def note(grid, made_of, paths):
+    """Write down what the pictures and tables of a grid were made of."""
+    names = [str(path.relative_to(grid.store.folder)) for path in paths]
+    write_atomic(grid.store.folder / "grids" / f"{grid.name}.drawn", to_json({"source": made_of, "paths": names}))
+
+
+def drawn(grid):
+    """The pictures and tables that there are of a grid as it is now; none if one is missing or any record has changed."""
+    try:
+        found = read_json(grid.store.folder / "grids" / f"{grid.name}.drawn")
+        paths = [grid.store.folder / name for name in found["paths"]]
+        return paths if found["source"] == source(grid) and all(path.is_file() for path in paths) else []
+    except (StoreError, KeyError, TypeError):
+        return []
 
 
 def save(figure, stem):

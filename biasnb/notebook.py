@@ -1,7 +1,6 @@
 """A strict Papermill runner: parameters are checked before a kernel starts, and success is the promised records."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ import threading
 from pathlib import Path
 
 from . import parameters
-from .environment import environment
+from .environment import code, environment
 from .experiments import plan
 from .files import StoreError, attempt_of, read_json, sweep, to_json, write_atomic
 from .keys import digest
@@ -94,9 +93,8 @@ def made_of(name, values, store):
     there are where it asks for none of its own."""
     grid, _ = plan(name, *parameters.request(name, values))
     records = [] if grid.keys else sorted((path.name, path.stat().st_mtime_ns) for path in store.folder.glob("*.json"))
-    files = [parameters.NOTEBOOKS / f"{name}.ipynb", *sorted(Path(__file__).parent.glob("*.py"))]
-    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return digest([values, records, environment()["packages"], code])
+    text = (parameters.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
+    return digest([values, records, environment()["packages"], text, code()])
 
 
 def made(name, given, store, label):

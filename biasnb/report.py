@@ -22,7 +22,7 @@ NUMBER = re.compile(r"[-−+±]?\d|[-–—]?$|nan$")
 # Of the HTML in notebooks pages keep no active and no styling tag, and of the attributes only these.
 REMOVED = "script, style, link, meta, base, title, iframe, object, embed, template, form, svg, video, audio, a.anchor-link"
 SPANS = ["colspan", "rowspan"]
-KEPT = {"a": ["href"], "img": ["src", "alt"], "th": SPANS, "td": SPANS, **{heading: ["id"] for heading in HEADINGS}}
+KEPT = {"a": ["href"], "img": ["src", "alt", "width"], "th": SPANS, "td": SPANS, **{heading: ["id"] for heading in HEADINGS}}
 SHOWN = {"display_data_priority": ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]}
 
 

@@ -21,7 +21,6 @@ from .progress import clock
 from .store import ROOT, Store
 
 AT_ONCE = 4  # notebooks
-LONGEST = "90_paper"  # of the notebooks, started first
 FEW = 4  # grids that are not worth starting processes for
 # How far the same run may be off on another machine: metric -> (path in the record, band, unit).
 BANDS = {
@@ -62,26 +61,30 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
     for grid, planned in plans:
         if planned:
             grid.save()
-    for i, (name, state, seconds, path, text) in enumerate(notebooks(asked, {p.content["experiment"]: p for p, _ in plans}), 1):
-        print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}\n{text}", file=stream, flush=True)
-        rows.append((name, state, seconds, path))
-        failed += [] if path else [name]
     paths = []
 
-    def decided():
-        found.extend(claims.findings([store]))
-        return verdicts.write(found, store.folder / "claims")
-
-    steps = {"figures": lambda: render(store), "claims": decided, "report": lambda: [report.write(store, found)]}
-    for name, make in steps.items():
+    def step(name, make):
         began, state = time.monotonic(), "done"
         try:
-            paths += make()
+            paths.extend(path for path in make() if path not in paths)
         except BiasnbError as error:
             failed.append(name)
             state = "failed"
             print(f"error: {error}", file=stream, flush=True)
         rows.append((name, state, time.monotonic() - began, None))
+
+    def decided():
+        found.extend(claims.findings([store]))
+        return verdicts.write(found, store.folder / "claims")
+
+    step("figures", lambda: render(store, [grid for grid, planned in plans if planned and not grid.missing()]))
+    for i, (name, state, seconds, path, text) in enumerate(notebooks(asked, {p.content["experiment"]: p for p, _ in plans}), 1):
+        print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}\n{text}", file=stream, flush=True)
+        rows.append((name, state, seconds, path))
+        failed += [] if path else [name]
+    step("further figures", lambda: render(store))
+    step("claims", decided)
+    step("report", lambda: [report.write(store, found)])
     summary = summarise(profile, rows, time.monotonic() - start, paths)
     write_atomic(store.folder / "summary.md", summary)
     print("\n" + summary, file=stream, flush=True)
@@ -99,8 +102,7 @@ def notebooks(asked, grids):
     with notebook.this_interpreter() as kernel, contextlib.chdir(parameters.NOTEBOOKS):
         os.environ["OMP_NUM_THREADS"] = str(workers.cores() // side_by_side)  # threads that wait for each other are slow
         try:
-            order = sorted(EXPERIMENTS, key=lambda name: name != LONGEST)
-            running = {name: pool.submit(executed, name, asked[name], grids[name], kernel) for name in order}
+            running = {name: pool.submit(executed, name, asked[name], grids[name], kernel) for name in EXPERIMENTS}
             for name in EXPERIMENTS:
                 done = running[name].result()
                 unfinished.remove(name)
@@ -134,14 +136,22 @@ def executed(name, given, grid, kernel):
     return name, state, time.monotonic() - began, path, stream.getvalue()
 
 
-def render(store, folder=None):
-    """Draw every table and figure of a store's grids: into runs/<profile>/{figures,tables} or, for the committed
-    reference, figures/<profile>. Returns the paths. Reads records only; many grids are drawn side by side."""
-    grids, draw = store.grids(), partial(render_grid, folder=folder)
-    if len(grids) <= FEW:
-        return [path for grid in grids for path in draw(grid)]
-    with ProcessPoolExecutor(initializer=alone, initargs=(os.getpid(),)) as pool:
-        return [path for paths in pool.map(draw, grids) for path in paths]
+def render(store, grids=None, folder=None, anew=False):
+    """Draw every table and figure of a store's grids (None: all): into runs/<profile>/{figures,tables}, unless they are there and their
+    records have not changed, or, for the committed reference, into figures/<profile>. Returns the paths. Reads records only;
+    many grids are drawn side by side."""
+    from . import figures
+
+    grids, draw = store.grids() if grids is None else grids, partial(render_grid, folder=folder)
+    found = {grid.name: [] if folder or anew else figures.drawn(grid) for grid in grids}
+    new = [grid for grid in grids if not found[grid.name]]
+    if len(new) <= FEW:
+        paths = list(map(draw, new))
+    else:
+        with ProcessPoolExecutor(initializer=alone, initargs=(os.getpid(),)) as pool:
+            paths = list(pool.map(draw, new))
+    found |= dict(zip((grid.name for grid in new), paths, strict=True))
+    return [path for paths in found.values() for path in paths]
 
 
 def alone(parent):
@@ -155,7 +165,11 @@ def render_grid(grid, folder=None):
     from . import figures, tables
 
     pictures, pages = folder or grid.store.folder / "figures", folder or grid.store.folder / "tables"
-    return figures.write(grid, pictures) + tables.write(grid, pages)
+    made_of = None if folder else figures.source(grid)
+    paths = figures.write(grid, pictures) + tables.write(grid, pages)
+    if made_of:
+        figures.note(grid, made_of, paths)
+    return paths
 
 
 def newest(profile):
@@ -176,7 +190,7 @@ def render_reference(profiles=None):
     """Draw figures/<profile> from results/<profile> for every published profile, and figures/claims.* from all of them.
     Returns the paths. Raises StoreError for a profile that is not published."""
     found = published(*(profiles or ()))
-    paths = [path for profile in profiles or found for path in render(Store(profile, "results"), ROOT / "figures" / profile)]
+    paths = [path for profile in profiles or found for path in render(Store(profile, "results"), folder=ROOT / "figures" / profile)]
     return paths + verdicts.write(claims.findings([Store(profile, "results") for profile in found]), ROOT / "figures")
 
 

@@ -100,7 +100,7 @@ def chapter(store, experiment, found):
         yield Markdown(f"**{grid.name}**: {grid.caption()}")
         for name in tables.TABLES.get(experiment, {}):
             yield from (Markdown(f"*{name}*"), tables.make(name, grid))
-        yield from (figure for name in figures.FIGURES.get(experiment, {}) if (figure := figures.draw(name, grid)))
+        yield from (figure for name in figures.FIGURES.get(experiment, {}) if (figure := figures.show(name, grid)))
     decided = [f for f in found if experiment in f.claim.experiments]
     if decided:
         yield from (Markdown("**Claims**"), table(decided))

@@ -129,8 +129,9 @@ def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
         look()
-        before, records_now = {key: max(found) for key, found in steps.items()}, set(store.glob("*.json"))
-        assert before and records_now == records
+        done = {path.stem for path in set(store.glob("*.json")) - records}  # a run that was faster than the signal
+        before = {key: max(found) for key, found in steps.items() if key not in done}
+        assert before and len(done) <= 1
         steps.clear()
         assert execute(client, f"{cell}\nassert not grid.missing()", look) == ("ok", None)
         for key, last in before.items():  # the two states that are kept, and none that is older

@@ -139,11 +139,34 @@ def test_rendering_twice_gives_identical_bytes(root):
     for experiment in ("27_sample_size", "40_reconstructions"):
         g = grid(Store("smoke"), experiment)
         g.save()
-    one, other = suite.render(g.store, root / "one"), suite.render(g.store, root / "other")
+    one, other = suite.render(g.store, folder=root / "one"), suite.render(g.store, folder=root / "other")
     assert {p.suffix for p in one} == {".png", ".svg", ".pdf", ".md", ".csv", ".tex"}
     assert [p.name for p in one] == [p.name for p in other]
     for a, b in zip(one, other, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_a_figure_is_drawn_once_and_shown_from_its_file_until_what_it_follows_from_changes(root):
+    g = grid(Store("smoke"), "40_reconstructions")
+    g.save()
+    assert isinstance(figures.show("rows", g), style.Picture)  # nothing has been written yet
+    paths = suite.render(g.store)
+    picture = root / "runs/smoke/figures/40_reconstructions-rows.png"
+    picture.write_bytes(changed := picture.read_bytes() + b"kept")
+    assert suite.render(g.store) == paths and picture.read_bytes() == changed
+    shown = figures.show("rows", g)
+    assert shown.data == changed and shown.width == pytest.approx(10.5 * style.STYLE["figure.dpi"], abs=1)
+    record = g.store.load(g.runs[0]["key"])
+    g.store.save({**record, "psnr": {**record["psnr"], "test": 1.0}}, g.store.arrays(record["key"]))
+    assert isinstance(figures.show("rows", g), style.Picture)
+    assert suite.render(g.store) == paths and picture.read_bytes() != changed
+    for lost in (picture, g.store.path(record["key"])):
+        assert figures.drawn(g) == paths
+        content = lost.read_bytes()
+        lost.unlink()
+        assert not figures.drawn(g)
+        lost.write_bytes(content)
+    assert suite.render(g.store, anew=True) == paths and b"kept" not in picture.read_bytes()
 
 
 @pytest.mark.parametrize("pretext", ["ar", "supervised", "none"])
