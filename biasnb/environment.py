@@ -32,6 +32,7 @@ def code():
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.glob("*.py"))]
 
 
+@functools.cache
 def _version(package):
     try:
         return importlib.metadata.version(package)

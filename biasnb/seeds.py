@@ -1,4 +1,4 @@
-"""Seeds as a batch axis: networks that differ in their seed only, trained as one program."""
+"""What is trained: one network, or networks that differ in their seed only as one program, with the seeds as a batch axis."""
 
 import contextlib
 import copy
@@ -9,7 +9,18 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .pretext import spoilt, targets
+from .pretext import LOSSES, spoilt, targets
+
+COMPILED_STEPS = 2000  # fewer would not pay for the time that compiling takes
+
+
+def compiled(function, cfg, device):
+    """A function of tensors on a GPU, whose kernels are fused by torch.compile if a run has many steps; what cannot be
+    compiled stays as it is."""
+    if device.type == "cpu" or cfg.steps < COMPILED_STEPS:
+        return function
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(function, dynamic=False)
 
 
 class Scored(nn.Module):
@@ -41,6 +52,34 @@ class Scored(nn.Module):
         return errors.mean() if weight is None else (errors * weight).sum() / weight.sum()
 
 
+class Single(nn.Module):
+    """One network as it is trained. On a GPU its loss has shapes that are known beforehand, so that nothing waits for it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, device = model, model.mean.device
+        self.score = None if device.type == "cpu" else compiled(Scored(model), model.cfg, device)
+
+    def losses(self, views):
+        """(1,) loss of the view [(images, given)]."""
+        if self.score is None:
+            return LOSSES[self.model.cfg.pretext](self.model, *views[0])[None]
+        with torch.no_grad():
+            view = seen(self.model, *views[0])
+        return self.score(*view)[None]
+
+    def norms(self, tensors):
+        """(1,) norm over all these tensors."""
+        return torch.stack(torch._foreach_norm(tensors)).norm()[None]
+
+    def clip(self, most):
+        """Scale the gradient down to a norm of `most`; returns the (1,) norm before."""
+        return nn.utils.clip_grad_norm_(self.parameters(), most)[None]
+
+    def scatter(self, solver):
+        """The network has its parameters already."""
+
+
 class Stack(nn.Module):
     """S networks of one shape as one: every parameter of `net` has the seeds as its first axis, under its own name."""
 
@@ -50,6 +89,9 @@ class Stack(nn.Module):
         self.scored = Scored(copy.deepcopy(models[0]))
         for name, p in self.net.named_parameters():
             p.data = torch.stack([model.get_parameter(name).data for model in models])
+        axes = (0, 0, 0, 0 if models[0].cfg.pretext == "bert" else None)
+        call = vmap(lambda p, *view: functional_call(self.scored, p, view), axes)
+        self.score = compiled(call, models[0].cfg, models[0].mean.device)
 
     @property
     def net(self):
@@ -60,11 +102,9 @@ class Stack(nn.Module):
         with torch.no_grad():
             parts = [seen(model, *view) for model, view in zip(self.models, views, strict=True)]
             x, target, given = (None if part[0] is None else torch.stack(part) for part in zip(*parts, strict=True))
-        axes = (0, 0, 0, None if given is None else 0)
-        call = vmap(lambda p, *view: functional_call(self.scored, p, view), axes)
         plain = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext()  # the fused has no rule
         with plain:
-            return call(dict(self.scored.named_parameters()), x, target, given)
+            return self.score(dict(self.scored.named_parameters()), x, target, given)
 
     def norms(self, tensors):
         """(S,) norms over all these tensors (S, ...)."""

@@ -9,9 +9,9 @@ import torch
 from .config import BiasnbError
 from .data import augmentation, generator
 from .interrupts import Interrupts
-from .pretext import LOSSES, draw
+from .pretext import draw
 from .progress import Progress
-from .seeds import Stack
+from .seeds import Single, Stack
 
 
 class Diverged(BiasnbError):
@@ -66,23 +66,20 @@ class Views:
 
 
 def program(cfg, models, solvers):
-    """(network, optimiser) to train: a network and its own, or of several a Stack and one for all."""
+    """(what is trained, its optimiser): of one network its own, of several a Stack and one for all."""
     if len(models) == 1:
-        return models[0], solvers[0]
+        return Single(models[0]), solvers[0]
     net = Stack(models, solvers)
     return net, net.gather(optimiser(net.net, cfg))
 
 
 def gradients(net, cfg, views):
-    """Forward and backward of a network, or of a Stack of S: ((S,) losses, (S,) norms before clipping), on their device."""
-    device = views[0][0].device
-    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-        losses = LOSSES[cfg.pretext](net, *views[0])[None] if len(views) == 1 else net.losses(views)
+    """Forward and backward of a Single, or of a Stack of S: ((S,) losses, (S,) norms before clipping), on their device."""
+    with torch.autocast(views[0][0].device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        losses = net.losses(views)
     net.zero_grad()
     losses.sum().backward()
-    if len(views) > 1:
-        return losses.detach(), net.clip(cfg.clip)
-    return losses.detach(), torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.clip)[None]
+    return losses.detach(), net.clip(cfg.clip)
 
 
 def guard(solver, numbers):
@@ -145,7 +142,8 @@ def pretrain_together(jobs, label=None, monitors=None):
             step += 1
             now = time.perf_counter()
             if row:
-                for log, monitor, norm, size in zip(logs, monitors, norms, weight_norms(net, len(jobs)), strict=True):
+                weights = net.norms([p.detach() for p in net.parameters()])
+                for log, monitor, norm, size in zip(logs, monitors, norms, weights.tolist(), strict=True):
                     line = {"step": step, "loss": statistics.fmean(log["window"]), "lr": group["lr"]}
                     log["history"].append({**line, "gradient_norm": norm, "weight_norm": size})
                     if monitor:
@@ -160,19 +158,10 @@ def pretrain_together(jobs, label=None, monitors=None):
                     monitor(step, cfg.steps, loss)
             if checkpoints and (interrupts.caught or checkpoints.due(now) or step == cfg.steps):
                 look()
-                if net is not model:
-                    net.scatter(solver)
+                net.scatter(solver)
                 for (*_, one, its), its_solver, log in zip(jobs, solvers, logs, strict=True):
                     its.save(step, one, its_solver, log)
             interrupts.stop()
-    if net is not model:
-        net.scatter(solver)
+    net.scatter(solver)
     report.finish(f"loss {logs[0]['history'][-1]['loss']:.4f}, trained")
     return list(logs)
-
-
-def weight_norms(net, count):
-    """Norm of all parameters of each network."""
-    if count > 1:
-        return net.norms([p.detach() for p in net.parameters()]).tolist()
-    return [float(torch.stack(torch._foreach_norm([p.detach() for p in net.parameters()])).norm())]

@@ -254,7 +254,7 @@ def test_reproduce_passes_each_notebook_what_it_can_use(root, monkeypatch):
         return path
 
     monkeypatch.setattr(notebook, "execute", note)
-    monkeypatch.setattr(suite, "render", lambda store: [])
+    monkeypatch.setattr(suite, "render", lambda *given: [])
     trained = []
     monkeypatch.setattr(workers, "train", lambda configs, store: trained.extend(configs))
     old = Store("smoke").folder

@@ -3,6 +3,7 @@
 import math
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -61,6 +62,49 @@ def test_losses_and_gradients_are_those_of_each_network_alone(images, mixer):
                 own = net.get_parameter(name).grad
                 assert (grad is None) == (own is None), name
                 assert own is None or float((grad - own).norm()) <= 1e-5 * float(own.norm()) + 1e-7, f"{task} {name}"
+
+
+def on_a_gpu(program, cfg):
+    """The program with the function that gives its losses as a GPU would be given it, but that nothing is generated for it: a
+    whole graph, or an error."""
+    score = seeds.Scored(program.model) if isinstance(program, seeds.Single) else program.score
+    program.score = seeds.compiled(score, cfg, torch.device("cuda"))
+    assert program.score is not score
+    return program
+
+
+@pytest.mark.parametrize(("mixer", "task", "colours"), [("convmixer", "bert", "rgb"), ("igpt", "ar", "palette")])
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_form_that_a_gpu_compiles_gives_the_same_losses_and_gradients(images, monkeypatch, mixer, task, colours, n):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(model.Norm, "forward", torch.nn.RMSNorm.forward)  # as there
+    torch._dynamo.reset()
+    jobs = jobs_of(images, n=n, mixer=mixer, pretext=task, input=colours, target=colours, steps=seeds.COMPILED_STEPS)
+    cfg, models, solvers = jobs[0][0], [job[2] for job in jobs], [train.optimiser(job[2], job[0]) for job in jobs]
+    for net in models:
+        torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    views = [train.Views(one, noise.pool).at(0) for one, noise, *_ in jobs]
+    found = []
+    for change in (lambda program, cfg: program, on_a_gpu):
+        program = change(train.program(cfg, models, solvers)[0], cfg)
+        numbers = train.gradients(program, cfg, views)
+        found.append([*numbers, *(p.grad.clone() for p in program.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 5
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_compiled_stays_as_it_is_and_what_does_not_pay_too(monkeypatch):
+    def broken(graph, inputs):
+        raise NotImplementedError("no compiler on this machine")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
+    torch._dynamo.reset()
+    cfg, cuda, double = configure("smoke", steps=seeds.COMPILED_STEPS), torch.device("cuda"), lambda x: x + x
+    assert seeds.compiled(double, cfg, cuda)(torch.ones(3)).tolist() == [2.0] * 3
+    for few, device in ((replace(cfg, steps=cfg.steps - 1), cuda), (cfg, torch.device("cpu"))):
+        assert seeds.compiled(double, few, device) is double
 
 
 @pytest.mark.parametrize(("task", "seen", "target"), TASKS)

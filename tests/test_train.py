@@ -90,7 +90,7 @@ def test_every_image_is_seen_once_an_epoch(images, monkeypatch):
     seen = []
     d = tiny(images)
     codes = d.pool.images.flatten(1).float().sum(1)
-    monkeypatch.setitem(train.LOSSES, "bert", lambda net, x, given: seen.extend(x.flatten(1).float().sum(1).tolist()) or
+    monkeypatch.setitem(pretext.LOSSES, "bert", lambda net, x, given: seen.extend(x.flatten(1).float().sum(1).tolist()) or
                         pretext.pixel_loss(net, x, given))  # fmt: skip
     trained(configure("smoke", **{**QUIET, "steps": 8}), d)
     assert sorted(seen) == sorted(codes.tolist())
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(images, monkeypatch):
         weights.append({n: p.detach().clone() for n, p in net.named_parameters()})
         return pretext.pixel_loss(net, x, given) * (float("nan") if len(calls) == 5 else 1.0)
 
-    monkeypatch.setitem(train.LOSSES, "bert", loss)
+    monkeypatch.setitem(pretext.LOSSES, "bert", loss)
     net = model.build(cfg, d.stats())
     with pytest.raises(train.Diverged, match="step 4") as caught:
         train.pretrain(cfg, d, net)
