@@ -24,7 +24,7 @@ from forked import CHECKOUT, pictures, zygote  # noqa: F401
 from safetensors.torch import load as load_tensors
 from synthetic import grid, run_record
 
-from biasnb import checkpoint, data, locks, model, run, tables, train  # noqa: F401
+from biasnb import checkpoint, data, locks, model, pretext, run, tables, train  # noqa: F401
 from biasnb import palette as palettes
 from biasnb.config import ConfigError, configure
 from biasnb.keys import floor_key, key
@@ -121,7 +121,7 @@ def tell():
 
 def spoil_loss(call, how):
     """From a certain call on the loss is NaN, or finite with a gradient that is not."""
-    inner, calls = train.LOSSES["bert"], itertools.count(1)
+    inner, calls = pretext.LOSSES["bert"], itertools.count(1)
 
     def loss(net, *given):
         value = inner(net, *given)
@@ -132,7 +132,7 @@ def spoil_loss(call, how):
         weight = next(p for p in net.parameters() if p.requires_grad)
         return value + (weight - weight.detach()).sum() * 1e30 * 1e30
 
-    train.LOSSES["bert"] = loss
+    pretext.LOSSES["bert"] = loss
 
 
 # ---- what a run is asked and what it leaves ---------------------------------------------------------------------------
