@@ -198,7 +198,7 @@ def draw(name, grid):
 
 
 def show(name, grid):
-    """One figure of a grid by name, for display: the picture that there is of it, drawn now if there is none of these records."""
+    """One figure of a grid by name, for display: the picture that there is of it, or drawn now if its records are others."""
     path = grid.store.folder / "figures" / f"{grid.name}-{name}.png"
     return shown(path) if path in drawn(grid) else draw(name, grid)
 

@@ -13,7 +13,8 @@ CELLS = """
 {%- block traceback_line %}{{ line | ansi2html }}{% endblock -%}
 {%- block data_png %}
 {%- set width = output.metadata.get('image/png', {}).get('width') -%}
-<img alt="" src="data:image/png;base64,{{ output.data['image/png'].split() | join }}"{% if width %} width="{{ width }}"{% endif %}>
+<img alt=""{% if width %} width="{{ width }}"{% endif %} src="data:image/png;base64,
+{{- output.data['image/png'].split() | join }}">
 {%- endblock -%}
 {%- block data_jpg %}<img alt="" src="data:image/jpeg;base64,{{ output.data['image/jpeg'].split() | join }}">{% endblock -%}
 {%- block data_svg %}<img alt="" src="data:image/svg+xml;base64,{{ output.data["image/svg+xml"] | text_base64 }}">

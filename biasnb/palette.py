@@ -10,6 +10,7 @@ from .config import BiasnbError
 from .data import stream
 
 SAMPLE = 30_000  # training pixels that k-means sees
+AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # distances; on a CPU as many as its cache holds
 
 
 class PaletteError(BiasnbError):
@@ -48,12 +49,12 @@ def fit(images, colours):
     return Palette(torch.tensor(centres[order], dtype=torch.float32, device=images.device))
 
 
-def quantise(images, palette, chunk=1 << 16):
+def quantise(images, palette):
     """(..., 3) uint8 -> (...) int16 index of the nearest colour by squared distance, the lower index on a tie."""
     c = palette.colours
     with torch.autocast(images.device.type, enabled=False):  # distances need all their digits
-        parts = images.reshape(-1, 3).split(chunk)
-        ids = [((c * c).sum(1) - 2 * part.float() @ c.T).argmin(1).short() for part in parts]
+        parts = images.reshape(-1, 3).split(max(1, AT_ONCE[images.device.type] // len(c)))
+        ids = [torch.addmm((c * c).sum(1), part.float(), -2 * c.T).argmin(1).short() for part in parts]
     return torch.cat(ids).reshape(images.shape[:-1])
 
 

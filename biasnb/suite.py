@@ -137,9 +137,9 @@ def executed(name, given, grid, kernel):
 
 
 def render(store, grids=None, folder=None, anew=False):
-    """Draw every table and figure of a store's grids (None: all): into runs/<profile>/{figures,tables}, unless they are there and their
-    records have not changed, or, for the committed reference, into figures/<profile>. Returns the paths. Reads records only;
-    many grids are drawn side by side."""
+    """Draw all tables and figures of a store's grids (None: all): into runs/<profile>/{figures,tables}, but those that are there
+    and whose records have not changed unless asked for `anew`; for the committed reference, into figures/<profile>. Returns
+    the paths. Reads records only; many grids are drawn side by side."""
     from . import figures
 
     grids, draw = store.grids() if grids is None else grids, partial(render_grid, folder=folder)
@@ -190,8 +190,9 @@ def render_reference(profiles=None):
     """Draw figures/<profile> from results/<profile> for every published profile, and figures/claims.* from all of them.
     Returns the paths. Raises StoreError for a profile that is not published."""
     found = published(*(profiles or ()))
-    paths = [path for profile in profiles or found for path in render(Store(profile, "results"), folder=ROOT / "figures" / profile)]
-    return paths + verdicts.write(claims.findings([Store(profile, "results") for profile in found]), ROOT / "figures")
+    stores = {profile: Store(profile, "results") for profile in found}
+    paths = [path for profile in profiles or found for path in render(stores[profile], folder=ROOT / "figures" / profile)]
+    return paths + verdicts.write(claims.findings(list(stores.values())), ROOT / "figures")
 
 
 def summarise(profile, rows, seconds, paths):

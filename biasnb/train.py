@@ -102,7 +102,7 @@ def pretrain_together(jobs, label=None, monitors=None):
     """Train the networks of jobs (cfg, data, model, checkpoints) that differ in their seed only as one program, each as
     `pretrain` would alone, up to rounding. Returns a log for each. Raises Diverged if one of them does, Apart if their
     checkpoints are of different steps."""
-    cfg, data, model, checkpoints = jobs[0]
+    cfg, data, _, checkpoints = jobs[0]
     views = [Views(one, its.pool) for one, its, *_ in jobs]
     solvers = [optimiser(net, one) for one, _, net, _ in jobs]
     found = [kept and kept.resume(net, solver) for (*_, net, kept), solver in zip(jobs, solvers, strict=True)]

@@ -11,7 +11,7 @@ def pytest_addoption(parser, pluginmanager):
 
 
 # Files that take long, longest first: then processes that share the files (--dist loadfile) end at about the same time.
-LONG = ("test_notebooks", "test_faults_suite", "test_rendering", "test_faults_runs", "test_workers", "test_chaos")
+LONG = ("test_notebooks", "test_faults_suite", "test_faults_runs", "test_lab", "test_rendering", "test_workers", "test_chaos")
 
 
 def pytest_collection_modifyitems(items):

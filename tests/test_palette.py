@@ -5,10 +5,11 @@ from biasnb import palette
 from biasnb.palette import PaletteError
 
 
-def test_quantise_matches_the_slow_loop(images):
+def test_quantise_matches_the_slow_loop(images, monkeypatch):
+    monkeypatch.setitem(palette.AT_ONCE, "cpu", 70)
     x = images(3, 6)
     p = palette.fit(x, 7)
-    ids = palette.quantise(x, p, chunk=10)
+    ids = palette.quantise(x, p)
     for pixel, found in zip(x.reshape(-1, 3).tolist(), ids.flatten().tolist(), strict=True):
         distances = [sum((a - b) ** 2 for a, b in zip(pixel, colour, strict=True)) for colour in p.colours.tolist()]
         assert distances[found] == pytest.approx(min(distances), rel=1e-5)
