@@ -137,9 +137,9 @@ def executed(name, given, grid, kernel):
 
 
 def render(store, grids=None, folder=None, anew=False):
-    """Draw all tables and figures of a store's grids (None: all): into runs/<profile>/{figures,tables}, but those that are there
-    and whose records have not changed unless asked for `anew`; for the committed reference, into figures/<profile>. Returns
-    the paths. Reads records only; many grids are drawn side by side."""
+    """Draw all tables and figures of a store's grids (None: all) into runs/<profile>/{figures,tables}, but not again where they
+    are there and their records have not changed, unless asked for `anew`; for the committed reference into figures/<profile>.
+    Returns the paths. Reads records only; many grids are drawn side by side."""
     from . import figures
 
     grids, draw = store.grids() if grids is None else grids, partial(render_grid, folder=folder)
