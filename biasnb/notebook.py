@@ -161,7 +161,7 @@ def _run(name, path, values, stream, cell_timeout, kernel):
             papermill.execute_notebook(
                 str(parameters.NOTEBOOKS / f"{name}.ipynb"), str(path), values, kernel_name=kernel, language="python",
                 progress_bar=False, stdout_file=stream, stderr_file=stream, cwd=str(parameters.NOTEBOOKS),
-                execution_timeout=cell_timeout, request_save_on_cell_execute=False, autosave_cell_every=0,  # but at its end
+                execution_timeout=cell_timeout,
             )  # fmt: skip
         except BaseException as error:
             outcome.append(error)
