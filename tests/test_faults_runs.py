@@ -24,7 +24,7 @@ from forked import CHECKOUT, pictures, zygote  # noqa: F401
 from safetensors.torch import load as load_tensors
 from synthetic import grid, run_record
 
-from biasnb import checkpoint, data, locks, model, pretext, run, tables, train  # noqa: F401
+from biasnb import checkpoint, data, locks, model, pretext, probe, run, tables, train  # noqa: F401
 from biasnb import palette as palettes
 from biasnb.config import ConfigError, configure
 from biasnb.keys import floor_key, key
@@ -197,7 +197,7 @@ def finished_as(calm, process):
 
 
 @pytest.mark.fault("F1")
-def test_two_processes_give_equal_records_and_weights_to_the_byte(calm, asked, tmp_path):
+def test_two_processes_give_equal_records_and_weights_to_the_byte(zygote, asked, tmp_path):  # noqa: F811
     """One forked, the other started as a user does, with other hashes of strings."""
     env = {
         **os.environ,
@@ -207,9 +207,13 @@ def test_two_processes_give_equal_records_and_weights_to_the_byte(calm, asked, t
         "PYTHONHASHSEED": "7",
     }
     words, cfg = asked()
+    whole = f"{HERE}probe.fit_logistic.__defaults__ = {probe.fit_logistic.__defaults__!r}"
+    forked = zygote.start(tmp_path / "forked", *words, first=whole)
     subprocess.run([sys.executable, "-m", "biasnb", *words], env=env, check=True, capture_output=True)
-    assert outcome(tmp_path) == outcome(calm)
-    assert {f"{key(cfg)}.json", f"{key(cfg)}.npz", f"{key(cfg)}.safetensors", f"{floor_key(cfg)}.json"} == set(outcome(calm))
+    assert forked.wait() == 0, forked.output()
+    one, other = outcome(tmp_path), outcome(tmp_path / "forked")
+    assert one == other
+    assert {f"{key(cfg)}.json", f"{key(cfg)}.npz", f"{key(cfg)}.safetensors", f"{floor_key(cfg)}.json"} == set(one)
 
 
 TINY = {"image_size": 8, "patch": 2, "width": 8, "heads": 2, "kernel": 3, "depth": 1, "colours": 8, "batch": 8, "steps": 6}
