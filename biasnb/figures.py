@@ -8,7 +8,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from . import portraits, studies, trends
+from . import portraits, store, studies, trends
 from .environment import code
 from .files import StoreError, read_json, to_json, write_atomic
 from .keys import digest
@@ -213,12 +213,13 @@ def shown(path):
 
 
 def source(grid):
-    """Digest of what the pictures of a grid follow from: what was asked for, its records and the code; None while it lacks
-    records."""
-    if grid.missing():
+    """Digest of what the pictures and tables of a grid follow from: what was asked for, its records, the paper's numbers that
+    were entered, and the code. None while it lacks records, and for operators of one's own, which only some processes know."""
+    if grid.missing() or "own" in grid.content["overrides"]:
         return None
     records = [hashlib.sha256(grid.store.path(key).read_bytes()).hexdigest() for key in grid.keys]
-    return digest([grid.content, records, code(), matplotlib.__version__, pd.__version__])
+    entered = store.read_text(store.ROOT / "results" / "reported.toml")
+    return digest([grid.content, records, entered, code(), matplotlib.__version__, pd.__version__])
 
 
 def note(grid, made_of, paths):

@@ -167,6 +167,11 @@ def test_a_figure_is_drawn_once_and_shown_from_its_file_until_what_it_follows_fr
         assert not figures.drawn(g)
         lost.write_bytes(content)
     assert suite.render(g.store, anew=True) == paths and b"kept" not in picture.read_bytes()
+    (root / "results").mkdir()
+    (root / "results/reported.toml").write_text("# a number of the paper\n")
+    assert not figures.drawn(g)
+    g.content["overrides"]["own"] = {"cross": "1234"}
+    assert figures.source(g) is None
 
 
 @pytest.mark.parametrize("pretext", ["ar", "supervised", "none"])
