@@ -217,7 +217,10 @@ def source(grid):
     were entered, and the code. None while it lacks records, and for operators of one's own, which only some processes know."""
     if grid.missing() or "own" in grid.content["overrides"]:
         return None
-    records = [hashlib.sha256(grid.store.path(key).read_bytes()).hexdigest() for key in grid.keys]
+    try:
+        records = [hashlib.sha256(grid.store.path(key).read_bytes()).hexdigest() for key in grid.keys]
+    except OSError:  # who draws it says why
+        return None
     entered = store.read_text(store.ROOT / "results" / "reported.toml")
     return digest([grid.content, records, entered, code(), matplotlib.__version__, pd.__version__])
 
@@ -226,6 +229,11 @@ def note(grid, made_of, paths):
     """Write down what the pictures and tables of a grid were made of."""
     names = [str(path.relative_to(grid.store.folder)) for path in paths]
     write_atomic(grid.store.folder / "grids" / f"{grid.name}.drawn", to_json({"source": made_of, "paths": names}))
+
+
+def forget(grid):
+    """What the pictures and tables of a grid were made of holds no more, as they are drawn anew."""
+    (grid.store.folder / "grids" / f"{grid.name}.drawn").unlink(missing_ok=True)
 
 
 def drawn(grid):
@@ -245,7 +253,7 @@ def save(figure, stem):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix[1:], metadata=metadata)
         figure.set_layout_engine(None)  # laid out once, for all formats
-        paths.append(stem.with_suffix(suffix))
+        paths.append(stem.with_name(stem.name + suffix))
         write_atomic(paths[-1], buffer.getvalue())
     return paths
 
@@ -260,6 +268,6 @@ def write(grid, folder):
                 continue
             stem = folder / f"{grid.name}-{name}"
             paths += save(figure, stem)
-        write_atomic(stem.with_suffix(".csv"), table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-        paths.append(stem.with_suffix(".csv"))
+        paths.append(stem.with_name(f"{stem.name}.csv"))
+        write_atomic(paths[-1], table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     return paths

@@ -89,10 +89,11 @@ def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None)
 
 
 def made_of(name, values, store):
-    """Digest of what an executed copy follows from: the notebook, its parameters, the code and the packages; and all records
+    """Digest of what an executed copy follows from: the notebook, its parameters, the code, the packages and its records; all
     there are where it asks for none of its own."""
     grid, _ = plan(name, *parameters.request(name, values))
-    records = [] if grid.keys else sorted((path.name, path.stat().st_mtime_ns) for path in store.folder.glob("*.json"))
+    paths = map(store.path, grid.keys) if grid.keys else store.folder.glob("*.json")
+    records = sorted((path.name, path.stat().st_mtime_ns) for path in paths if path.exists())
     text = (parameters.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
     return digest([values, records, environment()["packages"], text, code()])
 

@@ -14,12 +14,14 @@ from .pretext import LOSSES, spoilt, targets
 COMPILED_STEPS = 2000  # fewer would not pay for the time that compiling takes
 
 
-def compiled(function, cfg, device):
-    """A function of tensors on a GPU, whose kernels are fused by torch.compile if a run has many steps; what cannot be
-    compiled stays as it is."""
-    if device.type == "cpu" or cfg.steps < COMPILED_STEPS:
+def compiled(function, steps, device):
+    """A function of tensors on a GPU, whose kernels are fused by torch.compile if it will be called often enough; what cannot
+    be compiled, forward or backward, stays as it is."""
+    if device.type == "cpu" or steps < COMPILED_STEPS:
         return function
+    torch._dynamo.reset()  # a process compiles but a few functions of one code, and trains many networks
     torch._dynamo.config.suppress_errors = True
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # at the first call, where an error is suppressed
     return torch.compile(function, dynamic=False)
 
 
@@ -55,10 +57,10 @@ class Scored(nn.Module):
 class Single(nn.Module):
     """One network as it is trained. On a GPU its loss has shapes that are known beforehand, so that nothing waits for it."""
 
-    def __init__(self, model):
+    def __init__(self, model, steps):
         super().__init__()
         self.model, device = model, model.mean.device
-        self.score = None if device.type == "cpu" else compiled(Scored(model), model.cfg, device)
+        self.score = None if device.type == "cpu" else compiled(Scored(model), steps, device)
 
     def losses(self, views):
         """(1,) loss of the view [(images, given)]."""
@@ -83,15 +85,15 @@ class Single(nn.Module):
 class Stack(nn.Module):
     """S networks of one shape as one: every parameter of `net` has the seeds as its first axis, under its own name."""
 
-    def __init__(self, models, solvers):
+    def __init__(self, models, solvers, steps):
         super().__init__()
         self.models, self.solvers = models, solvers
-        self.scored = Scored(copy.deepcopy(models[0]))
+        self.scored = scored = Scored(copy.deepcopy(models[0]))
         for name, p in self.net.named_parameters():
             p.data = torch.stack([model.get_parameter(name).data for model in models])
         axes = (0, 0, 0, 0 if models[0].cfg.pretext == "bert" else None)
-        call = vmap(lambda p, *view: functional_call(self.scored, p, view), axes)
-        self.score = compiled(call, models[0].cfg, models[0].mean.device)
+        call = vmap(lambda p, *view: functional_call(scored, p, view), axes)
+        self.score = compiled(call, steps, models[0].mean.device)
 
     @property
     def net(self):

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -32,8 +32,8 @@ BANDS = {
 
 
 def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
-    """Train what all notebooks need, run every notebook with the profile, then draw tables and figures and compare. Returns
-    the names that failed.
+    """Train what all notebooks need, draw it, run every notebook with the profile, draw what these have added, and compare.
+    Returns the names that failed.
 
     `given` are parameters for every notebook, as for `notebook.execute`. `fresh` first sets earlier runs of the
     profile aside as runs/<profile>.old1, .old2, ..."""
@@ -67,7 +67,7 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
         began, state = time.monotonic(), "done"
         try:
             paths.extend(path for path in make() if path not in paths)
-        except BiasnbError as error:
+        except (BiasnbError, BrokenExecutor, OSError) as error:
             failed.append(name)
             state = "failed"
             print(f"error: {error}", file=stream, flush=True)
@@ -166,6 +166,8 @@ def render_grid(grid, folder=None):
 
     pictures, pages = folder or grid.store.folder / "figures", folder or grid.store.folder / "tables"
     made_of = None if folder else figures.source(grid)
+    if not folder:
+        figures.forget(grid)
     paths = figures.write(grid, pictures) + tables.write(grid, pages)
     if made_of:
         figures.note(grid, made_of, paths)

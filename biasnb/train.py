@@ -68,8 +68,8 @@ class Views:
 def program(cfg, models, solvers):
     """(what is trained, its optimiser): of one network its own, of several a Stack and one for all."""
     if len(models) == 1:
-        return Single(models[0]), solvers[0]
-    net = Stack(models, solvers)
+        return Single(models[0], cfg.steps), solvers[0]
+    net = Stack(models, solvers, cfg.steps)
     return net, net.gather(optimiser(net.net, cfg))
 
 

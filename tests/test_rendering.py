@@ -166,6 +166,12 @@ def test_a_figure_is_drawn_once_and_shown_from_its_file_until_what_it_follows_fr
         lost.unlink()
         assert not figures.drawn(g)
         lost.write_bytes(content)
+    path = g.store.path(record["key"])
+    content = path.read_bytes()
+    path.unlink()
+    suite.render(g.store)  # with a gap
+    path.write_bytes(content)
+    assert not figures.drawn(g)
     assert suite.render(g.store, anew=True) == paths and b"kept" not in picture.read_bytes()
     (root / "results").mkdir()
     (root / "results/reported.toml").write_text("# a number of the paper\n")

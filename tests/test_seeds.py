@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 from biasnb import checkpoint, data, model, palette, pretext, run, seeds, train, workers
 from biasnb.config import ConfigError, configure
@@ -52,7 +53,7 @@ def test_losses_and_gradients_are_those_of_each_network_alone(images, mixer):
             torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
         views = [train.Views(cfg, noise.pool).at(0) for cfg, noise, *_ in jobs]
         alone = torch.stack([pretext.LOSSES[task](net, *view) for net, view in zip(models, views, strict=True)])
-        stack = seeds.Stack(models, [train.optimiser(job[2], job[0]) for job in jobs])
+        stack = seeds.Stack(models, [train.optimiser(job[2], job[0]) for job in jobs], FIELDS["steps"])
         found = stack.losses(views)
         torch.testing.assert_close(found, alone, rtol=LOSS, atol=LOSS)
         alone.sum().backward()
@@ -64,20 +65,31 @@ def test_losses_and_gradients_are_those_of_each_network_alone(images, mixer):
                 assert own is None or float((grad - own).norm()) <= 1e-5 * float(own.norm()) + 1e-7, f"{task} {name}"
 
 
+@pytest.fixture
+def compiling():
+    """What `seeds.compiled` sets is as it was after a test."""
+    names = ((torch._dynamo.config, "suppress_errors"), (torch._functorch.config, "force_non_lazy_backward_lowering"))
+    before = [getattr(*name) for name in names]
+    yield
+    for name, value in zip(names, before, strict=True):
+        setattr(*name, value)
+
+
 def on_a_gpu(program, cfg):
     """The program with the function that gives its losses as a GPU would be given it, but that nothing is generated for it: a
     whole graph, or an error."""
     score = seeds.Scored(program.model) if isinstance(program, seeds.Single) else program.score
-    program.score = seeds.compiled(score, cfg, torch.device("cuda"))
+    program.score = seeds.compiled(score, cfg.steps, torch.device("cuda"))
     assert program.score is not score
     return program
 
 
 @pytest.mark.parametrize(("n", "mixer", "task", "colours"), [(1, "convmixer", "bert", "rgb"), (2, "igpt", "ar", "palette")])
-def test_the_form_that_a_gpu_compiles_gives_the_same_losses_and_gradients(images, monkeypatch, n, mixer, task, colours):
+def test_the_form_that_a_gpu_compiles_gives_the_same_losses_and_gradients(
+    images, monkeypatch, compiling, n, mixer, task, colours
+):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     monkeypatch.setattr(model.Norm, "forward", torch.nn.RMSNorm.forward)  # as there
-    torch._dynamo.reset()
     jobs = jobs_of(images, n=n, mixer=mixer, pretext=task, input=colours, target=colours, steps=seeds.COMPILED_STEPS)
     cfg, models, solvers = jobs[0][0], [job[2] for job in jobs], [train.optimiser(job[2], job[0]) for job in jobs]
     for net in models:
@@ -93,17 +105,28 @@ def test_the_form_that_a_gpu_compiles_gives_the_same_losses_and_gradients(images
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
 
-def test_what_cannot_be_compiled_stays_as_it_is_and_what_does_not_pay_too(monkeypatch):
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_what_cannot_be_compiled_stays_as_it_is(monkeypatch, compiling, way):
     def broken(graph, inputs):
         raise NotImplementedError("no compiler on this machine")
 
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
-    torch._dynamo.reset()
-    cfg, cuda, double = configure("smoke", steps=seeds.COMPILED_STEPS), torch.device("cuda"), lambda x: x + x
-    assert seeds.compiled(double, cfg, cuda)(torch.ones(3)).tolist() == [2.0] * 3
-    for few, device in ((replace(cfg, steps=cfg.steps - 1), cuda), (cfg, torch.device("cpu"))):
-        assert seeds.compiled(double, few, device) is double
+    whole = partial(aot_autograd, fw_compiler=lambda graph, inputs: graph)
+    backend = broken if way == "forward" else whole(bw_compiler=broken)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    x = torch.ones(3, requires_grad=True)
+    seeds.compiled(lambda x: x * x, seeds.COMPILED_STEPS, torch.device("cuda"))(x).sum().backward()
+    assert x.grad.tolist() == [2.0] * 3
+
+
+def test_every_network_of_a_process_is_compiled_but_not_where_it_does_not_pay(monkeypatch, compiling):
+    graphs, cuda = [], torch.device("cuda")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=lambda graph, inputs: graphs.append(1) or graph))
+    for width in range(1, 13):
+        net = torch.nn.Linear(width, 1)
+        seeds.compiled(net, seeds.COMPILED_STEPS, cuda)(torch.ones(1, width))
+    assert len(graphs) == 12
+    for steps, device in ((seeds.COMPILED_STEPS - 1, cuda), (seeds.COMPILED_STEPS, torch.device("cpu"))):
+        assert seeds.compiled(net, steps, device) is net
 
 
 @pytest.mark.parametrize(("task", "seen", "target"), TASKS)
