@@ -225,21 +225,21 @@ def source(grid):
     return digest([grid.content, records, entered, code(), matplotlib.__version__, pd.__version__])
 
 
-def note(grid, made_of, paths):
+def note(grid):
+    """The file that says what the pictures and tables of a grid were made of."""
+    return grid.store.folder / "grids" / f"{grid.name}.drawn"
+
+
+def write_note(grid, made_of, paths):
     """Write down what the pictures and tables of a grid were made of."""
     names = [str(path.relative_to(grid.store.folder)) for path in paths]
-    write_atomic(grid.store.folder / "grids" / f"{grid.name}.drawn", to_json({"source": made_of, "paths": names}))
-
-
-def forget(grid):
-    """What the pictures and tables of a grid were made of holds no more, as they are drawn anew."""
-    (grid.store.folder / "grids" / f"{grid.name}.drawn").unlink(missing_ok=True)
+    write_atomic(note(grid), to_json({"source": made_of, "paths": names}))
 
 
 def drawn(grid):
     """The pictures and tables that there are of a grid as it is now; none if one is missing or any record has changed."""
     try:
-        found = read_json(grid.store.folder / "grids" / f"{grid.name}.drawn")
+        found = read_json(note(grid))
         paths = [grid.store.folder / name for name in found["paths"]]
         return paths if found["source"] == source(grid) and all(path.is_file() for path in paths) else []
     except (StoreError, KeyError, TypeError):

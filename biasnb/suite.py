@@ -164,13 +164,13 @@ def alone(parent):
 def render_grid(grid, folder=None):
     from . import figures, tables
 
-    pictures, pages = folder or grid.store.folder / "figures", folder or grid.store.folder / "tables"
-    made_of = None if folder else figures.source(grid)
-    if not folder:
-        figures.forget(grid)
-    paths = figures.write(grid, pictures) + tables.write(grid, pages)
+    if folder:
+        return figures.write(grid, folder) + tables.write(grid, folder)
+    made_of = figures.source(grid)
+    figures.note(grid).unlink(missing_ok=True)  # it holds no more, whatever becomes of what is drawn now
+    paths = figures.write(grid, grid.store.folder / "figures") + tables.write(grid, grid.store.folder / "tables")
     if made_of:
-        figures.note(grid, made_of, paths)
+        figures.write_note(grid, made_of, paths)
     return paths
 
 
