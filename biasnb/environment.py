@@ -43,7 +43,9 @@ def _version(package):
 @functools.cache  # as above
 def _git(*words):
     try:
-        done = subprocess.run(("git", "-C", str(Path(__file__).parent), *words), capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ("git", "--no-optional-locks", "-C", str(Path(__file__).parent), *words), capture_output=True, text=True, timeout=10
+        )
         return done.stdout.strip() if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired):
         return None
