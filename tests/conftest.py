@@ -3,7 +3,7 @@ import pytest
 import torch
 from faults import Table
 
-from biasnb import store
+from biasnb.records import store
 
 
 def pytest_addoption(parser, pluginmanager):
@@ -21,23 +21,19 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """An empty checkout: everything the package writes goes there."""
-    from biasnb import data, report, sheet, suite
-
-    for module in (store, data, report, suite, sheet):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setenv("BIASNB_ROOT", str(tmp_path))  # for processes
+    monkeypatch.setenv("BIASNB_ROOT", str(tmp_path))
     return tmp_path
 
 
 @pytest.fixture(scope="session")
 def decoded(tmp_path_factory):
     """A folder to copy to runs/cache of a new root: the photographs of profile smoke, which take seconds to decode."""
-    from biasnb import data
     from biasnb.config import VERSIONS
+    from biasnb.data import datasets as data
 
     folder = tmp_path_factory.mktemp("decoded")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "ROOT", folder)
+        patch.setenv("BIASNB_ROOT", str(folder))
         _, classes, arrays, _ = data._arrays("photographs", "", 8, "")
     store.write_arrays(
         folder / "cache" / f"photographs-{VERSIONS['photographs']}-8.npz", {**arrays, "classes": np.array(classes)}

@@ -123,21 +123,20 @@ def zygote():
 
 def live_in(root):
     """As the fixture `root` does."""
-    from biasnb import data, report, sheet, store, suite
-
-    for module in (data, report, sheet, store, suite):
-        module.ROOT = Path(root)
+    os.environ["BIASNB_ROOT"] = str(root)
 
 
 def warm():
     """Do once what a run does, so that no process has to import or start anything."""
     import biasnb
-    from biasnb import data, keys, probe, run
     from biasnb.config import configure
-    from biasnb.store import Store
+    from biasnb.data import datasets as data
+    from biasnb.records import keys
+    from biasnb.records.store import Store
+    from biasnb.training import probe, run
 
-    for module in pkgutil.iter_modules(biasnb.__path__):
-        importlib.import_module(f"biasnb.{module.name}")
+    for module in pkgutil.walk_packages(biasnb.__path__, "biasnb."):
+        importlib.import_module(module.name)
     probe.fit_logistic.__defaults__ = (probe.PENALTIES, 5)  # a search of few steps: half of the time of these small runs
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +186,7 @@ def serve(line):
 
 def live(root, words, first, then, env, written):
     """What a forked process does; returns its exit code."""
-    from biasnb.__main__ import main
+    from biasnb.suite.commands import main
 
     file = os.open(written, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)

@@ -3,9 +3,9 @@
 import numpy as np
 
 from biasnb.config import configure
-from biasnb.experiments import plan
-from biasnb.keys import floor_fields, floor_key, key, relevant
-from biasnb.store import Grid
+from biasnb.records.keys import floor_fields, floor_key, key, relevant
+from biasnb.records.store import Grid
+from biasnb.sweep.experiments import plan
 
 # Put before a script: torch cannot be found.
 NO_TORCH = """

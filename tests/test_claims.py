@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from synthetic import arrays_of, floor_record, grid, record_of
 
-from biasnb import claims, evidence, stats, store
-from biasnb.claims import CLAIMS, Claim
-from biasnb.evidence import MARKS, METRICS, PAIRS, Absent, Evidence, Form, find, mean, runs_of, slope
-from biasnb.experiments import EXPERIMENTS, plan
-from biasnb.keys import relevant
+from biasnb.evidence import claims, stats
+from biasnb.evidence import contrasts as evidence
+from biasnb.evidence.claims import CLAIMS, Claim
+from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, Form, find, mean, runs_of, slope
 from biasnb.operators import CUBE, MIXERS, TRIO
-from biasnb.store import Grid, Store, StoreError
+from biasnb.records import store
+from biasnb.records.keys import relevant
+from biasnb.records.store import Grid, Store, StoreError
+from biasnb.sweep.experiments import EXPERIMENTS, plan
 
 SEEDS = [0, 1, 2, 3, 4]
 CLAIM = {claim.id: claim for claim in CLAIMS}

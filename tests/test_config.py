@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from biasnb.config import PROFILES, Config, ConfigError, class_folders, configure
-from biasnb.keys import TRAINING, floor_key, key, rate_key, relevant
 from biasnb.operators import CUBE, FAMILIES, MIXERS, TRIO, family
+from biasnb.records.keys import TRAINING, floor_key, key, rate_key, relevant
 
 
 @pytest.mark.parametrize(

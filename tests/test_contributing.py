@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from biasnb.config import BiasnbError
-from biasnb.experiments import plan
-from biasnb.store import ROOT
+from biasnb.records.places import CHECKOUT as ROOT
+from biasnb.sweep.experiments import plan
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
 
@@ -23,8 +23,10 @@ def test_the_example_operator_is_a_class_of_at_most_20_lines_and_one_entry():
 
 def test_the_walk_through_runs_as_written_and_every_study_shows_the_operator(tmp_path):
     shown = """
-from biasnb import figures, grids, studies, suite
-from biasnb.experiments import EXPERIMENTS, plan
+from biasnb.figures import drawing as figures, studies
+from biasnb.sweep import grids
+from biasnb.suite import reproduce as suite
+from biasnb.sweep.experiments import EXPERIMENTS, plan
 for name in EXPERIMENTS:
     runs = plan(name, "smoke")[0].runs
     assert not runs or name in ("10_one_run", "28_position") or "cross" in {run["mixer"] for run in runs}, name
@@ -46,9 +48,9 @@ def label(root):
 def defined(body, reads=("heads", "padding")):
     """The key of a run of an operator that was defined as text in a module of its own, as a notebook does."""
     from biasnb.config import configure
-    from biasnb.keys import key
-    from biasnb.mixing import Static
+    from biasnb.networks.mixing import Static
     from biasnb.operators import MIXERS, Mixer
+    from biasnb.records.keys import key
 
     names = {"Static": Static, "__name__": "__main__"}
     code = (
@@ -64,7 +66,7 @@ def defined(body, reads=("heads", "padding")):
 
 def test_another_class_of_the_same_name_is_another_run_and_other_runs_stay_the_same():
     from biasnb.config import configure
-    from biasnb.keys import key
+    from biasnb.records.keys import key
 
     one, again = defined("self.scale = self.scale * 2"), defined("self.scale = self.scale * 2")
     other, entry = defined("self.scale = self.scale * 3"), defined("self.scale = self.scale * 2", reads=("heads", "mlp_ratio"))
@@ -73,8 +75,8 @@ def test_another_class_of_the_same_name_is_another_run_and_other_runs_stay_the_s
 
 
 def test_the_table_of_biases_says_what_of_an_entry_is_not_true():
-    from biasnb import proof
-    from biasnb.mixing import Static
+    from biasnb.explore import checks as proof
+    from biasnb.networks.mixing import Static
     from biasnb.operators import MIXERS, Mixer
 
     class Broken(Static):
@@ -94,9 +96,9 @@ def test_the_table_of_biases_says_what_of_an_entry_is_not_true():
 
 
 def test_operators_of_ones_own_are_trained_here_and_the_others_by_workers(root, monkeypatch):
-    from biasnb import workers
-    from biasnb.mixing import Static
+    from biasnb.networks.mixing import Static
     from biasnb.operators import MIXERS, Mixer
+    from biasnb.sweep import executor as workers
 
     class Mine(Static):
         pass

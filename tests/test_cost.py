@@ -3,16 +3,17 @@
 import functools
 import io
 
+import bench
 import pytest
 from synthetic import record_of
 
-from biasnb import bench, cost
-from biasnb.__main__ import main
 from biasnb.config import Config, configure
-from biasnb.experiments import EXPERIMENTS, plan
-from biasnb.files import read_json
-from biasnb.keys import key
-from biasnb.store import Store
+from biasnb.records.files import read_json
+from biasnb.records.keys import key
+from biasnb.records.store import Store
+from biasnb.suite.commands import main
+from biasnb.sweep import estimate as cost
+from biasnb.sweep.experiments import EXPERIMENTS, plan
 
 SMALL = {"image_size": 8, "width": 8, "heads": 2, "kernel": 3, "batch": 16}
 
@@ -114,7 +115,7 @@ def test_a_row_of_the_benchmark_compares_with_the_same_network_from_timm(fast):
 
 
 def test_the_benchmark_prints_and_writes_its_rows(root, fast, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "ROOT", root)
+    monkeypatch.setenv("BIASNB_ROOT", str(root))
     monkeypatch.setattr(bench, "TRIO", ("conv_dense",))
     monkeypatch.setattr(bench, "base", lambda **fields: small(**{**SMALL, **fields}))
     path = bench.bench(["seeds"], io.StringIO())

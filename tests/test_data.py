@@ -6,10 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from biasnb import data, downloads, leaves, model, photographs, pretext, train
 from biasnb.config import Config, ConfigError, configure
-from biasnb.data import DataError
-from biasnb.keys import key
+from biasnb.data import datasets as data
+from biasnb.data import downloads, leaves, photographs
+from biasnb.data.datasets import DataError
+from biasnb.networks import model
+from biasnb.records.keys import key
+from biasnb.training import loop as train
+from biasnb.training import pretext
 
 
 def picture(path, size=(8, 8), mode="RGB", seed=0):

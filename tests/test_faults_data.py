@@ -27,10 +27,11 @@ import pytest
 import torch
 from PIL import Image
 
-from biasnb import data, downloads, images, store
 from biasnb.config import BiasnbError, Config, ConfigError
-from biasnb.data import DataError
-from biasnb.keys import key
+from biasnb.data import datasets as data
+from biasnb.data import downloads, images
+from biasnb.data.datasets import DataError
+from biasnb.records.keys import key
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 TOP = "cifar-10-batches-py"
@@ -170,15 +171,14 @@ def child(job, known, root, log, lower):
     """In a process: a command (words) or the loading of a Config (fields), with all output in a file."""
     from torchvision import datasets
 
-    from biasnb.__main__ import main
+    from biasnb.suite.commands import main
 
     torch.set_num_threads(1)
     for stream in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
     for name, value in known.items():
         setattr(datasets.CIFAR10, name, value)
-    for module in (store, data):
-        module.ROOT = Path(root)
+    os.environ["BIASNB_ROOT"] = str(root)
     if lower and os.geteuid() == 0:
         codecs.lookup("latin1")  # what is imported late: the interpreter's own folder may be root's
         Image.init()
@@ -195,7 +195,9 @@ def child(job, known, root, log, lower):
 def processes():
     """Processes that do not import torch anew each time: their parent starts to, while other tests run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchvision.datasets", "biasnb.run", "biasnb.data", "biasnb.__main__"])
+    context.set_forkserver_preload(
+        ["torchvision.datasets", "biasnb.training.run", "biasnb.data.datasets", "biasnb.suite.commands"]
+    )
     multiprocessing.forkserver.ensure_running()
     yield context
     server = multiprocessing.forkserver._forkserver  # it would live until the end of the session

@@ -24,14 +24,19 @@ from forked import CHECKOUT, pictures, zygote  # noqa: F401
 from safetensors.torch import load as load_tensors
 from synthetic import grid, run_record
 
-from biasnb import checkpoint, data, locks, model, pretext, probe, run, tables, train  # noqa: F401
-from biasnb import palette as palettes
 from biasnb.config import ConfigError, configure
-from biasnb.keys import floor_key, key
-from biasnb.locks import Held
+from biasnb.data import datasets as data
+from biasnb.data import palette as palettes
+from biasnb.figures import tables
+from biasnb.networks import model
 from biasnb.operators import FAMILIES, MIXERS
-from biasnb.processes import host, myself
-from biasnb.store import Store
+from biasnb.records import locks
+from biasnb.records.keys import floor_key, key
+from biasnb.records.locks import Held
+from biasnb.records.processes import host, myself
+from biasnb.records.store import Store
+from biasnb.training import checkpoint, pretext, probe
+from biasnb.training import loop as train
 
 MEASURED = ("wall_seconds", "images_per_second")  # times, which differ whenever the suite runs
 EVERY_STEP = {"BIASNB_CHECKPOINT_SECONDS": "0"}
@@ -43,10 +48,26 @@ WAYS = {"SIGTERM": 143, "SIGINT": 130, "time limit": 75}
 HERE = "from test_faults_runs import *\n"
 
 
+PLACES = {
+    "train": "training.loop",
+    "run": "training.run",
+    "checkpoint": "training.checkpoint",
+    "probe": "training.probe",
+    "store": "records.store",
+    "files": "records.files",
+    "locks": "records.locks",
+    "pretext": "training.pretext",
+    "model": "networks.model",
+    "data": "data.datasets",
+    "measure": "training.measures",
+    "baselines": "training.baselines",
+}
+
+
 def at(where, action, call=1, on=""):
     """Do something just before a certain call of a function of the package, of those with `on` among their arguments."""
     *names, last = where.split(".")
-    owner = functools.reduce(getattr, names[1:], importlib.import_module(f"biasnb.{names[0]}"))
+    owner = functools.reduce(getattr, names[1:], importlib.import_module(f"biasnb.{PLACES[names[0]]}"))
     inner, calls = getattr(owner, last), itertools.count(1)
 
     def outer(*given, **named):
@@ -74,7 +95,7 @@ def killed():
 
 def die_half_way(call):
     """SIGKILL when half of a state is written."""
-    from biasnb import files
+    from biasnb.records import files
 
     class Half:
         def __init__(self, file):

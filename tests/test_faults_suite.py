@@ -23,11 +23,11 @@ import psutil
 import pytest
 import synthetic
 
-from biasnb import notebook, parameters
-from biasnb.__main__ import main
 from biasnb.config import ConfigError
-from biasnb.experiments import EXPERIMENTS
-from biasnb.store import Store
+from biasnb.records.store import Store
+from biasnb.suite import notebook, parameters
+from biasnb.suite.commands import main
+from biasnb.sweep.experiments import EXPERIMENTS
 
 CHECKOUT = Path(__file__).parents[1]
 TIMES = 90  # seconds that anything may take on a busy machine
@@ -35,10 +35,10 @@ STOP_SECONDS = 10
 # Only the notebooks named first, so that the whole suite is quick.
 REDUCED = """
 import sys
-from biasnb import experiments
+from biasnb.sweep import experiments
 for name in set(experiments.EXPERIMENTS) - set(sys.argv[1].split(",")):
     del experiments.EXPERIMENTS[name]
-from biasnb.__main__ import main
+from biasnb.suite.commands import main
 sys.exit(main(sys.argv[2:]))
 """
 SLEEP = "import time; time.sleep(1000)"
@@ -132,7 +132,6 @@ def one_line(text):
 def notebooks(root, monkeypatch):
     """The committed notebooks, to be damaged."""
     shutil.copytree(CHECKOUT / "notebooks", root / "notebooks")
-    monkeypatch.setattr(parameters, "NOTEBOOKS", root / "notebooks")
     return root
 
 
@@ -172,7 +171,6 @@ overrides: dict = {}"""
 @pytest.fixture
 def annotated(root, monkeypatch):
     write_notebook(root, "20_trio", parameters=[ANNOTATED])
-    monkeypatch.setattr(parameters, "NOTEBOOKS", root / "notebooks")
 
 
 @pytest.mark.fault("T2")
@@ -282,7 +280,7 @@ def test_lint_refuses_sources_that_papermill_has_left_its_mark_on(tmp_path):
 FOUR = ("00_start_here", "01_inputs", "02_networks", "90_paper")
 GOOD = """import sys
 print("kernel", sys.executable)
-from biasnb.progress import Progress
+from biasnb.records.progress import Progress
 report = Progress("training", 3, every=1e-9)
 report(1, "loss 2")
 report(2, "loss 1")
@@ -372,7 +370,6 @@ def test_a_cell_that_takes_too_long_is_a_timeout_and_never_completed(root, monke
     started = root / "pid"
     child = f"import subprocess\np = subprocess.Popen(['sleep', '1000'])\nopen({str(started)!r}, 'w').write(str(p.pid))"
     write_notebook(root, "90_paper", child, SLEEP, "late = 1")
-    monkeypatch.setattr(parameters, "NOTEBOOKS", root / "notebooks")
     code, _, error = here(capsys, "notebook", "90_paper", "--profile", "smoke", "--cell-timeout", "2")
     assert code == 1 and "90_paper: a cell took longer than the cell timeout" in one_line(error)
     assert notebook.state(Store("smoke"), "90_paper")[0] == "timeout"
@@ -440,7 +437,7 @@ pathlib.Path("started-{}").write_text("")
 while not pathlib.Path("go").exists():
     time.sleep(0.05)"""
 TRAIN = (
-    "from biasnb import experiments, tables\n"
+    "from biasnb.sweep import experiments\nfrom biasnb.figures import tables\n"
     'grid = experiments.run("29_precision", profile, overrides)\n'
     'tables.make("summary", grid)'
 )
@@ -600,7 +597,7 @@ def full_disk(folder, way):
     [[exit code, stderr, files that changed, leftovers], ...]."""
     import torch
 
-    from biasnb import figures, probe, run  # noqa: F401  in the parent of the forks
+    from biasnb.training import probe, run  # noqa: F401  in the parent of the forks
 
     torch.set_num_threads(1)
     probe.fit_logistic.__defaults__ = (probe.PENALTIES, 2)  # a quick probe

@@ -11,12 +11,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from biasnb import __main__, data, notebook, palette, parameters, run, tune, workers
 from biasnb.config import DATASETS, MAX_TOKENS, PROFILES, BiasnbError, Config, ConfigError, fields_of, short
-from biasnb.experiments import EXPERIMENTS, plan
+from biasnb.data import datasets as data
+from biasnb.data import palette
 from biasnb.operators import MIXERS
-from biasnb.pretext import evaluate
-from biasnb.train import Diverged, pretrain
+from biasnb.suite import commands as __main__
+from biasnb.suite import notebook, parameters
+from biasnb.sweep import executor as workers
+from biasnb.sweep import search as tune
+from biasnb.sweep.experiments import EXPERIMENTS, plan
+from biasnb.training import run
+from biasnb.training.loop import Diverged, pretrain
+from biasnb.training.pretext import evaluate
 
 FIELDS = fields(Config)
 LONGEST = 1000  # characters of a message; the longest lists all operators

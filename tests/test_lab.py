@@ -13,7 +13,7 @@ import psutil
 import pytest
 from jupyter_client.manager import KernelManager
 
-from biasnb.store import ROOT
+from biasnb.records.places import CHECKOUT as ROOT
 
 KEPT = ROOT / "build" / "lab"
 needs_browser = pytest.mark.skipif(not browser.BROWSER, reason="no chromium, chromium-browser or google-chrome on this machine")
@@ -122,7 +122,7 @@ def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(
         assert execute(client, f"import sys; assert sys.executable == {sys.executable!r}") == ("ok", None)
         records, interrupted, mine = set(store.glob("*.json")), [], psutil.Process(kernel.provisioner.pid)
         asked = {"mixer": ["igpt", "mixer"], "steps": 600, "depth": 1, "seed": 0}
-        cell = f"from biasnb import experiments; grid = experiments.run('20_trio', 'smoke', {asked})"
+        cell = f"from biasnb.sweep import experiments; grid = experiments.run('20_trio', 'smoke', {asked})"
         assert execute(client, cell, interrupt_once_trained) == ("error", "KeyboardInterrupt")
         deadline = time.monotonic() + 10
         while left := mine.children(recursive=True):

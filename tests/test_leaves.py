@@ -4,7 +4,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from biasnb import leaves
+from biasnb.data import leaves
 
 
 @pytest.fixture(scope="module")

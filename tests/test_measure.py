@@ -9,9 +9,12 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from torch import nn
 
-from biasnb import compare, measure, model, palette
 from biasnb.config import Config
-from biasnb.data import Split
+from biasnb.data import palette
+from biasnb.data.datasets import Split
+from biasnb.networks import model
+from biasnb.training import compare
+from biasnb.training import measures as measure
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
 TORUS = {"padding": "circular", "position": "none"}

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from biasnb import embed, measure, mixing, model, palette
 from biasnb.config import Config
-from biasnb.keys import key
+from biasnb.data import palette
+from biasnb.networks import embed, mixing, model
 from biasnb.operators import CUBE, MIXERS, TRIO
+from biasnb.records.keys import key
+from biasnb.training import measures as measure
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
 

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from synthetic import NO_TORCH
 
-from biasnb import notebook, parameters, suite, workers
 from biasnb.config import ConfigError
-from biasnb.experiments import EXPERIMENTS
-from biasnb.notebook import NotebookError
-from biasnb.store import ROOT, Store, write_atomic
+from biasnb.records.places import CHECKOUT as ROOT
+from biasnb.records.store import Store, write_atomic
+from biasnb.suite import notebook, parameters
+from biasnb.suite import reproduce as suite
+from biasnb.suite.notebook import NotebookError
+from biasnb.sweep import executor as workers
+from biasnb.sweep.experiments import EXPERIMENTS
 
 NAMES = list(EXPERIMENTS)
 PARTS = {
@@ -151,7 +154,7 @@ def test_90_paper_imports_no_torch(smoke):
     ],
 )
 def test_strict_runner_refuses_before_a_kernel_starts(root, capsys, monkeypatch, words, message):
-    from biasnb.__main__ import main
+    from biasnb.suite.commands import main
 
     monkeypatch.setattr("papermill.execute_notebook", None)
     assert main(["notebook", *words]) == 2
@@ -168,7 +171,6 @@ def edited(root, monkeypatch, *cells, tag=True):
     n.cells = [first, *[nbformat.v4.new_code_cell(c) for c in cells]]
     (root / "notebooks").mkdir()
     nbformat.write(n, root / "notebooks/20_trio.ipynb")
-    monkeypatch.setattr(parameters, "NOTEBOOKS", root / "notebooks")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_texts_are_typed_without_guessing():
     ],
 )
 def test_options_and_settings_come_in_any_order(root, monkeypatch, capsys, words):
-    from biasnb.__main__ import main
+    from biasnb.suite.commands import main
 
     seen = []
     monkeypatch.setattr(notebook, "execute", lambda *given, cell_timeout: seen.append(given))
@@ -240,7 +242,7 @@ def test_options_and_settings_come_in_any_order(root, monkeypatch, capsys, words
 
 
 def test_an_unknown_option_is_refused(capsys):
-    from biasnb.__main__ import main
+    from biasnb.suite.commands import main
 
     with pytest.raises(SystemExit) as caught:
         main(["notebook", "20_trio", "--sede", "3"])
@@ -286,7 +288,7 @@ def test_start_here_runs_with_every_input(root, monkeypatch, settings):
 
 
 def test_a_folder_of_images_gives_the_notebook_a_copy_of_its_own(root, tmp_path):
-    from biasnb.experiments import plan
+    from biasnb.sweep.experiments import plan
 
     labels = set()
     for name in ("", "cats", "dogs"):

@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from biasnb import measure, mixing, model, proof, train
 from biasnb.config import Config
-from biasnb.data import Data, Split
+from biasnb.data.datasets import Data, Split
+from biasnb.explore import checks as proof
+from biasnb.networks import mixing, model
 from biasnb.operators import CUBE, MIXERS, TRIO
+from biasnb.training import loop as train
+from biasnb.training import measures as measure
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
 FORMS = {"zeros": {}, "circular": {"padding": "circular"}, "causal": {"pretext": "ar"}}

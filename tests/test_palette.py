@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from biasnb import palette
-from biasnb.palette import PaletteError
+from biasnb.data import palette
+from biasnb.data.palette import PaletteError
 
 
 def test_quantise_matches_the_slow_loop(images, monkeypatch):

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-import biasnb
-from biasnb import measure, playground, scene
 from biasnb.config import BiasnbError, configure
-from biasnb.model import build
-from biasnb.playground import Controls, Panel
-from biasnb.pretext import pixel_mask, psnr
-from biasnb.proof import STATS
-from biasnb.scene import MASKS, Scene, Sheet, networks, respond
+from biasnb.explore import playground, scene
+from biasnb.explore.checks import STATS
+from biasnb.explore.playground import Controls, Panel
+from biasnb.explore.scene import MASKS, Scene, Sheet, networks, respond
+from biasnb.networks.model import build
+from biasnb.training import measures as measure
+from biasnb.training import pretrained
+from biasnb.training.pretext import pixel_mask, psnr
 
 NAMES = ["conv", "attn", "mixer"]
 FILE = {"name": "x.png", "type": "image/png", "size": 1, "last_modified": datetime.now(UTC)}
@@ -141,14 +142,15 @@ def test_what_did_not_change_is_not_computed_again_and_the_result_is_that_of_a_f
 
 
 def test_networks_are_found_by_name_by_key_and_by_folder_and_must_go_together(models, root, monkeypatch):
-    from biasnb import run, store
+    from biasnb.records import store
+    from biasnb.training import run
 
     cfg = configure("smoke", mixer="lc")
     own = run.run(cfg, store.Store("smoke"))
     assert list(networks([own["key"]], "smoke")) == [own["key"]]
-    biasnb.pretrained.folder("smoke").parent.mkdir(parents=True)
+    pretrained.folder("smoke").parent.mkdir(parents=True)
     monkeypatch.undo()
-    folder = str(biasnb.pretrained.folder("quick") / "conv")
+    folder = str(pretrained.folder("quick") / "conv")
     assert networks([folder])[folder].cfg == models["conv"].cfg
     with pytest.raises(BiasnbError, match=r"'cov' is neither published .* did you mean 'conv'\? There are attn, conv"):
         networks(["cov"])
@@ -157,7 +159,8 @@ def test_networks_are_found_by_name_by_key_and_by_folder_and_must_go_together(mo
 
 
 def test_networks_of_other_tasks_and_sizes_are_refused(root, models, tmp_path):
-    from biasnb import run, store
+    from biasnb.records import store
+    from biasnb.training import run
 
     keys = [
         run.run(configure("smoke", **fields), store.Store("smoke"))["key"] for fields in ({"pretext": "denoise"}, {"patch": 4})
@@ -303,7 +306,7 @@ def test_images_come_from_a_folder_or_an_upload_and_trouble_is_said_in_a_line(pa
 
 def test_a_sheet_takes_images_of_other_sizes_and_one_network():
     model = build(configure("quick", mixer="conv", image_size=32, patch=4, width=32, heads=2, depth=1), STATS)
-    from biasnb.style import Picture
+    from biasnb.figures.style import Picture
 
     sheet = Sheet({"x": model}, Picture())
     image = torch.zeros(32, 32, 3, dtype=torch.uint8)

@@ -2,10 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from biasnb import baselines, embed, model, palette, pretext
 from biasnb.config import Config, ConfigError
-from biasnb.data import Split, generator
+from biasnb.data import palette
+from biasnb.data.datasets import Split, generator
+from biasnb.networks import embed, model
 from biasnb.operators import MIXERS, TRIO
+from biasnb.training import baselines, pretext
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
 FORMS = [("rgb", "rgb"), ("quantised", "rgb"), ("palette", "palette"), ("rgb", "palette"), ("palette", "rgb")]

@@ -9,17 +9,18 @@ import torch
 from safetensors.torch import load, save
 
 import biasnb
-from biasnb import pretrained, run, store
 from biasnb.config import configure
-from biasnb.data import DataError
-from biasnb.experiments import plan
-from biasnb.keys import floor_key, key
-from biasnb.model import features
+from biasnb.data.datasets import DataError
+from biasnb.networks.model import features
 from biasnb.operators import CUBE, TRIO
-from biasnb.pretext import evaluate
-from biasnb.store import Grid, Store, StoreError
+from biasnb.records import places
+from biasnb.records.keys import floor_key, key
+from biasnb.records.store import Grid, Store, StoreError
+from biasnb.sweep.experiments import plan
+from biasnb.training import pretrained, run
+from biasnb.training.pretext import evaluate
 
-CHECKOUT = store.ROOT
+CHECKOUT = places.CHECKOUT
 SUPERVISED = {"loss", "accuracy, %", "probe, %", "k-NN, %"}
 RUNS = {"20_trio": ({"mixer": "igpt"}, {"mixer": "igpt", "seed": 1}), "21_cube": ({"mixer": "conv"}, {"mixer": "lc"})}
 
@@ -30,10 +31,7 @@ def trained(tmp_path_factory, decoded):
     root = tmp_path_factory.mktemp("trained")
     shutil.copytree(decoded, root / "runs" / "cache")
     with pytest.MonkeyPatch.context() as patch:
-        from biasnb import data
-
-        for module in (store, data):
-            patch.setattr(module, "ROOT", root)
+        patch.setenv("BIASNB_ROOT", str(root))
         here = Store("smoke")
         for name, wanted in RUNS.items():
             configs = [configure("smoke", **fields) for fields in wanted]

@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from biasnb import probe
+from biasnb.training import probe
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_knn_agrees_with_scikit_learn(clusters):
 
 
 def test_unlabelled_images_are_left_out(images):
-    from biasnb.data import Split
+    from biasnb.data.datasets import Split
 
     split = Split(images(6, 4), torch.tensor([0, -1, 2, 1, -1, 0]))
     features, labels = probe.pixel_features(split)

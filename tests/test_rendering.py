@@ -8,12 +8,15 @@ import pytest
 from PIL import Image
 from synthetic import NO_TORCH, grid, record_of, run_record
 
-from biasnb import figures, store, studies, style, suite, tables, trends
 from biasnb.config import Config
-from biasnb.store import Store, StoreError
-from biasnb.style import FLOORS
+from biasnb.figures import drawing as figures
+from biasnb.figures import studies, style, tables, trends
+from biasnb.figures.style import FLOORS
+from biasnb.records import places, store
+from biasnb.records.store import Store, StoreError
+from biasnb.suite import reproduce as suite
 
-CHECKOUT = store.ROOT
+CHECKOUT = places.CHECKOUT
 DRAWN = sorted({*figures.FIGURES, *tables.TABLES})
 
 
@@ -200,7 +203,7 @@ import atexit, os
 atexit.register(lambda: print(sum(os.times()[:4]), flush=True))
 """
 ONLY_PNG = """
-from biasnb import style
+from biasnb.figures import style
 save = style.Picture.savefig
 style.Picture.savefig = lambda *given, format, **more: format == "png" and save(*given, format=format, **more)
 """
@@ -212,7 +215,7 @@ def test_committed_figures_are_drawn_from_committed_records_fast_without_torch(t
     for name in ("results", "figures"):
         assert (CHECKOUT / name).is_dir()
     os.symlink(CHECKOUT / "results", tmp_path / "results")
-    script = NO_TORCH + ONLY_PNG + "from biasnb.__main__ import main; sys.exit(main(['figures']))"
+    script = NO_TORCH + ONLY_PNG + "from biasnb.suite.commands import main; sys.exit(main(['figures']))"
     env = {**os.environ, "BIASNB_ROOT": str(tmp_path), "PYTHONPATH": str(CHECKOUT), "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     done = subprocess.run([sys.executable, "-c", SPENT + script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -243,7 +246,7 @@ def test_committed_records_validate_and_hold_no_path():
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["status", "--profile", "smoke"]])
 def test_light_commands_import_no_torch(words, tmp_path):
-    script = NO_TORCH + "from biasnb.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    script = NO_TORCH + "from biasnb.suite.commands import main; sys.exit(main(sys.argv[1:]))"
     env = {**os.environ, "BIASNB_ROOT": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", script, *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

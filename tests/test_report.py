@@ -16,11 +16,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from synthetic import NO_TORCH, run_record
 
-from biasnb import report, store
-from biasnb.experiments import EXPERIMENTS
-from biasnb.store import Store, StoreError
+from biasnb.records import places, store
+from biasnb.records.store import Store, StoreError
+from biasnb.suite import report
+from biasnb.sweep.experiments import EXPERIMENTS
 
-CHECKOUT = store.ROOT
+CHECKOUT = places.CHECKOUT
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -61,7 +62,7 @@ FINDINGS = [
 @pytest.fixture
 def site(root, monkeypatch):
     """A checkout with executed notebooks: two, one of them also with changed settings, one failed, one at work."""
-    monkeypatch.setattr(report, "ROOT", root)
+    monkeypatch.setenv("BIASNB_ROOT", str(root))
     for name, content in {"docs/operators.md": b"# Operators", "figures/quick/a.png": png(90), "README.md": b""}.items():
         store.write_atomic(root / name, content)
     links = (
@@ -206,7 +207,8 @@ def test_written_again_elsewhere_without_torch_it_is_the_same(site, root):
     """In another process, hash seed, time zone and locale; importing the report does not import nbconvert."""
     first = {path.name: path.read_bytes() for path in report.write(site).parent.iterdir()}
     script = NO_TORCH + (
-        "from biasnb import report; from biasnb.store import Store; assert not {'nbconvert', 'jinja2'} & set(sys.modules)\n"
+        "from biasnb.suite import report; from biasnb.records.store import Store\n"
+        "assert not {'nbconvert', 'jinja2'} & set(sys.modules)\n"
         "report.write(Store('smoke'))"
     )
     shutil.rmtree(site.folder / "report")

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from biasnb.config import PROFILES
-from biasnb.files import StoreError
-from biasnb.store import ROOT, Store
+from biasnb.records.files import StoreError
+from biasnb.records.places import CHECKOUT as ROOT
+from biasnb.records.store import Store
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.save", "yaml.load",
              "joblib.load", "pd.read_pickle", "shelve.open",
@@ -62,7 +63,7 @@ def test_a_key_cannot_lead_out_of_its_folder(root, key):
                                    ["notebook", "../20_trio"], ["tune", "../20_trio"],
                                    ["reproduce", "--profile", ".."]])  # fmt: skip
 def test_names_on_the_command_line_cannot_lead_out_either(root, capsys, words):
-    from biasnb.__main__ import main
+    from biasnb.suite.commands import main
 
     (root / "secret.json").write_text("{}")
     assert main(words) in (1, 2)

@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
 
-from biasnb import checkpoint, data, model, palette, pretext, run, seeds, train, workers
 from biasnb.config import ConfigError, configure
-from biasnb.keys import key
+from biasnb.data import datasets as data
+from biasnb.data import palette
+from biasnb.networks import model
 from biasnb.operators import MIXERS, TRIO
-from biasnb.store import Store
+from biasnb.records.keys import key
+from biasnb.records.store import Store
+from biasnb.sweep import executor as workers
+from biasnb.training import checkpoint, pretext, run, seeds
+from biasnb.training import loop as train
 
 TASKS = (("bert", "rgb", "rgb"), ("bert", "palette", "palette"), ("ar", "rgb", "palette"), ("denoise", "rgb", "rgb"),
          ("supervised", "quantised", "rgb"))  # fmt: skip

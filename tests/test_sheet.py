@@ -7,10 +7,11 @@ from string import Formatter
 import pytest
 from synthetic import run_record
 
-from biasnb import sheet
 from biasnb.config import PROFILES, configure
-from biasnb.environment import environment
-from biasnb.store import ROOT, Grid, Store, StoreError
+from biasnb.records.places import CHECKOUT as ROOT
+from biasnb.records.provenance import environment
+from biasnb.records.store import Grid, Store, StoreError
+from biasnb.suite import sheet
 
 PAGE = (ROOT / sheet.PAGE).read_text(encoding="utf-8")
 
@@ -18,7 +19,7 @@ PAGE = (ROOT / sheet.PAGE).read_text(encoding="utf-8")
 @pytest.fixture
 def empty(root, monkeypatch):
     """A checkout without records, with a template to write."""
-    monkeypatch.setattr(sheet, "ROOT", root)
+    monkeypatch.setenv("BIASNB_ROOT", str(root))
     (root / "docs").mkdir()
     return root / sheet.TEMPLATE
 

@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
-from biasnb import stats
+from biasnb.evidence import stats
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 CELLS = list(product((False, True), repeat=3))

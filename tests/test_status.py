@@ -10,13 +10,17 @@ import time
 import pytest
 
 import biasnb
-from biasnb import progress, run, status, workers
-from biasnb.__main__ import main
 from biasnb.config import ConfigError, configure
-from biasnb.experiments import plan
-from biasnb.keys import key
-from biasnb.progress import Monitor, Progress
-from biasnb.store import ROOT, Store, StoreError, load
+from biasnb.records import progress
+from biasnb.records.keys import key
+from biasnb.records.places import CHECKOUT as ROOT
+from biasnb.records.progress import Monitor, Progress
+from biasnb.records.store import Store, StoreError, load
+from biasnb.suite import status
+from biasnb.suite.commands import main
+from biasnb.sweep import executor as workers
+from biasnb.sweep.experiments import plan
+from biasnb.training import run
 
 CFG = configure("smoke", steps=10)
 
@@ -169,8 +173,8 @@ def test_tensorboard_gets_every_row_of_the_history_also_of_a_run_that_was_killed
     words = ["run", "--profile", "smoke", "steps=60", "--tensorboard"]
     kill = f"""
 import os
-from biasnb import train
-from biasnb.__main__ import main
+from biasnb.training import loop as train
+from biasnb.suite.commands import main
 real = train.learning_rate
 train.learning_rate = lambda cfg, step: os._exit(9) if step == 40 else real(cfg, step)
 main({words!r})

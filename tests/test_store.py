@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from synthetic import grid, run_record
 
-from biasnb import files, suite
-from biasnb import store as stores
 from biasnb.config import configure
-from biasnb.environment import environment
-from biasnb.keys import key
-from biasnb.locks import Held, place
-from biasnb.processes import myself
-from biasnb.store import Store, StoreError
+from biasnb.records import files
+from biasnb.records import store as stores
+from biasnb.records.keys import key
+from biasnb.records.locks import Held, place
+from biasnb.records.processes import myself
+from biasnb.records.provenance import environment
+from biasnb.records.store import Store, StoreError
+from biasnb.suite import reproduce as suite
 
 
 def test_a_record_comes_back_as_it_was_saved(root):
@@ -152,7 +153,7 @@ def test_tidying_takes_any_name_that_a_folder_of_images_gives_a_notebook(root):
 
 
 def test_a_broken_record_shows_in_the_status_and_does_not_end_it(root, capsys):
-    from biasnb.__main__ import main
+    from biasnb.suite.commands import main
 
     store = Store("smoke")
     record = store.save(run_record("mixer", 2, 0))

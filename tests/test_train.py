@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from biasnb import model, pretext, run, train
-from biasnb.__main__ import main
 from biasnb.config import BiasnbError, configure
-from biasnb.data import Data, Split, load
-from biasnb.keys import key
+from biasnb.data.datasets import Data, Split, load
+from biasnb.networks import model
 from biasnb.operators import MIXERS
-from biasnb.store import Store, StoreError
+from biasnb.records.keys import key
+from biasnb.records.store import Store, StoreError
+from biasnb.suite.commands import main
+from biasnb.training import loop as train
+from biasnb.training import pretext, run
 
 QUIET = {
     "steps": 12,

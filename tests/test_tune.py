@@ -2,10 +2,12 @@ import math
 
 import pytest
 
-from biasnb import experiments, tune, workers
 from biasnb.config import BiasnbError, ConfigError, configure
-from biasnb.keys import key, rate_key
-from biasnb.store import Store
+from biasnb.records.keys import key, rate_key
+from biasnb.records.store import Store
+from biasnb.sweep import executor as workers
+from biasnb.sweep import experiments
+from biasnb.sweep import search as tune
 
 
 def search(loss):

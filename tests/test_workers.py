@@ -16,13 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from biasnb import mixing, run, store, workers
 from biasnb.config import BiasnbError, configure
-from biasnb.keys import floor_key, key
+from biasnb.networks import mixing
 from biasnb.operators import MIXERS, Mixer
-from biasnb.store import Store
+from biasnb.records import places
+from biasnb.records.keys import floor_key, key
+from biasnb.records.store import Store
+from biasnb.sweep import executor as workers
+from biasnb.training import run
 
-CHECKOUT = store.ROOT
+CHECKOUT = places.CHECKOUT
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def no_worker(monkeypatch):
     popen = subprocess.Popen
 
     def checked(command, *words, **more):
-        assert "biasnb.workers" not in command, "a worker was started"
+        assert "biasnb.sweep.executor" not in command, "a worker was started"
         return popen(command, *words, **more)
 
     return lambda: monkeypatch.setattr(subprocess, "Popen", checked)
@@ -98,7 +101,6 @@ def made(tmp_path_factory):
     good += [asked(pictures, pretext="supervised"), asked(pictures, pretext="none")]
     bad = [asked(pictures, batch=4096), asked(broken), asked(pictures, seed=7), asked(pictures, seed=8)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "ROOT", root)
         patch.setenv("BIASNB_ROOT", str(root))
         use_two_cores(patch)
         here, junk = Store("smoke"), b"no tensors"
@@ -146,9 +148,10 @@ class Parent:
 
     SCRIPT = """
 import json, subprocess, sys
-from biasnb import interrupts, workers
+from biasnb.records import interrupts
+from biasnb.sweep import executor as workers
 from biasnb.config import Config
-from biasnb.store import Store
+from biasnb.records.store import Store
 class Popen(subprocess.Popen):
     def __init__(self, *words, **more):
         super().__init__(*words, **more)

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import browser
 
-from biasnb.store import ROOT
+from biasnb.records.places import CHECKOUT as ROOT
 
 PICTURES = ROOT / "docs" / "tour"
 

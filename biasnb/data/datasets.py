@@ -1,0 +1,205 @@
+"""Data sets as uint8 tensors on a device: (n, S, S, 3) images and (n,) labels; augmentation by explicit generators."""
+
+import functools
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..config import IMAGE_SUFFIXES, VERSIONS
+from ..records import places
+from ..records.files import StoreError, arrays_digest, read_arrays, write_arrays
+from ..records.keys import folder_signature
+from . import leaves, photographs
+from .downloads import download
+from .images import DataError, decode, printable, resize
+
+ALL = "."  # the class of images that are in none
+VAL_FRACTION = 0.1
+TEST_FRACTION = 0.2  # of a folder without train/ and test/
+EMBEDDED = {
+    "photographs": photographs.crops,
+    "leaves": functools.partial(leaves.fields, coded=False),
+    "leaves_coded": functools.partial(leaves.fields, coded=True),
+}
+
+
+class Split(NamedTuple):
+    images: torch.Tensor  # (n, S, S, 3) uint8
+    labels: torch.Tensor  # (n,) int64, -1 where unlabelled
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    classes: tuple
+    train: Split  # labelled, for probes and supervised training
+    val: Split
+    test: Split
+    pool: Split  # what is trained on
+    fingerprint: str
+
+    def stats(self):
+        """Mean and standard deviation of the pool's pixels per channel, both (3,), in units of 0 to 255."""
+        levels = torch.arange(256, dtype=torch.float64, device=self.pool.images.device)
+        counts = [self.pool.images[..., c].flatten().bincount(minlength=256).double() for c in range(3)]
+        mean = torch.stack([(n * levels).sum() / n.sum() for n in counts])
+        variance = torch.stack([(n * (levels - m).square()).sum() / n.sum() for n, m in zip(counts, mean, strict=True)])
+        return mean.float(), variance.sqrt().clamp(min=1.0).float()
+
+    def summary(self):
+        sizes = {name: len(getattr(self, name).labels) for name in ("train", "val", "test", "pool")}
+        return {"name": self.name, "fingerprint": self.fingerprint, "classes": list(self.classes), **sizes}
+
+
+def stream(seed, *names):
+    """A 63-bit seed for one named purpose, so that streams are independent and can be started anywhere."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:8], "big") >> 1
+
+
+def generator(device, seed, *names):
+    return torch.Generator(device).manual_seed(stream(seed, *names))
+
+
+def load(cfg, device="cpu"):
+    """The data set of a Config. A tenth of the training images, drawn by the seed, is the validation split
+    (embedded sets have their own). Raises DataError, or ConfigError if data_dir is no folder of images."""
+    try:
+        signature = folder_signature(cfg.data_dir, content=True) if cfg.dataset == "folder" else ""
+        name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
+    except OSError as error:
+        raise DataError(f"{error.filename or cfg.data_dir}: {error.strerror or error}; mend or remove it") from None
+    split = {part: (torch.from_numpy(arrays[part]), torch.from_numpy(arrays[f"{part}_labels"]))
+             for part in ("train", "val", "test") if part in arrays}  # fmt: skip
+    if "val" not in split:
+        images, labels = split["train"]
+        order = torch.randperm(len(labels), generator=generator("cpu", cfg.seed, "validation split"))
+        held = max(1, round(VAL_FRACTION * len(labels)))
+        split["val"] = images[order[:held]], labels[order[:held]]
+        split["train"] = images[order[held:]], labels[order[held:]]
+    split["pool"] = subset(split["train"], cfg.images, cfg.seed, "images")
+    split["train"] = subset(split["train"], cfg.labelled, cfg.seed, "labelled")
+    if cfg.pretext == "supervised":
+        split = {part: (images[labels >= 0], labels[labels >= 0]) for part, (images, labels) in split.items()}
+        split["pool"] = split["train"]
+    if cfg.pretext != "none" and len(split["pool"][1]) < cfg.batch:
+        raise DataError(f"batch: {cfg.batch} images, but {name} has {len(split['pool'][1])} to train on; choose fewer")
+    parts = {part: Split(images.to(device), labels.to(device)) for part, (images, labels) in split.items()}
+    return Data(name, classes, fingerprint=fingerprint, **parts)
+
+
+def subset(split, count, seed, field):
+    """The first `count` images of an order drawn by the seed, so that a larger subset holds a smaller one; of labelled
+    images only for 'labelled'. 0 gives all. Raises DataError naming the field."""
+    images, labels = split
+    if not count:
+        return split
+    order = torch.randperm(len(labels), generator=generator("cpu", seed, "subset"))
+    if field == "labelled":
+        order = order[labels[order] >= 0]
+    if count > len(order):
+        raise DataError(f"{field}: {count}, but there are {len(order)}; choose at most that, or 0 for all")
+    return images[order[:count]], labels[order[:count]]
+
+
+@functools.lru_cache(maxsize=2)
+def _arrays(dataset, data_dir, size, signature):
+    """(name, classes, arrays, fingerprint), decoded once and kept in runs/cache for data that take long to decode."""
+    if dataset == "folder":
+        top = Path(data_dir).expanduser()
+        kept = f"{signature}-{size}"
+        classes, arrays = _kept(kept, lambda: read_folder(top, size))
+        name = printable(top.resolve().name)
+    elif dataset in EMBEDDED:
+        name = dataset
+        classes, arrays = _kept(f"{dataset}-{VERSIONS[dataset]}-{size}", lambda: EMBEDDED[dataset](size))
+    else:
+        name = dataset
+        classes, arrays = download(dataset, Path(data_dir).expanduser() if data_dir else places.root() / "data", size)
+    return name, classes, arrays, arrays_digest(arrays)[:16]
+
+
+def _kept(name, make):
+    """Arrays from the cache, or made and put there; a damaged or unwritable cache only costs time."""
+    path = places.root() / "runs" / "cache" / f"{name}.npz"
+    try:
+        arrays = read_arrays(path)
+        return tuple(arrays.pop("classes").tolist()), arrays
+    except (StoreError, KeyError):
+        classes, arrays = make()
+    try:
+        write_arrays(path, {**arrays, "classes": np.array(classes)})
+    except (StoreError, OSError) as error:
+        warnings.warn(f"decoded images are not kept: {error}", stacklevel=2)
+    return classes, arrays
+
+
+# ---- a folder of class folders ------------------------------------------------------------------------------------
+
+
+def read_folder(top, size):
+    """Images of `top/<class>/*` or `top/{train,val,test}/<class>/*` as (classes, arrays); of a folder without class folders
+    all are one class. JPEG and PNG, grey or RGB, as
+    they are stored: 16 bits are cut to 8, an EXIF orientation is not applied. Images of other sizes are cut to the
+    central square and resized, with a warning.
+
+    Raises DataError naming the folder or file and what is wrong with it, OSError for a folder that cannot be listed."""
+    parts = {part: top / part for part in ("train", "val", "test") if (top / part).is_dir()}
+    if parts and not {"train", "test"} <= set(parts):
+        raise DataError(f"{top}: has {sorted(parts)} but not both train and test; add the other or use class folders only")
+    arrays, classes, sizes = {}, None, set()
+    for part, folder in (parts or {"all": top}).items():
+        found = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")))
+        if not found and any(f.suffix.lower() in IMAGE_SUFFIXES for f in folder.iterdir()):
+            found = (ALL,)
+        if not found:
+            raise DataError(f"{folder}: holds neither JPEG or PNG images nor class folders of them; add some")
+        if classes not in (None, found):
+            raise DataError(f"{folder}: classes {sorted(set(found) ^ set(classes))} are not in every split")
+        classes, images, labels = found, [], []
+        for label, name in enumerate(found):
+            files = sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            if not files:
+                raise DataError(f"{folder / name}: holds no JPEG or PNG image; add some or remove the folder")
+            for file in files:
+                image = decode(file)
+                sizes.add(image.shape[:2])
+                images.append(resize(image[None], size)[0])
+            labels += [label] * len(files)
+        arrays[part], arrays[f"{part}_labels"] = np.stack(images), np.array(labels, np.int64)
+    if len(sizes) > 1 or any(h != w for h, w in sizes):
+        seen = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)[:3]) + (", ..." if len(sizes) > 3 else "")
+        warnings.warn(f"{printable(top.name)}: images of {len(sizes)} sizes ({seen}), cut to the central square and "
+                      f"resized to {size}x{size}", stacklevel=2)  # fmt: skip
+    if not parts:
+        images, labels = arrays.pop("all"), arrays.pop("all_labels")
+        order = np.random.default_rng(stream(0, "test split")).permutation(len(labels))
+        held = max(1, round(TEST_FRACTION * len(labels)))
+        for part, index in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
+            arrays[part], arrays[f"{part}_labels"] = images[index], labels[index]
+    return tuple(printable(top.resolve().name if name == ALL else name) for name in classes), arrays
+
+
+# ---- augmentation -------------------------------------------------------------------------------------------------
+
+
+def augmentation(n, size, kind, generator):
+    """One random view per image, as a function to apply to images (n, S, S, ...) or palette indices alike:
+    'flip' mirrors half of them, 'crop' also shifts each by up to S/8 pixels (reflected at the border)."""
+    if kind == "none":
+        return lambda x: x
+    device = generator.device
+    rows = columns = torch.arange(size, device=device).expand(n, size)
+    if kind == "crop":
+        reach = size // 8
+        shift = torch.randint(-reach, reach + 1, (2, n, 1), generator=generator, device=device)
+        rows, columns = ((grid + s).abs() for grid, s in zip((rows, columns), shift, strict=True))
+        rows, columns = (torch.where(i >= size, 2 * (size - 1) - i, i) for i in (rows, columns))
+    flip = torch.rand(n, 1, generator=generator, device=device) < 0.5
+    columns = torch.where(flip, columns.flip(1), columns)
+    image = torch.arange(n, device=device)[:, None, None]
+    return lambda x: x[image, rows[:, :, None], columns[:, None, :]]

@@ -1,0 +1,325 @@
+"""From records to evidence: paired contrasts of runs, the floors that runs must beat, and the verdict. Imports no torch."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from ..records.store import Grid, with_columns
+from . import stats
+
+PAIRS = 5  # fewer decide nothing
+LEVEL = 0.05
+MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not run": "–"}  # of verdicts
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is compared: turned and scaled so that more is better, and the floor that a run must beat to count."""
+
+    name: str
+    unit: str
+    scale: float = 1.0
+    floor: str = ""
+
+
+FEATURES = "probe above the same network at random init and above raw pixels"
+PIXELS = "PSNR above the mean of visible neighbours (pretext bert)"
+METRICS = {
+    "psnr": Metric("PSNR", "dB", floor=PIXELS),
+    "loss": Metric("pretext loss, sign turned", "", -1.0, PIXELS),
+    "probe": Metric("linear probe", "points", 100.0, FEATURES),
+    "probe_mean": Metric("probe, mean over layers", "points", 100.0, FEATURES),
+    "roll_error": Metric("roll error", ""),
+    "lie_error": Metric("Lie error", "", floor=PIXELS),
+    "distance": Metric("mixing distance", "tokens", floor=PIXELS),
+    "spectrum": Metric("spectrum", "log amplitude", floor=PIXELS),
+    "rank": Metric("Kendall's tau", "", floor=FEATURES),
+}
+
+
+class Absent(Exception):
+    """A grid that was not made for a claim: what it lacks."""
+
+
+class Form(dict):
+    """A weighted sum of runs per seed, {seed: {key: weight}}; a seed that a part lacks is left out."""
+
+    def __add__(self, other):
+        keys = lambda seed: {**self[seed], **other[seed]}  # noqa: E731
+        return Form({s: {k: self[s].get(k, 0) + other[s].get(k, 0) for k in keys(s)} for s in self if s in other})
+
+    def __mul__(self, factor):
+        return Form({seed: {key: factor * weight for key, weight in part.items()} for seed, part in self.items()})
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other):
+        return self + -1 * other
+
+
+def total(forms):
+    first, *rest = forms
+    return sum(rest, first)
+
+
+def mean(forms):
+    forms = list(forms)
+    return total(forms) * (1 / len(forms))
+
+
+def slope(x, forms):
+    """The least-squares slope of forms on x."""
+    return total(weight * form for weight, form in zip(stats.slope_weights(x), forms, strict=True))
+
+
+def known(values):
+    """The items whose value is not NaN."""
+    return {seed: value for seed, value in values.items() if not np.isnan(value)}
+
+
+@dataclass
+class Test:
+    """One hypothesis about one value per seed, and how it came out.
+
+    The goal: the mean is "above" or "below" the margin; "not below" it (non-inferiority); "within" plus or minus it
+    (equivalence); "differs" from 0 (contradicted: within the margin); or, without statistics, every value is "all above" or
+    "all below" it."""
+
+    label: str
+    values: dict  # seed -> value, of runs above their floors
+    every: dict  # the same, of all finished runs
+    goal: str
+    margin: float
+    unit: str
+    decides: bool = True  # the verdict of the claim hangs on it
+    p: tuple = ()  # (for, against) of a test that is not the paired t test
+    images: np.ndarray | None = None  # (seeds, images): what each test image adds
+    adjusted: tuple = ()  # p for and against, after Holm
+    verdict: str = "undecided"
+
+    @property
+    def n(self):
+        return len(self.values)
+
+    @property
+    def effect(self):
+        return stats.paired(list(self.values.values()))
+
+    @property
+    def hypothesis(self):
+        words = {"within": "within ±", "differs": "differs from 0", "above": "above ", "below": "below ",
+                 "not below": "not below ", "all above": "each above ", "all below": "each below "}[self.goal]  # fmt: skip
+        return (words if self.goal == "differs" else f"{words}{self.margin:g}") + (f" {self.unit}" if self.unit else "")
+
+    def p_values(self):
+        """(p for the goal, p against it): two-sided for above, below and differs, 1 on the wrong side; one-sided for not below
+        and within, as is usual there; NaN without pairs."""
+        x, margin = list(self.values.values()), self.margin
+        if self.p:
+            return self.p
+        if self.n < 2 or self.goal.startswith("all"):
+            return np.nan, np.nan
+        middle = float(np.mean(x))
+        if self.goal in ("above", "below"):
+            p = stats.paired(x, margin).p
+            good = middle > margin if self.goal == "above" else middle < margin
+            return (p, 1.0) if good else (1.0, p)
+        if self.goal == "not below":
+            return stats.not_inferior(x, -margin), stats.paired(x, margin).p if middle < margin else 1.0
+        equal = stats.equivalent(x, margin) if margin else 1.0
+        if self.goal == "differs":
+            return stats.paired(x).p, equal
+        return equal, stats.paired(x, np.copysign(margin, middle)).p if abs(middle) > margin else 1.0
+
+    def judge(self, adjusted):
+        """Take the verdict that the adjusted p values give."""
+        self.adjusted = adjusted
+        if self.goal.startswith("all"):
+            held = [v > self.margin if self.goal == "all above" else v < self.margin for v in self.values.values()]
+            self.verdict = "contradicted" if not all(held) else "supported" if self.n >= PAIRS else "undecided"
+        elif self.n >= PAIRS:
+            good, bad = (p <= LEVEL for p in adjusted)
+            self.verdict = "contradicted" if bad else "supported" if good else "undecided"
+
+
+@dataclass
+class Evidence:
+    """What one grid says with one metric. `of` names runs, `test` makes hypotheses of their weighted sums."""
+
+    grid: Grid
+    metric: str
+    runs: pd.DataFrame  # the grid's, by key
+    records: dict = field(default_factory=dict)  # those that have been read, and bits
+    used: set = field(default_factory=set)
+
+    def __post_init__(self):
+        self.base = self.grid.base()
+        self.done = set(self.runs.index[self.runs.status == "done"])
+        self.out = {run.key: reason for run in self.runs.itertuples() if (reason := self.excluded(run))}
+
+    def excluded(self, run):
+        """Why a run does not count, or ''."""
+        floor, pixels = METRICS[self.metric].floor, run.pretext == "bert"
+        if run.status != "done":
+            return run.status
+        if self.metric in ("psnr", "loss") and np.isnan(getattr(run, self.metric)):
+            return f"without a {self.metric} (pretext {run.pretext})"
+        if np.isnan(run.floor_probe) and (floor == FEATURES or (floor == PIXELS and pixels)):
+            return "without the record of their floor"
+        if floor == FEATURES and not run.probe > max(run.init_probe, run.floor_probe):
+            return "untrained: probe not above random init and raw pixels"
+        if floor == PIXELS and pixels and not run.psnr > run.floor_psnr:
+            return "untrained: PSNR not above the mean of visible neighbours"
+        return ""
+
+    def levels(self, name, least=1, most=None):
+        """The levels of a field that were asked for, ascending, up to `most`. Raises Absent for fewer than `least`."""
+        found = sorted({run[name] for run in self.grid.runs if name in run and (most is None or run[name] <= most)})
+        if len(found) < least:
+            raise Absent(f"needs {least} levels of {name}" + (f" up to {most}" if most else "") + f", has {len(found)}")
+        return found
+
+    def of(self, **where):
+        """The run of every seed with these fields, all other factors at their base level; a field that a run does not read
+        has any level. Raises Absent."""
+        fixed = {**self.base, **where}
+        chosen = [run for run in self.grid.runs if all(run.get(name, value) == value for name, value in fixed.items())]
+        if not chosen:
+            raise Absent("no run with " + ", ".join(f"{name} {value}" for name, value in where.items()))
+        self.used |= {run["key"] for run in chosen}
+        return Form({run["seed"]: {run["key"]: 1.0} for run in chosen})
+
+    def record(self, key):
+        if key not in self.records:
+            self.records[key] = self.grid.store.load(key)
+        return self.records[key]
+
+    def value(self, key):
+        """The metric of a finished run, more is better."""
+        m = METRICS[self.metric]
+        if self.metric == "probe_mean":
+            return m.scale * float(np.mean([layer["test"] for layer in self.record(key)["probe"]["layers"]]))
+        return m.scale * self.runs.at[key, self.metric]
+
+    def values(self, form, value=None, floors=True):
+        """{seed: weighted sum} over the seeds all of whose runs count; without `floors`, all of whose runs are finished. A seed
+        whose sum is NaN, as of a metric that its runs do not have, is left out."""
+        value = value or self.value
+        counts = lambda key: key in self.done and not (floors and key in self.out)  # noqa: E731
+        return known({seed: float(sum(weight * value(key) for key, weight in part.items()))
+                      for seed, part in form.items() if all(map(counts, part))})  # fmt: skip
+
+    def relative(self, change, whole):
+        """The function (floors) -> {seed: change in % of the whole} of two forms."""
+
+        def percent(floors):
+            part, of = (self.values(form, floors=floors) for form in (change, whole))
+            return {seed: 100 * part[seed] / abs(of[seed]) for seed in part}
+
+        return percent
+
+    def correct(self, form):
+        """(seeds, test images) weighted sum of the probes' correctness in points, for the seeds of `values`."""
+        part = lambda seed: sum(100.0 * weight * self.bits(key) for key, weight in form[seed].items())  # noqa: E731
+        return np.array([part(seed) for seed in self.values(form)])
+
+    def bits(self, key):
+        """(test images,) 1 where the chosen probe of a run is right."""
+        if (key, "correct") not in self.records:
+            right = np.unpackbits(self.grid.store.arrays(key)["correct"])[: self.record(key)["data"]["test"]]
+            self.records[key, "correct"] = right
+        return self.records[key, "correct"]
+
+    def test(self, label, of, goal, margin=0.0, value=None, unit=None, **rest):
+        """A Test of a Form, or of a function (floors) -> {seed: value} where it is no weighted sum."""
+        if isinstance(of, Form):
+            if self.metric == "probe" and value is None and len(self.values(of)) > 1:
+                rest["images"] = self.correct(of)
+            make = lambda floors: self.values(of, value, floors)  # noqa: E731
+        else:
+            make = lambda floors: known(of(floors))  # noqa: E731
+        return Test(label, make(True), make(False), goal, margin, METRICS[self.metric].unit if unit is None else unit, **rest)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one grid says about one claim with one metric."""
+
+    claim: object
+    profile: str
+    metric: str
+    verdict: str
+    why: str
+    evidence: str = ""  # name of the grid
+    tests: tuple = ()
+    left_out: str = ""  # runs excluded, and why
+
+    @property
+    def n(self):
+        return self.key_test.n if self.key_test else 0
+
+    @property
+    def key_test(self):
+        """The test that the verdict hangs on most, among the deciding ones that came out as the claim did: the strongest where
+        one is enough for the verdict, the weakest where all are needed; None if there is none."""
+        deciding = [test for test in self.tests if test.decides]
+        tests = [test for test in deciding if test.verdict == self.verdict] or deciding
+        against = self.verdict == "contradicted"
+        weight = lambda test: (test.n, -np.nan_to_num(test.adjusted[against] if test.adjusted else 1.0, nan=1.0))  # noqa: E731
+        return (max if self.claim.any != against else min)(tests, key=weight, default=None)
+
+    @property
+    def effect(self):
+        """'mean [95 % interval] unit' of the key test; of all finished runs, in brackets, if none is above its floor."""
+        test = self.key_test
+        if not test or not test.every:
+            return "—"
+        if test.goal.startswith("all"):
+            worst = max if test.goal == "all below" else min
+            return f"{test.label}: {worst(test.every.values()):.2g} {test.unit}".strip()
+        mean, low, high, n, *_ = stats.paired(list((test.values or test.every).values()))
+        interval = f" [{signed(low)}, {signed(high)}]" if n > 1 else ""
+        text = f"{test.label}: {signed(mean)}{interval} {test.unit}".strip()
+        return text if test.values else f"({text})"
+
+
+def signed(value):
+    return f"{value:+.2g}".replace("-", "−") if abs(value) < 1 else f"{value:+.1f}".replace("-", "−")
+
+
+def runs_of(grid):
+    """The frame of a grid by key, with the columns that floors and metrics need; NaN for what a run does not have."""
+    names = ("psnr", "loss", "probe", "init_probe", "knn")
+    return with_columns(grid.frame(), *names).astype(dict.fromkeys(names, float)).set_index("key", drop=False)
+
+
+def find(claim, evidence):
+    """The Finding of a claim in a grid. Raises Absent if the grid was not made for it, StoreError for a broken record."""
+    tests = tuple(claim.tests(evidence))
+    family = [test for test in tests if test.decides]
+    adjusted = zip(*(stats.holm([test.p_values()[i] for test in family]) for i in (0, 1)), strict=True)
+    for test, p in [*zip(family, adjusted, strict=True), *((test, test.p_values()) for test in tests if not test.decides)]:
+        test.judge(p)
+    used = [run for run in evidence.runs.itertuples() if run.key in evidence.used]
+    reasons = pd.Series([evidence.out[run.key] for run in used if run.key in evidence.out], dtype=object).value_counts()
+    left_out = "; ".join(f"{count} of {len(used)} runs {reason}" for reason, count in reasons.items())
+    verdict, why = combine(claim, tests, left_out)
+    if all(run.status in ("missing", "failed") for run in used):
+        verdict, why = "not run", left_out
+    profile = evidence.grid.content["profile"]
+    return Finding(claim, profile, evidence.metric, verdict, why, evidence.grid.name, tests, left_out)
+
+
+def combine(claim, tests, left_out):
+    """(verdict, why) of a claim from its deciding tests: all must hold, or any where the claim says so."""
+    deciding = [test for test in tests if test.decides]
+    seen, n = [test.verdict for test in deciding], min(test.n for test in deciding)
+    first, second = ("supported", "contradicted") if not claim.any else ("contradicted", "supported")
+    if all(verdict == first for verdict in seen):
+        return first, "every test" if len(seen) > 1 else "the test"
+    if second in seen:
+        return second, ", ".join(test.label for test in deciding if test.verdict == second)
+    if n < PAIRS:
+        return "undecided", f"{n} pair{'s' * (n != 1)}, {PAIRS} needed" + (f" ({left_out})" if left_out else "")
+    return "undecided", "open: " + ", ".join(test.label for test in deciding if test.verdict == "undecided")

@@ -1,0 +1,206 @@
+"""Statistics over seeds: the unit is the seed, and seeds are paired across networks."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+AXES = ("local", "shared", "dynamic")  # of the cube, the factors of a 2 x 2 x 2 design
+EFFECTS = {factors: " x ".join(AXES[i] for i in factors) for n in (1, 2, 3) for factors in itertools.combinations(range(3), n)}
+
+
+def mean_interval(values, level=0.95):
+    """(mean, half-width of the t interval, n); the half-width is NaN for n < 2. Missing values are left out."""
+    x = np.asarray(values, float)
+    x = x[~np.isnan(x)]
+    if len(x) < 2:
+        return (float(x[0]) if len(x) else float("nan")), float("nan"), len(x)
+    half = special.stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(half), len(x)
+
+
+def factorial(values):
+    """Effects of a 2 x 2 x 2 design: {(a, b, c): value} over all truth values -> {factors: effect}, factors the indices of one
+    (main effect), two or three (interaction). An effect is the mean where the product of signs is + less where it is -."""
+    effects = {}
+    for factors in EFFECTS:
+        signs = {cell: np.prod([1 if cell[i] else -1 for i in factors]) for cell in values}
+        effects[factors] = float(sum(signs[cell] * value for cell, value in values.items()) / 4)
+    return effects
+
+
+class Paired(NamedTuple):
+    """Per-seed differences: their mean, the ends of its 95 % t interval, n, standard deviation, two-sided p."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    sd: float
+    p: float
+
+
+def _t(values, against):
+    """(t, mean, standard deviation, n) without the missing values; t is NaN for n < 2. Deviations are taken from the first
+    value, so that equal values have a deviation of exactly 0; t is then infinite, or 0 if they equal `against`."""
+    x = np.asarray(values, float)
+    x = x[~np.isnan(x)]
+    n = len(x)
+    if n < 2:
+        return np.nan, float(x[0]) if n else np.nan, np.nan, n
+    mean, sd = float(x[0] + (x - x[0]).mean()), float((x - x[0]).std(ddof=1))
+    excess = mean - against
+    t = excess * n**0.5 / sd if sd else float(np.sign(excess)) * np.inf if excess else 0.0
+    return t, mean, sd, n
+
+
+def paired(values, against=0.0):
+    """Paired t test and 95 % interval of per-seed differences -> Paired; p is that of H0: mean = against. Missing values are
+    left out; below two seeds the interval, sd and p are NaN. Without variance the interval is the mean alone and p is 0, or 1
+    if the mean equals `against`."""
+    t, mean, sd, n = _t(values, against)
+    half = special.stdtrit(n - 1, 0.975) * sd / np.sqrt(n) if n > 1 else np.nan
+    return Paired(mean, float(mean - half), float(mean + half), n, sd, float(2 * special.stdtr(n - 1, -abs(t))))
+
+
+def _flipped_sums(x, exact):
+    """Sums over the seeds (first axis of x) under sign flips of whole seeds, the unflipped sum first: all 2^n flips for
+    n <= exact, else 10 000 of them, drawn from seed 0 and with the unflipped one among them (Phipson and Smyth 2010)."""
+    if len(x) > exact:
+        flips = np.random.default_rng(0).choice((-1.0, 1.0), (10_000, len(x)))
+        flips[0] = 1
+        return flips @ x
+    sums = np.zeros((1, *x.shape[1:]))
+    for seed in x:
+        sums = np.concatenate((sums + seed, sums - seed))
+    return sums
+
+
+def sign_flip(values, against=0.0):
+    """Two-sided p of H0: per-seed differences are symmetric about `against` (Fisher's randomization test): the share of sign
+    flips whose mean is at least as far away. Exact up to 20 seeds, so never below 2 / 2^n; from 10 000 flips above. Missing
+    values are left out; NaN without seeds."""
+    x = np.asarray(values, float) - against
+    x = x[~np.isnan(x)]
+    if not len(x):
+        return np.nan
+    far = np.abs(_flipped_sums(x, exact=20))
+    return float(np.mean(far >= far[0] - 1e-9 * np.abs(x).sum()))  # equal sums may differ by rounding
+
+
+def holm(ps):
+    """p values adjusted for their number by Holm's step-down method (1979), in the order given; a NaN stays, uncounted."""
+    # statsmodels' multipletests collects all garbage on every call, 0.1 s of it
+    adjusted = np.array(ps, float)
+    order = np.argsort(adjusted)[: np.count_nonzero(~np.isnan(adjusted))]
+    adjusted[order] = np.maximum.accumulate(adjusted[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted
+
+
+def not_inferior(values, margin):
+    """p of H0: mean of the per-seed differences <= -margin, by a one-sided paired t test. Missing values are left out; NaN for
+    n < 2. ValueError unless margin > 0."""
+    if not margin > 0:
+        raise ValueError(f"margin must be above 0, got {margin}")
+    t, *_, n = _t(values, -margin)
+    return float(special.stdtr(n - 1, -t))
+
+
+def equivalent(values, margin):
+    """p of H0: |mean of the per-seed differences| >= margin, the larger of two one-sided paired t tests (TOST, Schuirmann
+    1987). Missing values, too few seeds and errors as in `not_inferior`."""
+    return max(not_inferior(values, margin), not_inferior(-np.asarray(values, float), margin))
+
+
+def strongest(contrasts):
+    """Is any contrast above 0? {name: per-seed values}, the seeds in one order -> (name of the largest t, p adjusted for having
+    picked it): single-step max-T over sign flips of whole seeds (Westfall and Young 1993), which keep the contrasts'
+    correlation. Exact up to 16 seeds, so never below 1 / 2^n; from 10 000 flips above. A contrast of zeros has t = 0, one
+    without variance an infinite t. A seed that any contrast misses is left out; p is NaN without seeds. ValueError for unequal
+    lengths."""
+    x = np.array(list(contrasts.values()), float).T
+    x = x[~np.isnan(x).any(axis=1)]
+    length = np.sqrt((x**2).sum(axis=0))
+    # Flips keep the sum of squares, and t rises with sum / length by the same function in every contrast.
+    sums = _flipped_sums(x / np.where(length > 0, length, 1), exact=16)
+    largest = sums.max(axis=1)
+    p = float(np.mean(largest >= largest[0] - 1e-9)) if len(x) else np.nan
+    return list(contrasts)[sums[0].argmax()], p
+
+
+def bootstrap(differences, draws=2000, seed=0, level=0.95):
+    """Percentile interval (low, high) of the mean of per-image differences (n seeds, images) between two networks. A draw takes
+    seeds and, for all of them, the same images, both with replacement (the pigeonhole bootstrap, Owen 2007): too wide where
+    seeds disagree image by image, too narrow for few seeds (right 85 % of the time for 5 that differ in all images alike). A
+    seed with a missing value is left out; NaN for n < 2."""
+    x = np.asarray(differences, float)
+    x = x[~np.isnan(x).any(axis=1)]
+    n, images = x.shape
+    if n < 2 or not images:
+        return np.nan, np.nan
+    rng = np.random.default_rng(seed)
+    by_seed = [x @ np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(draws)]
+    means = (rng.multinomial(n, np.full(n, 1 / n), draws) * by_seed).sum(axis=1) / (n * images)
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def slope_weights(x):
+    """Weights w (levels,) of a linear contrast: sum(w * y) is the least-squares slope of y on x. ValueError where x has fewer
+    than two different values, or a missing one."""
+    x = np.asarray(x, float)
+    if len(x) < 2 or not np.ptp(x) > 0:
+        raise ValueError(f"a slope needs two different values of x and none missing, got {x.tolist()}")
+    centred = x - x.mean()
+    return centred / (centred @ centred)
+
+
+def page(rows):
+    """p that values rise with the level, by Page's trend test (1963): (n blocks, k >= 3 ordered levels); page(-rows) is p that
+    they fall. Ties get mean ranks and the p of untied ones, which is approximate. A block with a missing value is left out; NaN
+    for n < 2. ValueError for k < 3."""
+    from scipy import stats  # takes a while
+
+    rows = np.asarray(rows, float)
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    return float(stats.page_trend_test(rows).pvalue) if len(rows) > 1 else np.nan
+
+
+def kendall(x, y):
+    """Kendall's tau-b -> (tau, low, high, n), the 95 % interval by Fisher's z with variance 0.437 / (n - 4) (Fieller, Hartley
+    and Pearson 1957). z is that of tau clipped half a step of tau, 2 / (n (n - 1)), short of -1 and 1, and the interval is
+    widened to hold tau. Pairs with a missing value are left out; the interval is NaN for n < 5, and tau too where x or y does
+    not vary."""
+    from scipy import stats
+
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    both = ~np.isnan(x) & ~np.isnan(y)
+    n = int(both.sum())
+    tau = float(stats.kendalltau(x[both], y[both]).statistic) if n > 1 else np.nan
+    if n < 5 or np.isnan(tau):
+        return tau, np.nan, np.nan, n
+    most = 1 - 2 / (n * (n - 1))
+    z, half = np.arctanh(np.clip(tau, -most, most)), special.ndtri(0.975) * np.sqrt(0.437 / (n - 4))
+    low, high = np.tanh((z - half, z + half))
+    return tau, float(min(low, tau)), float(max(high, tau)), n
+
+
+def detectable(n, power=0.8, level=0.05):
+    """Smallest mean of n paired differences, in their standard deviations, that a two-sided t test at this level finds with
+    this power; NaN for n < 2. ValueError unless 0 < level < power < 1."""
+    from scipy import optimize, stats
+
+    if not 0 < level < power < 1:
+        raise ValueError(f"needs 0 < level < power < 1, got level {level}, power {power}")
+    if n < 2:
+        return np.nan
+    critical = stats.f.isf(level, 1, n - 1)
+
+    def surplus(effect):
+        return stats.ncf.sf(critical, 1, n - 1, n * effect**2) - power  # t² is F; scipy's nct is NaN in the far tail
+
+    high = 1.0
+    while surplus(high) < 0:
+        high *= 2
+    return float(optimize.brentq(surplus, 0, high))

@@ -1,0 +1,2 @@
+"""What is tried out by hand: the playground, and the checks that measure what each operator is. Imports `training`,
+`figures` and below."""

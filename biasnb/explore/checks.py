@@ -1,0 +1,168 @@
+"""What each operator is, measured: the numbers that prove its biases, at random weights in float64 on a small grid.
+
+Nothing here asks an operator what it is; the tests compare these numbers with what `operators.MIXERS` says of it."""
+
+import torch
+
+from ..config import BiasnbError, Config, ConfigError
+from ..data.datasets import generator
+from ..networks.model import build, context_coverage
+from ..operators import MIXERS
+from ..records.processes import threads
+
+GRID, WINDOW = 5, 9  # tokens per side; tokens of the window
+STATS = torch.full((3,), 128.0), torch.full((3,), 64.0)
+COLUMNS = ("local", "shared", "dynamic", "roll error", "positions read", "nonlinearity", "permuted family", "future read",
+           "past read")  # fmt: skip
+
+
+def network(mixer, scale=0.5, seed=0, **fields):
+    """A network of the operator on 5 x 5 tokens, 12 channels, 3 heads, 3 x 3 windows; every weight random normal."""
+    settings = {"width": 12, "heads": 3, "kernel": 3, "depth": 3, "image_size": 2 * GRID, "patch": 2, "local_heads": 1}
+    net = build(Config(mixer=mixer, **{**settings, **fields}), STATS).double()
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.normal_(0, scale, generator=generator("cpu", seed, "proof", name))
+    return net.requires_grad_(False)
+
+
+def tokens(seed, count=16):
+    shape = (count, GRID, GRID, 12)
+    return torch.randn(shape, generator=generator("cpu", seed, "tokens"), dtype=torch.float64)
+
+
+def distance(one, other):
+    """|one - other| / |other|"""
+    return float((one - other).norm() / other.norm())
+
+
+def roll_error(mixer, shift=(1, 2)):
+    """Weight sharing: |F(T x) - T F(x)| / |F(x)| on the torus, T a roll by whole tokens; 0 if every place is treated alike."""
+    mix = network(mixer, padding="circular").blocks[0].mix
+    x = tokens(1)
+    return distance(mix(x.roll(shift, (1, 2))), mix(x).roll(shift, (1, 2)))
+
+
+def positions_read(mixer):
+    """Locality: on how many of the N positions the output at the centre depends at all."""
+    mix, x = network(mixer).blocks[0].mix, tokens(2).requires_grad_()
+    centre = mix(x)[:, GRID // 2, GRID // 2]
+    (gradient,) = torch.autograd.grad(centre.square().sum(), x)
+    return int((gradient.abs().sum((0, 3)) > 0).sum())
+
+
+def nonlinearity(mixer):
+    """Input dependence: |F(x + y) - F(x) - F(y)| / |F(x + y)|; 0 if A does not depend on the input. An activation inside
+    the operator shows here too."""
+    mix = network(mixer).blocks[0].mix
+    x, y = tokens(3), tokens(4)
+    return distance(mix(x) + mix(y), mix(x + y))
+
+
+def permuted_family(mixer, steps=40):
+    """Closure: how closely the operator at its best other weights does to permuted tokens what it does to tokens,
+    min over w' of |F_w'(P x) - P F_w(x)| / |F_w(x)|. 0 if the family does not know which positions are neighbours.
+
+    The search starts where every axis of length N is permuted along, and goes on by L-BFGS over all that is trained."""
+    order = torch.randperm(GRID**2, generator=generator("cpu", 0, "order"))
+    mix, other = (network(mixer).blocks[0].mix for _ in range(2))
+    x = tokens(5)
+    permuted = x.flatten(1, 2)[:, order].view_as(x)
+    wanted = mix(x).flatten(1, 2)[:, order].view_as(x)
+    free = [p for name, p in other.named_parameters() if not (MIXERS[mixer].frozen and "table" in name)]
+    with torch.no_grad():
+        for p in free:
+            for axis, size in enumerate(p.shape):
+                if size == len(order):
+                    p.copy_(p.index_select(axis, order))
+    solver = torch.optim.LBFGS([p.requires_grad_() for p in free], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure():
+        solver.zero_grad()
+        loss = (other(permuted) - wanted).square().sum() / wanted.square().sum()
+        loss.backward()
+        return loss
+
+    start = distance(other(permuted).detach(), wanted)
+    if start < 1e-12:
+        return start
+    solver.step(closure)
+    return min(start, distance(other(permuted).detach(), wanted))
+
+
+def raster(mixer):
+    """(future, past) of the causal form in three blocks: the largest derivative of an output by its own or a later pixel over
+    the largest of all, and the share of earlier pixels with a derivative that is not 0. Raises BiasnbError unless that
+    share is the `context_coverage` that runs record."""
+    net, n = network(mixer, pretext="ar"), GRID**2
+    x = torch.randn(4, 2 * GRID, 2 * GRID, 3, generator=generator("cpu", 6), dtype=torch.float64).requires_grad_()
+    out = net(x).flatten(1, 2)
+    rows = [torch.autograd.grad(out[:, i].square().sum(), x, retain_graph=True)[0] for i in range(n)]
+    reads = torch.stack([row.abs().sum((0, 3)).view(GRID, 2, GRID, 2).sum((1, 3)).flatten() for row in rows])
+    past = float((reads.tril(-1) > 0).sum() / (n * (n - 1) / 2))
+    if not hasattr(net.blocks[0].mix, "allowed"):
+        raise BiasnbError(f"{mixer}: its class has no buffer `allowed` that says what may be read; register one, (N, N)")
+    if abs(past - (said := context_coverage(net))) > 1e-6:
+        raise BiasnbError(
+            f"{mixer}: reads {past:.3g} of the past, its `allowed` says {said:.3g}; mend `allowed` or what it reads"
+        )
+    return float(reads.triu().max() / reads.max().clamp(min=1e-300)), past
+
+
+@threads(1)  # matrices this small are slower on several
+def row(mixer):
+    """All numbers of one operator; None where a question makes no sense for it."""
+    op = MIXERS[mixer]
+    found = {name: getattr(op, name) for name in ("local", "shared", "dynamic")}
+    measures = {"roll error": roll_error, "positions read": positions_read, "nonlinearity": nonlinearity,
+                "permuted family": permuted_family}  # fmt: skip
+    for name, measure in measures.items():
+        try:
+            found[name] = measure(mixer)
+        except ConfigError:  # an operator of ordered pixels only
+            found[name] = None
+    found["future read"], found["past read"] = raster(mixer)
+    return found
+
+
+def agrees(found):
+    """What of an operator's entry the numbers of its `row` contradict, in words; "yes" if nothing."""
+    contradicted = []
+    if found["roll error"] is not None:
+        measured = found["roll error"] < 1e-12, found["positions read"] <= WINDOW, found["nonlinearity"] > 1e-12
+        contradicted += ["shared"] if found["shared"] != measured[0] else []
+        contradicted += [name for name, seen in (("local", measured[1]), ("dynamic", measured[2])) if found[name] and not seen]
+    return ", ".join(contradicted + (["causal"] if found["future read"] else [])) or "yes"
+
+
+def markdown():
+    """The table of all operators as Markdown."""
+    lines = [
+        "# Operators and their biases, measured",
+        "",
+        "Made by `biasnb proofs`; every number is measured, none is declared. Random weights, float64, 5 x 5 tokens, "
+        "12 channels, 3 heads, 3 x 3 windows. **●** is what [operators.py](../biasnb/operators.py) says of the operator; the "
+        "tests hold it against the numbers.",
+        "",
+        "- **roll error**: relative change when the torus is rolled before instead of after the operator. Weight sharing: 0.",
+        f"- **positions read**: of {GRID**2}, with a derivative that is not exactly 0. Locality: at most the window's 9.",
+        "- **nonlinearity**: relative failure of F(x + y) = F(x) + F(y). Input dependence, or an activation inside: not 0.",
+        "- **permuted family**: relative error of the best other weights of the same operator at doing to permuted tokens "
+        "what it does to tokens. 0: the family does not know which positions are neighbours.",
+        "- **future read**: causal form, three blocks: the largest derivative by the own or a later pixel. Must be exactly 0.",
+        "- **past read**: causal form, three blocks: share of all earlier pixels that are read; less than all is a blind spot.",
+        "",
+        "| operator | " + " | ".join(COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for mixer in MIXERS:
+        found = row(mixer)
+        lines.append(f"| `{mixer}` | " + " | ".join(cell(found[name]) for name in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(value):
+    """A trait as ● or ○; a measured number to two digits, 'rounding' if it is below 1e-12 but not exactly 0."""
+    if value is None or value is True or value is False:
+        return {None: "—", True: "●", False: "○"}[value]
+    return "0" if value == 0 else "rounding" if value < 1e-12 else f"{value:.2g}"

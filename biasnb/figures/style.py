@@ -1,0 +1,168 @@
+"""One style for all pictures, and the parts they are made of. Imports no torch."""
+
+import io
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+from ..operators import MIXERS, Mixer
+
+# seaborn's "colorblind" palette, without the second that it takes to import it
+PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
+
+
+class Look(dict):
+    """Mixer -> how figures show it, also for an operator that was added later, or that was defined elsewhere."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __missing__(self, mixer):
+        known = mixer in MIXERS
+        return self.make(list(MIXERS).index(mixer) if known else len(MIXERS), MIXERS[mixer] if known else Mixer(mixer, ""))
+
+
+LABELS = Look(lambda i, op: op.label)
+COLOURS = Look(lambda i, op: PALETTE[i % len(PALETTE)])
+MARKERS = Look(lambda i, op: "os^DvP*X"[i % 8])
+FLOORS = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
+STYLE = {
+    "axes.edgecolor": ".15",
+    "axes.labelcolor": ".15",
+    "text.color": ".15",
+    "xtick.color": ".15",
+    "ytick.color": ".15",
+    "axes.axisbelow": True,
+    "grid.color": ".8",
+    "lines.solid_capstyle": "round",
+    "patch.edgecolor": "w",
+    "patch.force_edgecolor": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "biasnb",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself; no pyplot, no global state."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
+def canvas(width, height, panels=1, sharey=True):
+    """A figure and its axes in a row, in the suite's style; none yet for 0 panels."""
+    figure = Picture(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0] if panels else []
+    for ax in axes:
+        ax.grid(axis="y", color="0.92", linewidth=0.8)
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def caption(figure, grid, words="", data=None, spread="mean and 95 % t interval over"):
+    """Small print: what was run, how to read the marks, and over how many seeds; `spread` says what is drawn of them."""
+    runs = pd.DataFrame(grid.runs)
+    counts = sorted(set(runs.groupby(["mixer", *grid.factors()], dropna=False).size()))
+    if counts[-1:] in ([], [1]):
+        seeds = f"one seed ({grid.runs[0]['seed']})" if grid.runs else ""
+    else:
+        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+        seeds = f"{spread} n = {n} paired seeds"
+    footer(figure, grid.caption(data), words + (seeds if spread else ""))
+
+
+def footer(figure, *lines):
+    """Small print below a figure, each line wrapped to its width."""
+    per_line = int(14.5 * figure.get_figwidth())
+    text = "\n".join(textwrap.fill(line, per_line) for line in lines)
+    figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
+
+
+def mixers(grid):
+    """Mixers in the order they were asked for."""
+    return list(dict.fromkeys(run["mixer"] for run in grid.runs))
+
+
+def depths_of(grid):
+    """Depths that were asked for, ascending."""
+    return sorted({run["depth"] for run in grid.runs})
+
+
+def level(ax, value, text):
+    """A dashed horizontal line, named at its right end."""
+    ax.axhline(value, color="0.45", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    ax.annotate(text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
+
+
+def plain_log(ax):
+    """A logarithmic y axis over few decades, with plain numbers at 1, 2 and 5."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    ax.yaxis.set_minor_formatter(ticker.NullFormatter())
+    ax.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
+
+
+def pictures(rows, width=10.5):
+    """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square."""
+    columns, size = max(map(len, rows.values())), next(iter(rows.values())).shape[1]
+    step = size + max(1, size // 8)
+    sheet = np.full((len(rows) * step, columns * step, 3), 255, np.uint8)
+    for i, images in enumerate(rows.values()):
+        for j, image in enumerate(images):
+            sheet[i * step : i * step + size, j * step : j * step + size] = image
+    figure = Picture(figsize=(width, width / (columns + 2.2) * len(rows) + 0.6), layout="compressed")
+    ax = figure.subplots()
+    ax.imshow(sheet[: size - step, : size - step], interpolation="nearest")
+    ax.set(xticks=[], frame_on=False)
+    ax.set_yticks([i * step + (size - 1) / 2 for i in range(len(rows))], rows, fontsize=9)
+    ax.tick_params(length=0)
+    return figure
+
+
+def panels_of(labels, width=10.5, columns=None):
+    """A figure with a square panel under each label, in rows of so many columns, and its axes."""
+    columns = min(columns or len(labels), len(labels))
+    rows = -(-len(labels) // columns)
+    figure = Picture(figsize=(width, rows * (width / columns + (0.3 if rows > 1 else 0)) * 0.9 + 0.7), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax, label in zip(axes, labels, strict=False):
+        ax.set_title(label, fontsize=9 if columns < 6 else 7.5)
+    for ax in axes[len(labels) :]:
+        ax.set_axis_off()
+    return figure, axes[: len(labels)]
+
+
+def maps(panels, title, width=10.5, columns=None):
+    """Heat maps: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
+    figure, axes = panels_of(panels, width, columns)
+    for ax, values in zip(axes, panels.values(), strict=True):
+        image = ax.imshow(np.ma.masked_equal(values / max(values.max(), 1e-12), 0), cmap="viridis", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest")
+    if title:
+        footer(figure, title)
+    return figure
+
+
+def swatches(palettes, width=10.5):
+    """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
+    figure = Picture(figsize=(width, 0.45 * len(palettes) + 0.2), layout="constrained")
+    for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
+        ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    return figure

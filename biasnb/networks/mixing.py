@@ -1,0 +1,367 @@
+"""Operators that mix positions: constraints on one mixing matrix A per head (`Mix` and below), then presets beside them.
+
+An operator maps tokens (B, H, W, D) to (B, H, W, D) and is all that differs between networks. `query`, where given, is what
+a position knows of itself without its own pixel: autoregressive entry passes it to operators that ask with their content.
+Buffers named `allowed` say which inputs j (columns) an output i (rows) may read.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import operators
+from .positions import Table, add_identity, attend, convolve, linear, masked_softmax, offsets, order, reach, taps_of, window
+
+
+def operator(cfg, layer=0):
+    """The operator that a Config names, for one of its blocks."""
+    named = operators.MIXERS[cfg.mixer].operator
+    return (globals()[named] if isinstance(named, str) else named)(cfg, layer)
+
+
+# ---- one mixing matrix per head -----------------------------------------------------------------------------------
+
+
+class Mix(nn.Module):
+    """Y = concat_g(A^g V^g) W_O with V = X W_V: the dense reference, from `matrix`, that defines every operator below."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__()
+        self.heads, self.causal, self.traits = cfg.heads, bool(cfg.causal), operators.MIXERS[cfg.mixer]
+        self.value, self.out = linear(cfg.width, cfg.width), linear(cfg.width, cfg.width)
+        self.register_buffer("allowed", reach(cfg, layer, self.traits.local), persistent=False)
+
+    def matrix(self, x, query=None):
+        """Normed tokens (B, H, W, D) -> A, (B, G, N, N), or (1, G, N, N) if it does not depend on them."""
+        raise NotImplementedError
+
+    def forward(self, x, query=None):
+        return self.join(self.apply_matrix(x, query), x)
+
+    def apply_matrix(self, x, query=None):
+        a, v = self.matrix(x, query), self.split(self.value(x))
+        return torch.einsum("gij,bgjc->bgic", a[0].to(v.dtype), v) if len(a) == 1 else a.to(v.dtype) @ v
+
+    def split(self, x):
+        """(B, H, W, D) -> (B, G, N, D/G)"""
+        return x.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def join(self, y, x):
+        """(B, G, N, D/G) -> (B, H, W, D) by W_O"""
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+    def favour_self(self):
+        """Add what makes the operator the identity map, for blocks without a skip connection."""
+        for weights in (self.value, self.out):
+            add_identity(weights.weight)
+
+
+class Identity(Mix):
+    """No mixing, the floor: A = I."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        self.allowed = torch.eye(cfg.grid**2, dtype=torch.bool) & order(cfg, layer)
+        self.heads = 1
+
+    def matrix(self, x, query=None):
+        return self.allowed.to(x.dtype)[None, None]
+
+    def forward(self, x, query=None):
+        return self.out(self.value(x)) * self.allowed.any()
+
+
+class WindowMean(Mix):
+    """A is the uniform average of the window: locality and weight sharing with nothing to learn."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        self.heads = 1
+
+    def matrix(self, x, query=None):
+        return (self.allowed / self.allowed.sum(1, keepdim=True).clamp(min=1)).to(x.dtype)[None, None]
+
+
+class Static(Mix):
+    """The cells `conv`, `gconv`, `lc`, `full` and their frozen twins: A is a parameter, A_ij = table entry where allowed.
+
+    A causal row of a table that is not shared keeps its variance: it is scaled by sqrt(taps / allowed taps)."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        self.cfg, op = cfg, self.traits
+        taps = cfg.kernel**2 if op.local else cfg.grid**2
+        self.table = Table(cfg, cfg.heads, op.local, op.shared, taps**-0.5).requires_grad_(not op.frozen)
+        free = self.allowed.sum(1, keepdim=True).clamp(min=1)
+        scale = self.allowed * (taps / free).sqrt() if cfg.causal and not op.shared else self.allowed.float()
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("taps", taps_of(cfg, layer), persistent=False)
+
+    def matrix(self, x, query=None):
+        return (self.table() * self.scale)[None]
+
+    def apply_matrix(self, x, query=None):
+        """Local and shared: a depthwise convolution. Anything else: the product with `matrix`."""
+        if not (self.traits.local and self.traits.shared):
+            return super().apply_matrix(x, query)
+        v = self.value(x)
+        kernel = self.table.weight.view(-1, 1, *self.taps.shape) * self.taps
+        return self.split(convolve(v, kernel.repeat_interleave(v.shape[-1] // self.heads, 0), self.cfg, v.shape[-1]))
+
+    def favour_self(self):
+        super().favour_self()
+        own = self.scale.diagonal()  # 0 at an autoregressive entry, where nothing may see itself
+        self.table.favour_self(torch.where(own > 0, 1 / own, 0.0))
+
+
+class StaticSoftmax(Static):
+    """The simplex control: attention without content, A = softmax(b). Rows are non-negative and sum to one."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        self.table.scales = {"weight": 1.0}
+
+    def matrix(self, x, query=None):
+        return masked_softmax(self.table(), self.allowed)[None]
+
+    def favour_self(self):
+        Mix.favour_self(self)
+        self.table.favour_self(torch.full((len(self.allowed),), 2 * math.log(len(self.allowed))))
+
+
+class LowRank(Static):
+    """Low-rank weight sharing (Elsayed et al., arXiv 2002.02959): each position combines K kernels,
+    A_ij = sum_r softmax(c_i)_r b_r(p_j - p_i). K = 1 is `conv`; with K = N and one-hot combinations it is `lc`."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        self.table.weight = nn.Parameter(torch.empty(cfg.heads, cfg.rank, cfg.kernel**2))
+        self.combination = nn.Parameter(torch.empty(cfg.heads, cfg.grid**2, cfg.rank))
+        self.scales = {"combination": 1.0}
+        shrink = math.e / (cfg.rank + math.e - 1)  # variance of a softmax average of K kernels over that of one
+        self.table.scales = {"weight": (cfg.kernel**2 * shrink) ** -0.5}
+        self.scale = self.allowed.float()
+
+    def matrix(self, x, query=None):
+        return (self.table(self.combination.softmax(2) @ self.table.weight) * self.scale)[None]
+
+    def favour_self(self):
+        Mix.favour_self(self)
+        with torch.no_grad():
+            self.table.weight[:, :, self.table.address[0, 0]] += 1.0
+
+
+class Attention(Mix):
+    """The cells `lattn`, `gattn`, `lattn_abs`, `attn`: A = softmax(q_i . k_j / sqrt(d) + table_ij) over what is allowed.
+    Without a table it is image-GPT's attention (section 3.1)."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        self.query, self.key = linear(cfg.width, cfg.width), linear(cfg.width, cfg.width)
+        tabled = self.traits.biased or cfg.position == "relative"
+        self.table = Table(cfg, cfg.heads, self.traits.local, self.traits.shared, 0.02) if tabled else None
+        self.masks = not self.allowed.all()
+
+    def content(self, x, query=None):
+        """Scores q_i . k_j / sqrt(d), (B, G, N, N)."""
+        q, k = self.split(self.query(x if query is None else query)), self.split(self.key(x))
+        return q @ k.mT / math.sqrt(q.shape[-1])
+
+    def matrix(self, x, query=None):
+        scores = self.content(x, query)
+        return masked_softmax(scores if self.table is None else scores + self.table(), self.allowed)
+
+    def apply_matrix(self, x, query=None):
+        """The fused form of `matrix` and product."""
+        q, k, v = (self.split(w(y)) for w, y in ((self.query, x if query is None else query), (self.key, x), (self.value, x)))
+        empty = ~self.allowed.any(-1, keepdim=True)
+        bias = None if self.table is None else self.table().to(q.dtype)
+        if self.masks:
+            open_ = self.allowed | empty
+            bias = open_ if bias is None else bias.masked_fill(~open_, -math.inf)
+        y = attend(q, k, v, bias)
+        return y * ~empty if self.causal else y
+
+    def favour_self(self):
+        super().favour_self()
+        for weights in (self.query, self.key):
+            add_identity(weights.weight, math.sqrt(2))
+
+
+class LocalHeads(Attention):
+    """Attention, some of whose heads are fixed to a local window (Raganato et al., arXiv 2002.10260)."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        is_local = (torch.arange(cfg.heads) < cfg.local_heads)[:, None, None]
+        self.allowed, self.masks = order(cfg, layer) & (window(cfg) | ~is_local), True
+
+
+class GatedAttention(Attention):
+    """ConViT (d'Ascoli et al., arXiv 2103.10697): A = (1 - sigmoid(gate)) softmax(content) + sigmoid(gate) softmax(b).
+
+    # DEVIATION: b is a free table over offsets; ConViT's is a quadratic form of the offset."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        self.gate = nn.Parameter(torch.empty(cfg.heads, 1, 1))
+        self.table.scales = {"weight": 1.0}
+
+    def matrix(self, x, query=None):
+        content = masked_softmax(self.content(x, query), self.allowed)
+        place, gate = masked_softmax(self.table(), self.allowed), self.gate.sigmoid()
+        return torch.lerp(content, place.to(content.dtype), gate.to(content.dtype))
+
+    apply_matrix = Mix.apply_matrix
+
+
+class Hyena(Static):
+    """Y = Q * gconv(K * V), gates around a global convolution (Hyena, Poli et al., arXiv 2302.10866).
+
+    # DEVIATION: the filter is a free table, and there are no short convolutions."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__(cfg, layer)
+        self.query, self.key = linear(cfg.width, cfg.width), linear(cfg.width, cfg.width)
+
+    def forward(self, x, query=None):
+        y = torch.einsum("gij,bgjc->bgic", self.matrix(x)[0], self.split(self.key(x) * self.value(x)))
+        return self.join(y * self.split(self.query(x if query is None else query)), x)
+
+
+def hyena_hybrid(cfg, layer=0):
+    """Hyena in the first half of the blocks, attention in the second (Hyena N-D, arXiv 2309.13600)."""
+    first = layer < (cfg.depth + 1) // 2
+    return Hyena(replace(cfg, mixer="hyena"), layer) if first else Attention(replace(cfg, mixer="igpt"), layer)
+
+
+# ---- presets ------------------------------------------------------------------------------------------------------
+
+
+class Convolution(nn.Module):
+    """A k x k convolution with its causal form. weight (D, D/groups, k, k)."""
+
+    def __init__(self, cfg, layer, groups):
+        super().__init__()
+        self.cfg, self.groups = cfg, groups
+        self.weight = nn.Parameter(torch.empty(cfg.width, cfg.width // groups, cfg.kernel, cfg.kernel))
+        self.register_buffer("taps", taps_of(cfg, layer), persistent=False)
+
+    def forward(self, x):
+        return convolve(x, self.weight * self.taps if self.cfg.causal else self.weight, self.cfg, self.groups)
+
+
+class ConvMixer(nn.Module):
+    """Local, shared, fixed: depthwise k x k convolution, activation, pointwise (Trockman & Kolter, arXiv 2201.09792).
+
+    # DEVIATION: stands in the common pre-norm block with its channel MLP; the original has batch norm and none.
+    """
+
+    def __init__(self, cfg, layer=0):
+        super().__init__()
+        self.depthwise = Convolution(cfg, layer, cfg.width)
+        self.act = nn.GELU()
+        self.out = linear(cfg.width, cfg.width)
+        self.register_buffer("allowed", reach(cfg, layer, True), persistent=False)
+
+    def forward(self, x, query=None):
+        return self.out(self.act(self.depthwise(x)))
+
+    @torch.no_grad()
+    def favour_self(self):
+        k = self.depthwise.taps.shape[0]
+        self.depthwise.weight[:, :, k // 2, k // 2] += 1.0
+        add_identity(self.out.weight)
+
+
+class DenseConv(nn.Module):
+    """Local, shared, fixed: k x k convolution over all channels."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__()
+        self.out = Convolution(cfg, layer, 1)
+        self.register_buffer("allowed", reach(cfg, layer, True), persistent=False)
+
+    def forward(self, x, query=None):
+        return self.out(x)
+
+    def favour_self(self):
+        k = self.out.taps.shape[0]
+        add_identity(self.out.weight[:, :, k // 2, k // 2])
+
+
+class TokenMLP(nn.Module):
+    """Global, not shared, fixed: W2 act(W1 x) across positions, one for all channels (MLP-Mixer, arXiv 2105.01601).
+
+    Causal by MADE's masks (Germain et al., arXiv 1502.03509): hidden unit m has degree m // ratio, reads positions up to its
+    degree (at the entry below it) and is read by positions from its degree on; rows keep their variance."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__()
+        n, ratio = cfg.grid**2, cfg.token_ratio
+        self.hidden, self.act, self.out = linear(n, ratio * n), nn.GELU(), linear(ratio * n, n)
+        self.register_buffer("allowed", order(cfg, layer), persistent=False)
+        self.causal = bool(cfg.causal)
+        if self.causal:
+            strict = int(cfg.causal == "entry" and layer == 0)
+            degree, position = torch.arange(n).repeat_interleave(ratio), torch.arange(n)
+            reads, read_by = position <= degree[:, None] - strict, degree <= position[:, None]
+            for name, mask in (("reads", reads), ("read_by", read_by)):
+                scale = (mask.shape[1] / mask.sum(1, keepdim=True).clamp(min=1)).sqrt()
+                self.register_buffer(name, mask * scale, persistent=False)
+
+    def forward(self, x, query=None):
+        hidden, out = self.hidden.weight, self.out.weight
+        if self.causal:
+            hidden, out = hidden * self.reads, out * self.read_by
+        tokens = x.flatten(1, 2).transpose(1, 2)  # (B, D, N)
+        return F.linear(self.act(F.linear(tokens, hidden)), out).transpose(1, 2).reshape(x.shape)
+
+    @torch.no_grad()
+    def favour_self(self):
+        n = self.out.weight.shape[0]
+        hidden, out = self.hidden.weight.view(n, -1, n), self.out.weight.view(n, n, -1)  # units by degree
+        for unit, sign in zip(range(hidden.shape[1]), (1.0, -1.0), strict=False):  # gelu(x) - gelu(-x) = x
+            for part, scale in ((hidden[:, unit], "reads"), (out[:, :, unit], "read_by")):
+                rows = getattr(self, scale).amax(1).view(n, -1)[:, 0] if self.causal else torch.ones(n)
+                part.diagonal().add_(sign / rows.clamp(min=1))
+
+
+class TwoStream(nn.Module):
+    """Causal convolution without a blind spot (Gated PixelCNN, van den Oord et al., arXiv 1606.05328), its control.
+
+    Tokens come twice, (2B, H, W, D): a vertical stream that reads whole rows up to its own, and a horizontal stream that
+    reads its own row's past and the vertical stream one row above."""
+
+    def __init__(self, cfg, layer=0):
+        super().__init__()
+        self.cfg, k, d = cfg, cfg.kernel, cfg.width
+        self.vertical = nn.Parameter(torch.empty(d, 1, k, k))
+        self.horizontal = nn.Parameter(torch.empty(d, 1, 1, k))
+        self.down, self.out = linear(d, d), linear(d, d)
+        self.register_buffer("rows", (torch.arange(k) <= k // 2).float()[:, None], persistent=False)
+        own = layer > 0 or cfg.causal == "shift"
+        self.register_buffer("past", (torch.arange(k) < k // 2 + own).float(), persistent=False)
+        dy = offsets(cfg)[..., 0]
+        near = window(cfg)
+        own_row = (dy == 0) & near & order(cfg, layer)
+        above = torch.cat([torch.zeros(cfg.grid, cfg.grid**2, dtype=torch.bool), (near & (dy <= 0))[: -cfg.grid]])
+        streams = [torch.cat([near & (dy <= 0), torch.zeros_like(near)], 1), torch.cat([above, own_row], 1)]
+        self.register_buffer("allowed", torch.cat(streams), persistent=False)  # (2N, 2N), vertical first
+
+    def forward(self, x, query=None):
+        vertical, horizontal = x.chunk(2)
+        v = convolve(vertical, self.vertical * self.rows, self.cfg, self.cfg.width)
+        h = convolve(horizontal, self.horizontal * self.past, self.cfg, self.cfg.width)
+        above = F.pad(self.down(v), (0, 0, 0, 0, 1, 0))[:, :-1]
+        return torch.cat([self.out(v), self.out(h) + above])
+
+    @torch.no_grad()
+    def favour_self(self):
+        k = self.horizontal.shape[3]
+        self.vertical[:, :, k // 2, k // 2] += 1.0
+        self.horizontal[..., k // 2] += 1.0
+        add_identity(self.out.weight)

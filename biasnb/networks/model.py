@@ -1,0 +1,247 @@
+"""Isotropic networks: an embedding, L equal blocks on the (B, H, W, D) grid, and a head."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..data.datasets import generator
+from ..data.palette import dequantise, quantise
+from .embed import Embedding, PaletteContent, RGBContent, arrange, pixel_order
+from .mixing import add_identity, linear, operator
+from .positions import wide
+
+EPS = 1e-5
+NOISE = 0.1  # share of the random initial weights beside the identity in a branch without skip connection
+
+
+class Normalised(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + EPS) * gain over the last axis, from x alone: little is kept, and a CPU goes over it seldom."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, gain):
+        return x * Normalised.scale(x) * gain
+
+    @staticmethod
+    def scale(x):
+        return (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1] + EPS).rsqrt()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, gain = ctx.saved_tensors
+        scale = Normalised.scale(x)
+        unit, g = x * scale, grad * gain
+        along = torch.linalg.vecdot(g, unit).unsqueeze(-1) / x.shape[-1]
+        return torch.addcmul(g, unit, along, value=-1) * scale, (grad * unit).flatten(0, -2).sum(0)
+
+
+class Norm(nn.RMSNorm):
+    """RMSNorm, on a CPU in a form that is faster to train."""
+
+    def __init__(self, width):
+        super().__init__(width, eps=EPS)
+
+    def forward(self, x):
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return (Normalised.apply if torch.is_grad_enabled() else Normalised.forward)(wide(x), self.weight)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block. The operator is the only part that differs between networks (image-GPT, section 3.1).
+
+    # DEVIATION: the activation is GELU itself; image-GPT's x * sigmoid(1.702 x) approximates it and is slower here.
+    """
+
+    def __init__(self, mix, cfg):
+        super().__init__()
+        self.skips = cfg.skip in ("both", "spatial"), cfg.skip in ("both", "channel")
+        self.norm1 = Norm(cfg.width)
+        self.mix = mix
+        self.norm2 = Norm(cfg.width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("hidden", linear(cfg.width, cfg.mlp_ratio * cfg.width))
+        self.mlp.add_module("act", nn.GELU())
+        self.mlp.add_module("out", linear(cfg.mlp_ratio * cfg.width, cfg.width))
+
+    def forward(self, x, entry=None):
+        """(B, H, W, D) -> (B, H, W, D). At the entry of an autoregressive network `entry` is x without its pixels: it
+        takes the place of x wherever a position would see itself."""
+        if entry is None:
+            own, y = x, self.mix(self.norm1(x))  # across positions
+        else:
+            own, y = entry, self.mix(self.norm1(x), self.norm1(entry))
+        x = own + y if self.skips[0] else y
+        y = self.mlp(self.norm2(x))  # across channels, the same in every network
+        return x + y if self.skips[1] else y
+
+    @torch.no_grad()
+    def favour_self(self):
+        """Branches without skip connection start as the identity plus noise; they could not be trained otherwise."""
+        if not self.skips[0]:
+            for p in self.mix.parameters():
+                p.mul_(NOISE)
+            self.mix.favour_self()
+        if not self.skips[1]:
+            for weight in (self.mlp.hidden.weight, self.mlp.out.weight):
+                add_identity(weight.mul_(NOISE))
+
+
+class Isotropic(nn.Module):
+    """The whole network. `encode` turns images into what the network sees; `forward` gives the last hidden grid;
+    `head` maps hidden vectors to p*p*3 standardised colours, p*p*K logits, or C classes."""
+
+    def __init__(self, cfg, stats, palette=None, classes=0):
+        super().__init__()
+        self.cfg, self.palette = cfg, palette
+        self.register_buffer("mean", stats[0], persistent=False)
+        self.register_buffer("std", stats[1], persistent=False)
+        self.register_buffer("order", pixel_order(cfg), persistent=False)
+        if cfg.input == "palette":
+            content = PaletteContent(cfg.patch, cfg.width, cfg.colours)
+        else:
+            content = RGBContent(cfg.patch, cfg.width)
+        self.embed = Embedding(content, cfg)
+        different = cfg.depth if cfg.blocks == "separate" else 1
+        self.blocks = nn.ModuleList(Block(operator(cfg, layer), cfg) for layer in range(different))
+        self.streams = 2 if cfg.mixer == "conv_two_stream" else 1
+        self.norm = Norm(cfg.width)
+        pixels = cfg.patch**2 * (cfg.colours if cfg.predicts and cfg.target == "palette" else 3)
+        self.head = linear(cfg.width, classes if cfg.pretext == "supervised" else pixels)
+
+    @property
+    def stack(self):
+        """The L blocks in order; one block L times where it is repeated."""
+        return [self.blocks[i % len(self.blocks)] for i in range(self.cfg.depth)]
+
+    def standardise(self, pixels):
+        """(..., 3) colours 0 to 255 -> zero mean and unit variance on the training images."""
+        return (pixels.float() - self.mean) / self.std
+
+    def arrange(self, images):
+        """(B, S, S, ...) in the order in which the network sees the pixels."""
+        return arrange(images, self.order)
+
+    def restore(self, images):
+        """The inverse of `arrange`."""
+        return images if self.order is None else arrange(images, self.order.argsort())
+
+    def encode(self, images):
+        """(B, S, S, 3) arranged images -> standardised colours (B, S, S, 3), or palette indices (B, S, S) for input
+        'palette'."""
+        if self.cfg.input == "rgb":
+            return self.standardise(images)
+        ids = quantise(images, self.palette)
+        return ids if self.cfg.input == "palette" else self.standardise(dequantise(ids, self.palette))
+
+    def forward(self, x, mask=None, out=None):
+        """Encoded images and a mask (B, H, W), True where hidden -> (B, H, W, D). A dict given as `out` receives
+        "layers": the L + 1 grids h^0 ... h^L."""
+        content, position = self.embed(x, mask)
+        h, entry = content + position, None
+        if self.cfg.causal == "entry":
+            entry = position.expand_as(h)
+        if self.streams == 2:
+            h, entry = torch.cat([h, h]), entry if entry is None else torch.cat([h, entry])
+        layers = [h]
+        for i, block in enumerate(self.stack):
+            h = block(h, entry if i == 0 else None)
+            layers.append(h)
+        if out is not None:
+            out["layers"] = [h.chunk(self.streams)[-1] for h in layers]
+        return self.norm(h.chunk(self.streams)[-1])
+
+
+def context_coverage(model):
+    """Share of the pairs (i, j) that a position may read, all of them or under AR its raster past, that it does read
+    through all layers: exact, by Boolean products of what each layer reads."""
+    cfg, n = model.cfg, model.cfg.grid**2
+    here = torch.eye(n)
+    may = torch.ones(n, n).tril(-1) if cfg.causal else torch.ones(n, n)
+    seen = torch.diag(torch.ones(n - 1), -1) if cfg.causal == "shift" else here
+    seen = seen.repeat(model.streams, 1)
+    for layer, block in enumerate(model.stack):
+        reads = block.mix.allowed.cpu()
+        reads = (reads.any(0) if reads.dim() == 3 else reads).float()
+        if block.skips[0]:
+            own = torch.ones(len(reads))
+            own[-n:] = not (cfg.causal == "entry" and layer == 0)
+            reads = reads + own.diag()
+        seen = (reads @ seen > 0).float()
+    return float((seen[-n:] * may).sum() / may.sum())
+
+
+def per_pass(cfg, device):
+    """How many images go through a network at once where no gradient is kept: on a CPU as many as stay in its cache."""
+    numbers = 2**18 if torch.device(device).type == "cpu" else 2**24
+    return max(16, numbers // (cfg.grid**2 * cfg.width))
+
+
+def features(model, images):
+    """(B, S, S, 3) uint8 -> (B, L + 1, D): token average of the normed hidden grid at every depth
+    (image-GPT, section 3.3)."""
+    out = {}
+    model(model.encode(model.arrange(images)), out=out)
+    return torch.stack([F.rms_norm(h, h.shape[-1:]).mean((1, 2)) for h in out["layers"]], 1)
+
+
+def build(cfg, stats, palette=None, device="cpu", classes=0):
+    """A network with its initial weights. Every parameter is drawn from its own stream, named after it, so two
+    networks of one seed start equal wherever they have the same part.
+
+    # DEVIATION: image-GPT draws embedding and MLP with std .02 at D = 512; here every matrix has std
+    # 1/sqrt(fan-in), so that small widths start alike; outputs of residual branches are divided by sqrt(L) as there,
+    # and content to position keeps its ratio 2 to 1.
+    """
+    model = Isotropic(cfg, stats, palette, classes)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            fan_in = p[0].numel()
+            owner, _, own = name.rpartition(".")
+            if "norm" in name or own == "gate":
+                p.fill_(1.0)
+                continue
+            if name.startswith("head"):
+                p.zero_()
+                continue
+            if name in ("embed.position", "embed.start"):
+                std = 0.5
+            elif own in (scales := getattr(model.get_submodule(owner), "scales", {})):
+                std = scales[own]
+            elif isinstance(model.embed.content, PaletteContent) and name.startswith("embed.content"):
+                std = 1.0 / cfg.patch
+            else:
+                std = fan_in**-0.5 / (cfg.depth**0.5 if ".out." in name else 1.0)
+            p.normal_(0.0, std, generator=generator("cpu", cfg.seed, "weights", name))
+        for block in model.blocks:
+            block.favour_self()
+    return model.to(device)
+
+
+def parameters_by_part(model):
+    """Number of parameters that mix positions, that mix channels (MLPs and norms), and of embedding and head."""
+    parts = {"mixing": 0, "channel": 0, "embedding": 0}
+    for name, p in model.named_parameters():
+        part = "embedding" if name.startswith(("embed.", "head.")) else "mixing" if ".mix." in name else "channel"
+        parts[part] += p.numel()
+    return parts
+
+
+def flop_per_image(model):
+    """FLOP of one forward pass of one image with the head on the hidden tokens only, 2 per multiply-add."""
+    from torch.utils.flop_counter import FlopCounterMode  # takes a while
+
+    cfg, device = model.cfg, model.mean.device
+    images = torch.zeros(1, cfg.image_size, cfg.image_size, 3, dtype=torch.uint8, device=device)
+    x = model.encode(images)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x)
+    vectors = {"bert": cfg.mask_rate * cfg.grid**2, "supervised": 1, "none": 0}.get(cfg.pretext, cfg.grid**2)
+    head = 2 * vectors * model.head.weight.numel()
+    return int(counter.get_total_flops() + head)

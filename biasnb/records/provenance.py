@@ -1,0 +1,61 @@
+"""The stamp on every record: what the numbers were made with."""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+from . import places
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
+
+
+def environment(device="cpu", gpu=None, threads=None):
+    """What the numbers were made with: versions, commit, machine. Holds no path and no host name."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "device": device,
+        "gpu": gpu,
+        "threads": threads,
+    }
+
+
+@functools.cache  # the code that runs is that of the first look
+def code():
+    """Digests of the package's files."""
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(places.PACKAGE.rglob("*.py"))]
+
+
+@functools.cache
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache  # as above
+def _git(*words):
+    try:
+        done = subprocess.run(
+            ("git", "--no-optional-locks", "-C", str(places.PACKAGE), *words), capture_output=True, text=True, timeout=10
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _cpu():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

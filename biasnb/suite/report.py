@@ -1,0 +1,218 @@
+"""The report: executed notebooks and the verdicts on the claims, as HTML pages that need no network and no script."""
+
+import base64
+import contextlib
+import mimetypes
+import os
+import re
+from collections import Counter
+from itertools import groupby, takewhile
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from ..evidence.contrasts import MARKS, METRICS
+from ..records import places
+from ..records.files import StoreError, write_atomic
+from ..sweep.experiments import EXPERIMENTS
+from . import pages as templates
+from .parameters import import_nbformat
+
+HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
+NUMBER = re.compile(r"[-−+±]?\d|[-–—]?$|nan$")
+# Of the HTML in notebooks pages keep no active and no styling tag, and of the attributes only these.
+REMOVED = "script, style, link, meta, base, title, iframe, object, embed, template, form, svg, video, audio, a.anchor-link"
+SPANS = ["colspan", "rowspan"]
+KEPT = {"a": ["href"], "img": ["src", "alt", "width"], "th": SPANS, "td": SPANS, **{heading: ["id"] for heading in HEADINGS}}
+SHOWN = {"display_data_priority": ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]}
+
+
+def write(store, findings=(), folder=None):
+    """Write index.html and a page per executed notebook of a store into `runs/<profile>/report`, or another folder. Returns
+    the path of the index. Pages of notebooks that are gone are removed.
+
+    `findings` are the verdicts on the claims. Raises StoreError naming a notebook that is not readable."""
+    import_nbformat()
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    folder, findings = Path(folder or store.folder / "report"), list(findings)
+    paths = {path.stem: path for path in (store.folder / "notebooks").glob("*.ipynb") if known(path.stem)}
+    if not paths:
+        again = f"run `biasnb reproduce --profile {store.profile}` first"
+        raise StoreError(f"{store.folder / 'notebooks'}: no executed notebook to report on; {again}")
+    exporter = HTMLExporter(raw_template=templates.CELLS, template_name="basic", config=Config(NbConvertBase=SHOWN))
+    pages = {name: convert(path, paths, folder, exporter) for name, path in paths.items()}
+    names = sorted({*EXPERIMENTS, *pages}, key=lambda name: (list(EXPERIMENTS).index(name.split("-")[0]), name))
+
+    def place(finding):
+        """Where the runs behind a finding are shown: (notebook, link)."""
+        shown = [finding.evidence] if finding.evidence in pages else finding.claim.experiments
+        return [(name, f"{quote(name)}.html" if name in pages else f"#{quote(name)}") for name in shown]
+
+    environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    environment.loader = DictLoader(
+        {"parts": templates.PARTS, "frame": templates.FRAME, "page": templates.PAGE, "index": templates.INDEX}
+    )
+    environment.globals |= {
+        "profile": store.profile,
+        "style": templates.STYLE,
+        "metrics": METRICS,
+        "symbols": MARKS,
+        "place": place,
+    }
+    belonging = {name: [f for f in findings if name in (*f.claim.experiments, f.evidence)] for name in names}
+    cards = [(name, EXPERIMENTS[name.split("-")[0]].question, pages.get(name), belonging[name]) for name in names]
+    done = ["", *(name for name in names if name in pages), ""]
+    for before, name, after in zip(done, done[1:], done[2:], strict=False):
+        around = {"before": before, "name": name, "after": after}
+        text = environment.get_template("page").render(page=pages[name], found=belonging[name], **around)
+        write_atomic(folder / f"{name}.html", text)
+    for path in folder.glob("*.html"):
+        if known(path.stem) and path.stem not in pages:
+            path.unlink()
+    claims = [list(group) for _, group in groupby(findings, lambda finding: finding.claim.id)]
+    verdicts = Counter(finding.verdict for finding in findings)
+    counts = [(verdict, verdicts[verdict]) for verdict in MARKS if verdict in verdicts]
+    text = environment.get_template("index").render(cards=cards, claims=claims, counts=counts, facts=facts(store))
+    write_atomic(folder / "index.html", text)
+    return folder / "index.html"
+
+
+def known(name):
+    """Whether an executed notebook is called so, also one with changed settings, but not one that failed."""
+    return name.split("-")[0] in EXPERIMENTS and not name.endswith(".failed")
+
+
+def facts(store):
+    """What the records of a store were made with, as (label, text)."""
+    records, broken = [], 0
+    for path in sorted(store.folder.glob("*.json")):
+        try:
+            records.append(store.load(path.stem))
+        except StoreError:
+            broken += 1
+    kinds = Counter("diverged" if record["status"] == "diverged" else record["kind"] + "s" for record in records)
+    kinds |= {"broken": broken} if broken else {}
+    made = [record["environment"] for record in records if record.get("environment")]
+    found = {
+        "records": {f"{kind}: {n}" for kind, n in kinds.items()},
+        "data": {record["data"]["name"] for record in records if "data" in record},
+        "commit": {one["commit"][:10] + " with changes" * bool(one["dirty"]) for one in made if one["commit"]},
+        "machine": {f"{one['gpu'] or one['cpu']} ({one['system']})" for one in made},
+        "versions": {f"Python {one['python']}, torch {one['packages']['torch']}" for one in made},
+    }
+    return [(label, "; ".join(sorted(texts, reverse=label == "records"))) for label, texts in found.items() if texts]
+
+
+def convert(path, executed, folder, exporter):
+    """An executed notebook as a dict of what its page and the index show. Raises StoreError naming the file."""
+    import nbformat
+    from bs4 import BeautifulSoup
+    from markupsafe import Markup
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        soup = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StoreError(f"{path}: not a readable notebook ({reason})") from None
+    for tag in soup.select(REMOVED):
+        tag.decompose()
+    for tag in soup(True):
+        tag.attrs = {name: value for name, value in tag.attrs.items() if name in ["class", *KEPT.get(tag.name, [])]}
+    for link in soup("a"):
+        link["href"] = target(link.get("href", ""), path.stem, executed, folder)
+        if not link["href"]:
+            link.unwrap()
+    fold(soup)
+    heading, first = path.stem, {}
+    for tag in soup([*HEADINGS, "img", "table"]):
+        box = soup.new_tag("div", attrs={"class": "wide", "role": "region", "tabindex": "0", "aria-label": heading})
+        if tag.name == "table":
+            tag.wrap(box)
+            set_table(tag, soup)
+        elif tag.name == "img":
+            tag["alt"], tag["src"] = tag.get("alt") or heading, embedded(tag.get("src", ""))
+            if not tag["src"]:
+                tag.replace_with(tag["alt"])
+            elif tag.find_parent(class_="output"):
+                first = first or tag
+                box["class"] = "wide picture"
+                tag.wrap(box)
+        else:
+            heading = tag.get_text()
+    answer = soup.find("strong", string=re.compile("^Answer in a sentence"))
+    if answer:
+        answer.parent["class"] = "answer"
+    given = notebook.metadata.get("papermill", {}).get("parameters", {}) if "-" in path.stem else {}
+    given = {**given, **given.get("overrides", {})}
+    return {
+        "title": soup.h1.get_text() if soup.h1 else path.stem,
+        "contents": [(tag["id"], tag.get_text()) for tag in soup(["h2", "h3"]) if tag.get("id")],
+        "body": Markup(soup.decode()),
+        "answer": Markup("".join(map(str, answer.next_siblings)) if answer else ""),
+        "thumbnail": {name: first.get(name) for name in ("src", "alt")},
+        "source": os.path.relpath(path, folder),
+        "given": ", ".join(f"{k} {v}" for k, v in given.items() if k not in ("profile", "overrides", "data_dir")),
+    }
+
+
+def fold(soup):
+    """A heading over nothing but code becomes the name of that code."""
+    for heading in soup(HEADINGS):
+        cells = list(takewhile(lambda tag: tag.name not in HEADINGS, heading.find_next_siblings()))
+        if cells and all(tag.name == "details" for tag in cells):
+            cells[0].summary.string = f"code: {heading.get_text()}"
+            for cell in cells[1:]:
+                cells[0].append(cell.div)
+                cell.decompose()
+            heading.decompose()
+
+
+def set_table(table, soup):
+    """Drop an index that only counts, set numbers to the right, and fold away a long list of runs."""
+    rows = [cells for row in table("tr") if (cells := row(["th", "td"]))]
+    heads = [row for row in rows if row[0].find_parent("thead")]
+    body = rows[len(heads) :]
+    if heads and [row[0].get_text() for row in rows] == [""] * len(heads) + [str(i) for i in range(len(body))]:
+        for row in rows:
+            row.pop(0).decompose()
+    if len({len(row) for row in heads[-1:] + body}) == 1:
+        for column in zip(*heads[-1:], *body, strict=True):
+            if all(NUMBER.match(cell.get_text()) for cell in column[len(heads[-1:]) :]):
+                for cell in column:
+                    cell["class"] = "number"
+    if len(body) > 10 and "status" in [cell.get_text() for row in heads for cell in row]:
+        details, summary = soup.new_tag("details"), soup.new_tag("summary")
+        summary.string = f"{len(body)} runs"
+        table.parent.wrap(details).insert(0, summary)
+
+
+def target(link, name, executed, folder):
+    """Where a link of a notebook leads from the report: another page, a file of the checkout, the web; None if nowhere."""
+    if re.match("(https?|mailto):", link):
+        return link
+    path, _, anchor = link.partition("#")
+    other = Path(unquote(path)).stem if path.endswith(".ipynb") else name if anchor and not path else ""
+    if other in executed:
+        return f"{quote(other)}.html" + (f"#{anchor}" if anchor else "")
+    if other in EXPERIMENTS:
+        return f"index.html#{other}"
+    return quote(os.path.relpath(file, folder)) if (file := checkout(path)) else None
+
+
+def embedded(src):
+    """A picture of a notebook as a data URI; None if it is neither one nor a file of the checkout."""
+    if src.startswith("data:image/"):
+        return src
+    file = checkout(src)
+    return file and f"data:{mimetypes.guess_type(file)[0]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def checkout(path):
+    """The file of the checkout that a relative path in a notebook means, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        folder = os.path.abspath(places.notebooks())
+        file = Path(os.path.abspath(Path(folder) / unquote(path)))
+        return file if file.is_file() and file.is_relative_to(os.path.dirname(folder)) else None

@@ -1,0 +1,249 @@
+"""REPRODUCIBILITY.md: a template whose fields are filled with numbers from the committed records. Imports no torch."""
+
+import ast
+import statistics
+from collections import Counter
+from functools import partial
+from string import Formatter
+from typing import NamedTuple
+
+from ..config import PROFILES, configure, fields_of, nearest
+from ..records import places
+from ..records.files import StoreError, write_atomic
+from ..records.store import Store
+from .reproduce import BANDS, published
+
+TEMPLATE, PAGE = "docs/reproducibility.in.md", "REPRODUCIBILITY.md"
+COLUMNS = ("quick", "laptop", "paper")  # profiles whose settings are shown
+
+
+class Published(NamedTuple):
+    """The committed records of one profile: its grids, the runs that they ask for, and the searches that gave their rates."""
+
+    profile: str
+    grids: list
+    runs: list
+    searches: list
+    missing: int
+
+    @property
+    def done(self):
+        return [run for run in self.runs if run["status"] == "done"]
+
+
+def read(profile):
+    """Raises StoreError for a broken record."""
+    store = Store(profile, "results")
+    grids = [grid for grid in store.grids() if grid.runs]
+    asked = dict.fromkeys(run["key"] for grid in grids for run in grid.runs)
+    rates = dict.fromkeys(rate for grid in grids for rate in grid.rates)
+    runs = [store.load(key) for key in asked if store.has(key)]
+    return Published(profile, grids, runs, [store.load(rate) for rate in rates], len(asked) - len(runs))
+
+
+def fill():
+    """The text of the page. Raises StoreError for a template that is missing or has a field that is not known, and for a
+    broken record."""
+    path = places.root() / TEMPLATE
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror}); restore it from the repository") from None
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}; write {{name}} for a field and {{{{ for a brace") from None
+    for name in sorted(names - set(FIELDS)):
+        raise StoreError(f"{path}: no such field {name!r}; did you mean {nearest(name, FIELDS)!r}?")
+    profiles = [read(profile) for profile in published()]
+    return text.format(**{name: FIELDS[name](profiles) for name in names})
+
+
+def write():
+    """Write the page; returns its path. Raises StoreError as `fill` does."""
+    write_atomic(places.root() / PAGE, fill())
+    return places.root() / PAGE
+
+
+# ---- fields: published profiles -> Markdown -----------------------------------------------------------------------
+
+
+def markdown(rows):
+    """Rows with equal names as a Markdown table."""
+    if not rows:
+        return "None."
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(map(str, row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def span(values, digits=0):
+    """'lowest to highest', or the one value there is."""
+    ends = dict.fromkeys(f"{value:,.{digits}f}" for value in (min(values), max(values))) if values else ["—"]
+    return " to ".join(ends)
+
+
+def levels(values):
+    return ", ".join(f"{value:g}" for value in sorted(set(values)))
+
+
+def counted(values):
+    """The values there are, with how often each occurs if they are several."""
+    found = Counter(values)
+    return ", ".join(f"{value} ({n})" if len(found) > 1 else str(value) for value, n in found.most_common()) or "—"
+
+
+def link(profile):
+    return f"[{profile}](results/{profile})"
+
+
+def compute(profiles):
+    """What was trained and what it cost, per profile."""
+    rows = []
+    for one in profiles:
+        spent = [3 * run["flop_per_image"] * run["steps"] * run["config"].get("batch", 0) for run in one.done]
+        seconds = sum(run["wall_seconds"] for run in one.done)
+        rows.append(
+            {
+                "profile": link(one.profile),
+                "networks": len(one.runs),
+                "seeds": levels(run["config"]["seed"] for run in one.runs),
+                "steps": levels(run["steps"] for run in one.done),
+                "parameters": span([sum(run["parameters"].values()) for run in one.done]),
+                "MFLOP per image": span([run["flop_per_image"] / 1e6 for run in one.done], 1),
+                "training, TFLOP": f"{sum(spent) / 1e12:.0f}",
+                "training, h": f"{seconds / 3600:.2f}",
+                "images/s, median": f"{statistics.median([run['images_per_second'] for run in one.done] or [0]):,.0f}",
+                "diverged": len(one.runs) - len(one.done),
+                "missing": one.missing,
+            }
+        )
+    return markdown(rows)
+
+
+def machines(profiles):
+    """What the numbers were made with, per profile."""
+    rows = []
+    for one in profiles:
+        stamps = [run["environment"] for run in one.runs]
+        several = lambda name, stamps=stamps: counted(stamp[name] for stamp in stamps)  # noqa: E731
+        rows.append(
+            {
+                "profile": link(one.profile),
+                "processor": counted(stamp["gpu"] or stamp["cpu"] for stamp in stamps),
+                "threads per run": several("threads"),
+                "system": several("system"),
+                "Python": several("python"),
+                "torch": counted(stamp["packages"]["torch"] for stamp in stamps),
+                "commit": counted((stamp["commit"] or "unknown")[:7] for stamp in stamps),
+                "from uncommitted code": sum(bool(stamp["dirty"]) for stamp in stamps),
+            }
+        )
+    return markdown(rows)
+
+
+def data(profiles):
+    """Which images were read, with the fingerprint of their pixels, per profile."""
+    rows = []
+    for one in profiles:
+        for fingerprint in dict.fromkeys(run["data"]["fingerprint"] for run in one.runs):
+            read = [run["data"] for run in one.runs if run["data"]["fingerprint"] == fingerprint]
+            sizes = {"images without labels": "pool", "labelled": "train", "validation": "val", "test": "test"}
+            sizes = {words: span([sizes[part] for sizes in read]) for words, part in sizes.items()}
+            rows.append({"profile": link(one.profile), "data": read[0]["name"], "pixels": f"`{fingerprint}`", **sizes})
+    return markdown(rows)
+
+
+def grids(profiles):
+    """What every notebook asked for, and over how many seeds."""
+    rows = []
+    for one in profiles:
+        status = {run["key"]: run["status"] for run in one.runs}
+        for grid in one.grids:
+            cells = Counter(str({k: v for k, v in run.items() if k not in ("key", "seed")}) for run in grid.runs)
+            changed = {name: value for name, value in grid.content["overrides"].items() if name != "files"}
+            notebook = grid.content["experiment"]
+            rows.append(
+                {
+                    "profile": one.profile,
+                    "notebook": f"[{notebook}](notebooks/{notebook}.ipynb)",
+                    "runs": len(grid.runs),
+                    "seeds per network": span(cells.values()),
+                    "diverged": sum(status.get(run["key"]) == "diverged" for run in grid.runs),
+                    "missing": sum(run["key"] not in status for run in grid.runs),
+                    "changed settings": ", ".join(f"{name} {listed(value)}" for name, value in changed.items()) or "none",
+                }
+            )
+    return markdown(rows)
+
+
+def listed(value):
+    return "/".join(str(one) for one in value) if isinstance(value, list) else str(value)
+
+
+def searches(profiles):
+    """Searches for a learning rate: how many runs they took, and what they chose."""
+    rows = []
+    for one in profiles:
+        if one.searches:
+            tried = {rate["key"]: rate["lr"] for search in one.searches for rate in search["rates"]}
+            rows.append(
+                {
+                    "profile": link(one.profile),
+                    "searches": len(one.searches),
+                    "runs tried": len(tried),
+                    "of them published": sum(run["key"] in tried for run in one.runs),
+                    "rates tried": levels(tried.values()),
+                    "chosen": ", ".join(sorted(f"{search['config']['mixer']} {search['chosen']:g}" for search in one.searches)),
+                }
+            )
+    return markdown(rows)
+
+
+def networks(profiles):
+    """Whether there are published weights, and where: two cells of a table."""
+    found = []
+    for one in profiles:
+        folder = f"results/{one.profile}/networks"
+        if files := list((places.root() / folder).glob("*/model.safetensors")):
+            size = sum(file.stat().st_size for file in files) / 1e6
+            found.append(f"{len(files)} networks, {size:.1f} MB, in [{folder}]({folder})")
+    return f"yes | {'; '.join(found)}" if found else "no | none are published"
+
+
+def idle(profiles):
+    """The profiles that have no committed records."""
+    return ", ".join(f"`{name}`" for name in COLUMNS if name not in {one.profile for one in profiles}) or "none"
+
+
+def deviations(profiles):
+    """Every departure from a source that the code marks with '# DEVIATION:' in a docstring."""
+    rows = []
+    for path in sorted(places.PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                words = (ast.get_docstring(node) or "").partition("# DEVIATION: ")[2].split("\n\n")[0]
+                if words:
+                    words = " ".join(line.strip("# ") for line in words.splitlines())
+                    rows.append({"where": f"[{path.stem}.{node.name}](biasnb/{path.name})", "departure, and why": words})
+    return markdown(rows)
+
+
+def bands(profiles):
+    """How far the same run may be off on another machine."""
+    return markdown([{"metric": name, "band": f"± {band:g} {unit}".strip()} for name, (_, band, unit) in BANDS.items()])
+
+
+def setting(name, profiles):
+    """Cells of a table: a setting in each profile, and what the studies take instead."""
+    cells = []
+    for profile in COLUMNS:
+        sizes, base = PROFILES[profile], getattr(configure(profile), name)
+        many = {"depth": ("depths", base), "seed": ("seeds", sizes["study_seeds"])}
+        main = sizes[many[name][0]] if name in many else base
+        study = sizes["study"].get(name, many[name][1] if name in many else base)
+        main, study = (listed(list(value)) if isinstance(value, tuple) else f"{value}" for value in (main, study))
+        cells.append(main if main == study else f"{main}; studies {study}")
+    return " | ".join(cells)
+
+
+FIELDS = {f.__name__: f for f in (compute, machines, data, grids, searches, networks, idle, deviations, bands)}
+FIELDS |= {name: partial(setting, name) for name in fields_of()}

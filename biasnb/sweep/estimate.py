@@ -1,0 +1,297 @@
+"""What a run costs on this machine, before anything is trained: seconds by a short calibration, bytes, FLOP.
+
+`python -m biasnb.sweep.estimate` is one process of the calibration: it reads Configs as one line of JSON and writes a line
+for each."""
+
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from itertools import count
+
+from ..config import BiasnbError, Config
+from ..records.keys import key
+from ..records.progress import clock
+from ..records.store import Store
+from .executor import AT_MOST, cores, on_gpu
+from .experiments import EXPERIMENTS, fitting, plan
+
+CALIBRATION = 60  # seconds
+GFLOP = 1.0  # of a step that is timed
+EVALUATIONS = 105, 40  # of the probe's objective: for some thousand images, for 10 000 and more, where the search ends sooner
+EACH = 0.2  # seconds of a run for all else
+NOTEBOOK = 4.0  # seconds of a notebook that has its records
+SHOWN = 10
+SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032), "stl10": (5_000, 8_000),
+         "fashion_mnist": (60_000, 10_000)}  # fmt: skip  # training and test images, labelled
+
+
+# ---- measuring ----------------------------------------------------------------------------------------------------------
+
+
+def noise(cfg, device, images):
+    """So many random images as a data set of the right size."""
+    import torch
+
+    from ..data.datasets import Data, Split
+
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (images, cfg.image_size, cfg.image_size, 3), generator=rng, dtype=torch.uint8)
+    split = Split(images.to(device), torch.arange(len(images), device=device) % 10)
+    return Data("noise", tuple("0123456789"), split, split, split, split, "noise")
+
+
+def networks(cfg, device, images, seeds=1):
+    """(random images as data, networks of so many seeds at their initial weights)."""
+    from ..data.palette import fit
+    from ..networks.model import build
+
+    data = noise(cfg, device, images)
+    palette = fit(data.pool.images, cfg.colours) if cfg.uses_palette else None
+    return data, [build(replace(cfg, seed=seed), data.stats(), palette, device, 10) for seed in range(seeds)]
+
+
+def stepper(cfg, device, seeds=1):
+    """A step of `train.pretrain_together` as a function."""
+    import torch
+
+    from ..training import loop as train
+
+    data, models = networks(cfg, device, 20 * cfg.batch, seeds)
+    views = [train.Views(replace(cfg, seed=seed), data.pool) for seed in range(seeds)]
+    solvers = [train.optimiser(model, cfg) for model in models]
+    (net, solver), numbers = train.program(cfg, models, solvers), count()
+
+    def step():
+        number = next(numbers)
+        found = torch.stack(train.gradients(net, cfg, [view.at(number) for view in views]))
+        if device == "cpu":
+            found.tolist()
+        solver.step()
+
+    return step
+
+
+def activations(cfg, model, images=4):
+    """Bytes that one image's forward pass keeps for the backward pass."""
+    import torch
+
+    from ..training.pretext import LOSSES, draw
+
+    device, rng = model.mean.device, torch.Generator().manual_seed(0)
+    batch = torch.randint(0, 256, (images, cfg.image_size, cfg.image_size, 3), generator=rng).to(device, torch.uint8)
+    given = draw(cfg, torch.zeros(images, dtype=torch.long, device=device), torch.Generator(device).manual_seed(0))
+    known = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = (storage.nbytes(), x)  # held, so that no address is used twice
+        return x
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+    with hooks, torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        LOSSES[cfg.pretext](model, batch, given)
+    return sum(size for size, _ in kept.values()) / images
+
+
+def counted(cfg):
+    """{"flop": of one image's forward pass, "parameters"} of a network."""
+    from ..networks.model import flop_per_image
+
+    _, (model,) = networks(cfg, "cpu", 20)
+    return {"flop": flop_per_image(model), "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def timed(cfg, flop):
+    """{"forward", "step": seconds, "bytes"} of a network per image, a step in batches of about a GFLOP."""
+    import torch
+
+    from ..networks.model import features, per_pass
+
+    device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+    data, (model,) = networks(cfg, device, max(8, min(per_pass(cfg, device), round(GFLOP * 1e9 / flop))))
+    with torch.no_grad():
+        forward = seconds_of(lambda: features(model, data.pool.images)) / len(data.pool.images)
+    if cfg.pretext == "none":
+        return {"forward": forward, "step": 0.0, "bytes": 0}
+    batch = max(2, min(cfg.batch, round(GFLOP * 1e9 / (3 * flop))))
+    small = replace(cfg, batch=batch, mask_rate=max(cfg.mask_rate, min(0.95, 17 / (batch * cfg.grid**2))))
+    return {"forward": forward, "step": seconds_of(stepper(small, device)) / batch, "bytes": activations(cfg, model)}
+
+
+def seconds_of(call):
+    """Seconds of a call: the median of three or more in a fifth of a second, after a first."""
+    call()
+    times, start = [], time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - start < 0.2:
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def probe_rate():
+    """FLOP/s of the linear probe."""
+    import torch
+
+    from ..training.probe import PENALTIES, fit_logistic
+
+    x, y = torch.randn(3, 1000, 64), torch.arange(1000) % 10
+    start = time.perf_counter()
+    fit_logistic(x, y, 10)
+    return probe_flop(3, 1000, 64, 10, len(PENALTIES)) / (time.perf_counter() - start)
+
+
+def probe_flop(layers, n, width, classes, penalties=6):
+    return EVALUATIONS[n >= 10_000] * 4 * layers * n * (width + 1) * penalties * classes
+
+
+# ---- predicting -----------------------------------------------------------------------------------------------------------
+
+
+def shape(cfg, depth, **fields):
+    """The Config whose step stands for this one's: of this depth, and of any seed, data and length."""
+    same = {name: Config.__dataclass_fields__[name].default for name in ("seed", "dataset", "data_dir", "images", "labelled",
+            "steps", "lr", "warmup", "weight_decay", "clip", "budget", "permute", "noise")}  # fmt: skip
+    return replace(cfg, **same, depth=depth, **fields)
+
+
+def identity(cfg):
+    return {"mixer": "identity", "position": "none" if cfg.position == "relative" else cfg.position}
+
+
+def calibrate(configs, seconds=CALIBRATION):
+    """Measure these Configs by one process per core, all at once as runs are trained, until the time is over: Config ->
+    what `counted` and `timed` give, and None -> FLOP/s of the probe."""
+    side_by_side = 1 if on_gpu(configs) else min(cores(), AT_MOST)
+    command, processes = [sys.executable, "-m", "biasnb.sweep.estimate"], []
+    for i in range(side_by_side):
+        share = [asdict(cfg) for cfg in configs[i::side_by_side]]
+        one = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        one.stdin.write(json.dumps([seconds, share]) + "\n")
+        one.stdin.close()
+        processes.append(one)
+    found = {}
+    for process in processes:
+        for line in process.stdout:
+            fields, numbers = json.loads(line)
+            found[fields and Config(**fields)] = numbers
+        if process.wait():
+            raise BiasnbError("calibration: a process of it failed, see above")
+    return found
+
+
+class Predictor:
+    """Seconds, FLOP and bytes of runs from a calibration. What was not timed takes the rate of its mixer."""
+
+    def __init__(self, found):
+        self.probe, self.found = found.pop(None), found
+        self.timed = sum("step" in one for one in found.values())
+        rates = {}
+        for cfg, one in found.items():
+            if "step" in one:
+                for kind in (cfg.mixer, None):
+                    rates.setdefault(kind, []).append({name: one[name] / one["flop"] for name in ("step", "forward", "bytes")})
+        rates = {kind: {name: statistics.median(one[name] for one in some) for name in some[0]} for kind, some in rates.items()}
+        for cfg, one in found.items():
+            if "step" not in one:
+                one |= {name: rate * one["flop"] for name, rate in rates.get(cfg.mixer, rates[None]).items()}
+
+    def of(self, cfg, **fields):
+        """What was found of a Config's network, for its depth: all grows linearly with it."""
+        one, two = (self.found[shape(cfg, depth, **fields)] for depth in (1, 2))
+        return {name: one[name] + (cfg.depth - 1) * (two[name] - one[name]) for name in one}
+
+    def run(self, cfg):
+        """{"training", "seconds", "flop", "bytes"} of one run."""
+        one, (train, val, test, classes) = self.of(cfg), sizes(cfg)
+        steps = 0 if cfg.pretext == "none" else cfg.steps
+        if cfg.budget == "flop":
+            steps = max(1, round(steps * self.of(cfg, **identity(cfg))["flop"] / one["flop"]))
+        labelled = cfg.labelled or train
+        passes = 2 * (labelled + val + test) + (val + test if steps else 0)
+        passes += 1.5 * SHOWN * cfg.grid**2 if cfg.pretext == "ar" else 0
+        neighbours = 2 * (cfg.depth + 1) * test * labelled * cfg.width
+        probes = 2 * (probe_flop(cfg.depth + 1, labelled, cfg.width, classes) + neighbours)
+        training = steps * cfg.batch * one["step"]
+        return {
+            "training": training,
+            "seconds": training + passes * one["forward"] + probes / self.probe + EACH,
+            "flop": (3 * steps * cfg.batch + passes) * one["flop"] + probes,
+            "bytes": 16 * one["parameters"] + cfg.batch * one["bytes"],
+        }
+
+
+@functools.cache
+def sizes_of(dataset, data_dir, image_size):
+    if dataset in SIZES:
+        train, test = SIZES[dataset]
+        return train - train // 10, train // 10, test, 100 if dataset == "cifar100" else 10
+    from ..data.datasets import load
+
+    data = load(Config(dataset=dataset, data_dir=data_dir, image_size=image_size, patch=1, pretext="none"))
+    return len(data.train.labels), len(data.val.labels), len(data.test.labels), len(data.classes)
+
+
+def sizes(cfg):
+    """Numbers of training, validation and test images, and of classes."""
+    return sizes_of(cfg.dataset, cfg.data_dir, cfg.image_size)
+
+
+def predict(profile, given):
+    """What each notebook of a profile still costs on this machine: (rows of a table, lines of text)."""
+    plans = {name: {key(cfg): cfg for cfg in plan(name, profile, fitting(name, given))[1]} for name in EXPERIMENTS}
+    asked, store = {k: cfg for configs in plans.values() for k, cfg in configs.items()}, Store(profile)
+    shapes = [shape(cfg, depth, **fields) for cfg in asked.values() for depth in (1, 2)
+              for fields in ({}, *([identity(cfg)] if cfg.budget == "flop" else []))]  # fmt: skip
+    predictor = Predictor(calibrate(list(dict.fromkeys(shapes))))
+    costs = {k: predictor.run(cfg) for k, cfg in asked.items()}
+    workers, rows, seconds = 1 if on_gpu(asked.values()) else min(cores(), AT_MOST), [], []
+    missing = {k for k in asked if not store.has(k)}
+    left = set(missing)
+    for name, configs in plans.items():
+        mine = [costs[k] for k in configs if k in left]
+        left -= configs.keys()
+        seconds.append((sum(cost["seconds"] for cost in mine) + NOTEBOOK) / workers)
+        rows.append({
+            "notebook": name, "runs": len(configs), "to train": len(mine), "time": clock(seconds[-1]),
+            "TFLOP": f"{sum(cost['flop'] for cost in mine) / 1e12:.3g}",
+            "GB, largest run": f"{max((cost['bytes'] for cost in mine), default=0) / 1e9:.2g}",
+        })  # fmt: skip
+    memory = workers * max((costs[k]["bytes"] for k in missing), default=0) / 1e9
+    lines = [f"{len(missing)} runs to train by {workers} at once: {clock(sum(seconds))}, up to {memory:.2g} GB beside what "
+             f"Python itself takes; {predictor.timed} of {len(predictor.found)} shapes of networks were timed"]  # fmt: skip
+    done = [(costs[k]["training"], store.load(k)) for k in asked if k not in missing]
+    off = [cost / record["wall_seconds"] for cost, record in done if record["status"] == "done" and record["wall_seconds"]]
+    if len(off) > 1:
+        (low, *_, high), middle = statistics.quantiles(off, n=10), statistics.median(off)
+        lines.append(f"Of {len(off)} runs that are done here, training was predicted at {middle:.2f} times what it took "
+                     f"(median; 80 % between {low:.2f} and {high:.2f})")  # fmt: skip
+    return rows, lines
+
+
+def main():
+    import torch
+
+    seconds, share = json.loads(sys.stdin.readline())
+    configs = [Config(**fields) for fields in share]
+    torch.set_num_threads(1)  # as workers do
+
+    def say(cfg, numbers):
+        print(json.dumps([cfg and asdict(cfg), numbers]), flush=True)
+
+    say(None, probe_rate())
+    found, start = {cfg: counted(cfg) for cfg in configs}, time.perf_counter()
+    for cfg in sorted(found, key=lambda cfg: found[cfg]["flop"]):
+        if time.perf_counter() - start < seconds:
+            found[cfg] |= timed(cfg, found[cfg]["flop"])
+        say(cfg, found[cfg])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""What an operator or a network does, measured on it: equivariance, reach, spectrum.
+
+Everywhere x is the encoded images as the network sees them, h^0 ... h^L are its token grids before any norm, S, p and H are
+pixels, pixels per token and tokens per side. Lengths are in pixels, except mixing distances, which are in tokens.
+"""
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..data.datasets import generator
+from .compare import TINY, cka_layers
+
+
+def footprint(mix, grid, width, position=None, generator=None):
+    """How much the output at one position depends on each input position, for random normal input: see `block_norms`.
+
+    mix maps (1, H, W, D) to (1, H, W, D). position (row, column), the centre if None. Returns (H, W).
+    """
+    return block_norms(mix, (torch.randn(1, grid, grid, width, generator=generator),), position or (grid // 2, grid // 2))
+
+
+def block_norms(mix, arguments, position):
+    """Norms of the Jacobian blocks of an operator's output at a position (row, column) by each input position, (H, W), zero
+    exactly where nothing is read. Of several streams, stacked along B, the last is read, from all of them."""
+    x = arguments[0].detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = mix(x, *arguments[1:])[-1][position]
+    (jacobian,) = torch.autograd.grad(outputs, x, torch.eye(len(outputs), device=x.device), is_grads_batched=True)
+    return jacobian.square().sum((0, 1, 4)).sqrt()
+
+
+def encoded(model, images):
+    return model.encode(model.arrange(images))
+
+
+def observe(model, x, watch=(), mask=None):
+    """Encoded images, and a mask as the network takes it -> (h^0 ... h^L, calls), calls listing (module, arguments, output) of
+    each use of a watched module."""
+    out, calls = {}, []
+    hooks = [module.register_forward_hook(lambda *call: calls.append(call)) for module in set(watch)]
+    try:
+        model(x, mask, out=out)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return out["layers"], calls
+
+
+def signs(shape, device):
+    """Random +-1, the same on every device. E|s^T J|^2 over such s is the squared Frobenius norm of J (Hutchinson), so one
+    backward pass stands for one per channel."""
+    draws = torch.randint(0, 2, shape, generator=generator("cpu", 0, "signs", *shape))
+    return (2.0 * draws - 1).to(device)
+
+
+@torch.no_grad()
+def rolled(model, images, shift, mask=None):
+    """Per layer (h(T x) - T h(x), T h(x)), both (B, H, W, D). T rolls the torus by `shift` tokens (rows, columns),
+    and the mask."""
+    x = encoded(model, images)
+    moved, _ = observe(model, x.roll([model.cfg.patch * s for s in shift], (1, 2)),
+                       mask=None if mask is None else mask.roll(shift, (1, 2)))  # fmt: skip
+    still = [h.roll(shift, (1, 2)) for h in observe(model, x, mask=mask)[0]]
+    return [(other - h, h) for other, h in zip(moved, still, strict=True)]
+
+
+def roll_error(model, images, shift=(1, 2)):
+    """|h(T x) - T h(x)| / |h(x)| per layer, averaged over images; T as in `rolled`."""
+    pairs = [(error.flatten(1).norm(dim=1), h.flatten(1).norm(dim=1)) for error, h in rolled(model, images, shift)]
+    return [float((error / size.clamp(min=TINY)).mean()) for error, size in pairs]
+
+
+def slope(x, dim):
+    """d/dt at t = 0 of x shifted by t places: central differences, 0 at the border, where x is reflected."""
+    change = (x.roll(-1, dim) - x.roll(1, dim)) / 2
+    change.select(dim, 0).zero_()
+    change.select(dim, -1).zero_()
+    return change
+
+
+def lie_error(model, images):
+    """Local equivariance error per layer: |d/dt T_-t h(T_t x) at t = 0|^2 / |h(x)|^2, per squared pixel of shift, averaged
+    over images and over shifts along rows and columns (Gruver et al., arXiv 2210.02984).
+
+    T_t moves x by t pixels and h by t / p tokens, borders reflected, so by the chain rule the derivative is
+    J slope(x) - slope(h) / p. The Jacobian product takes two backward passes, as fused attention has no forward mode.
+    None for input "palette": indices have no derivative.
+
+    # DEVIATION: the source's bilinear shift has a kink at t = 0 and gives the one-sided difference, half a pixel off in x
+    but half a token off in h; central differences, those of a shift by Keys' cubic interpolation, are off in neither.
+    """
+    x = encoded(model, images)
+    if not x.is_floating_point():
+        return None
+    errors = [0.0] * (model.cfg.depth + 1)
+    for part in x.split(max(1, 2**20 // model.cfg.grid**4)):  # the graph of attention holds N * N numbers several times
+        part.requires_grad_()
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            hidden, _ = observe(model, part)
+            probes = [torch.zeros_like(h, requires_grad=True) for h in hidden]
+            (pulled,) = torch.autograd.grad(hidden, part, probes, create_graph=True)
+        for dim in (1, 2):
+            tangent = slope(part.detach(), dim)
+            pushed = torch.autograd.grad(pulled, probes, tangent, retain_graph=True, materialize_grads=True)
+            for layer, (h, jx) in enumerate(zip(hidden, pushed, strict=True)):
+                error = jx - slope(h.detach(), dim) / model.cfg.patch
+                ratio = error.square().sum((1, 2, 3)) / h.detach().square().sum((1, 2, 3)).clamp(min=TINY)
+                errors[layer] += float(ratio.sum()) / (2 * len(x))
+    return errors
+
+
+def sensitivity(model, images, position, mask=None):
+    """Effective receptive field of the token at `position` (row, column) of h^L (Luo et al., arXiv 1701.04128): (S, S) float64
+    on the CPU, sum 1, or all 0 if nothing is read.
+
+    Mean over images of |s^T dh/dx| at each pixel, s random signs over channels, |.| over colours. For input "palette" it is
+    taken in the embedded content of each token and spread evenly over the token's pixels."""
+    cfg, x = model.cfg, encoded(model, images)
+    soft = x.is_floating_point()
+    with torch.enable_grad():
+        hidden, calls = observe(model, x.requires_grad_(soft), [model.embed.content], mask)
+        token = hidden[-1][:, position[0], position[1]]
+    (gradient,) = torch.autograd.grad(token, x if soft else calls[0][2], signs(token.shape, x.device))
+    field = gradient.double().norm(dim=3).mean(0).cpu()
+    if not soft:
+        field = field.repeat_interleave(cfg.patch, 0).repeat_interleave(cfg.patch, 1)
+    return field / field.sum().clamp(min=TINY)
+
+
+def receptive_field(model, images):
+    """`sensitivity` of the token at (H // 2, H // 2) as "map", and how far it reaches.
+
+    "side50", "side99": side of the smallest square around the token with 50 and 99 % of the map. As the token of an even
+    grid is not in the middle, up to S + p. "distance": mean distance from the token's centre. All 0 if nothing is read.
+    """
+    cfg = model.cfg
+    field = sensitivity(model, images, (cfg.grid // 2, cfg.grid // 2))
+    offset = torch.arange(cfg.image_size) - (cfg.grid // 2 + 0.5) * cfg.patch + 0.5
+    side = 2 * torch.maximum(offset.abs()[:, None], offset.abs()) + 1  # of the smallest square that reaches a pixel
+    side = side.long().clamp(min=cfg.patch).flatten()
+    held = torch.zeros(cfg.image_size + cfg.patch + 1, dtype=torch.float64).index_add(0, side, field.flatten()).cumsum(0)
+    sides = {f"side{percent}": int((held < percent / 100 * held[-1]).sum()) for percent in (50, 99)}
+    return {"map": field.float(), **sides, "distance": float((field * torch.hypot(offset[:, None], offset)).sum())}
+
+
+def distances(grid, circular=False):
+    """(N, N) Euclidean distances between tokens, in tokens; the shortest way round the torus if circular."""
+    apart = (torch.arange(grid)[:, None] - torch.arange(grid)).abs()
+    if circular:
+        apart = torch.minimum(apart, grid - apart)
+    return torch.hypot(apart[:, None, :, None].float(), apart[None, :, None, :].float()).view(grid**2, grid**2)
+
+
+def uniform_distance(grid, circular=False):
+    """Mixing distance of the uniform matrix, in tokens: what `mixing_distance` is compared with."""
+    return float(distances(grid, circular).mean())
+
+
+def mean_distance(weights, distance):
+    """Non-negative weights (..., N) and distances of the same rows -> mean over rows of the weighted mean distance, (...)
+    without the last but one. Rows of zeros are skipped; 0 if all are."""
+    total = weights.sum(-1)
+    used = total > 0
+    rows = (weights * distance).sum(-1) / total.where(used, 1.0)
+    return rows.sum(-1) / used.sum(-1).clamp(min=1)
+
+
+@torch.no_grad()
+def mixing_row(model, images, position, layer, head=None, mask=None):
+    """Row of |A| of the block `layer`, 1 to L, for the token at `position` (row, column) of the last image, averaged over heads
+    if none is given: (H, W). An operator without a `matrix` has `block_norms` in place of heads."""
+    mixes = [block.mix for block in model.stack]
+    mix, arguments, _ = observe(model, encoded(model, images), mixes, mask)[1][layer - 1]
+    if not hasattr(mix, "matrix"):
+        return block_norms(mix, arguments, position)
+    grid = model.cfg.grid
+    rows = mix.matrix(*arguments)[-1, :, position[0] * grid + position[1]].abs()
+    return (rows.mean(0) if head is None else rows[head]).view(grid, grid)
+
+
+@torch.no_grad()
+def mixing_distance(model, images):
+    """How far each layer mixes, in tokens: per layer a list over heads of (1/N) sum_ij |A_ij| |p_i - p_j|, rows of |A|
+    scaled to sum 1, averaged over images; on the torus if the operator takes the grid for one.
+
+    For attention it is the attention distance (Dosovitskiy et al., arXiv 2010.11929, section 4.5). An operator without
+    a `matrix` counts as one head whose |A_ij| is the norm of its Jacobian block, see `jacobian_rows`.
+    """
+    _, calls = observe(model, encoded(model, images), [block.mix for block in model.stack])
+    distance = distances(model.cfg.grid, model.cfg.circular).to(images.device)
+    chunk = max(1, 2**22 // len(distance) ** 2)
+    result = []
+    for mix, arguments, _ in calls:
+        if hasattr(mix, "matrix"):
+            parts = zip(*(x.split(chunk) for x in arguments), strict=True)
+            means = torch.cat([mean_distance(mix.matrix(*part).abs(), distance) for part in parts])
+        else:
+            rows, weights = jacobian_rows(mix, arguments, len(images))
+            means = mean_distance(weights[:, None, None], distance[rows][:, None, None])
+        result.append(means.double().mean(0).tolist())
+    return result
+
+
+def jacobian_rows(mix, arguments, b):
+    """Row i of an operator's mixing matrix at its real input, one row per image: (i (B,), |A_ij| (B, N)).
+
+    |A_ij| is the norm of the Jacobian block, estimated with random signs. Image b is read at place b mod 8 of a lattice
+    over the grid. Of several streams, stacked along B, the last is read, from all of them.
+    """
+    x = arguments[0].detach().requires_grad_()
+    grid, place = x.shape[1], torch.arange(b, device=x.device) % 8
+    row, column = (2 * place + 1) * grid // 16, (2 * (3 * place % 8) + 1) * grid // 16
+    picks = torch.zeros_like(x)
+    picks[-b:][torch.arange(b, device=x.device), row, column] = signs((b, x.shape[3]), x.device)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(mix(x, *arguments[1:]), x, picks)
+    return row * grid + column, gradient.unflatten(0, (-1, b)).square().sum((0, 4)).sqrt().flatten(1)
+
+
+@torch.no_grad()
+def spectrum(model, images):
+    """Delta log amplitude per layer (Park & Kim, arXiv 2202.06709): natural logarithm of |2-D Fourier transform of h| at
+    frequencies (k, k), k = 0 ... H // 2, of 2 pi k / H per token, less that at k = 0, averaged over images and channels.
+    White noise gives ln(2) / 2 = .35 between the two ends, where the transform is real, and 0 at them."""
+    result = []
+    for h in observe(model, encoded(model, images))[0]:
+        amplitude = torch.fft.fft2(h, dim=(1, 2)).abs().clamp(min=1e-6)
+        curve = amplitude.log().double().mean((0, 3)).diagonal()[: h.shape[1] // 2 + 1]
+        result.append((curve - curve[0]).tolist())
+    return result
+
+
+def network(model, images):
+    """All measures of one network on at most 32 images (Lie error: 8): (dict of numbers and lists, to six significant
+    digits, as JSON takes them; map of the receptive field, (S, S) float32 array)."""
+    images = images[:32]
+    field = receptive_field(model, images)
+    measures = {
+        "roll_error": roll_error(model, images),
+        "lie_error": lie_error(model, images[:8]),
+        "receptive_field": {name: field[name] for name in ("side50", "side99", "distance")},
+        "mixing_distance": mixing_distance(model, images),
+        "uniform_distance": float(uniform_distance(model.cfg.grid, model.cfg.circular)),
+        "spectrum": spectrum(model, images),
+        "cka": cka_layers(model, images).tolist(),
+    }
+    return rounded(measures), field["map"].cpu().numpy()
+
+
+def rounded(value):
+    """Nested dicts and lists with every float at six significant digits."""
+    if isinstance(value, dict):
+        return {name: rounded(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,218 @@
+"""Training tasks: masked tokens, the next token, noise, labels. Networks that predict pixels share one yardstick, the PSNR of
+the pixels they had to predict, in dB."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from ..data.datasets import generator
+from ..data.palette import quantise
+from ..networks.embed import patchify, unpatchify
+from ..networks.model import per_pass
+
+
+def draw_mask(n, grid, rate, generator):
+    """(n, H, W) bool, True where hidden: every token independently with probability `rate` (image-GPT, section 3.2)."""
+    return torch.rand(n, grid, grid, generator=generator, device=generator.device) < rate
+
+
+def pixel_mask(mask, patch):
+    """(B, H, W) tokens -> (B, S, S) pixels."""
+    return mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+
+
+def draw(cfg, labels, generator):
+    """What a task needs beside B images: for 'bert' the mask (B, H, W), True where hidden; for 'denoise' normal noise
+    (B, S, S, 3); for 'supervised' the labels (B,); for 'ar' nothing."""
+    if cfg.pretext == "bert":
+        return draw_mask(len(labels), cfg.grid, cfg.mask_rate, generator)
+    if cfg.pretext == "denoise":
+        size = cfg.image_size
+        return torch.randn(len(labels), size, size, 3, generator=generator, device=generator.device)
+    return labels if cfg.pretext == "supervised" else None
+
+
+def spoilt(model, images, given):
+    """Arranged images as the network gets them: with noise added under 'denoise', as they are otherwise."""
+    if model.cfg.pretext != "denoise":
+        return images
+    return (images.float() + model.cfg.noise * model.std * given).clamp(0, 255)
+
+
+def hidden_grid(model, images, given):
+    """Arranged images and what `draw` gave -> (B, H, W, D), from which the head predicts."""
+    return model(model.encode(spoilt(model, images, given)), given if model.cfg.pretext == "bert" else None)
+
+
+def targets(model, images):
+    """Arranged images -> what every token holds: standardised colours (B, H, W, p*p*3) or palette indices (B, H, W, p*p)."""
+    if model.cfg.target == "rgb":
+        return patchify(model.standardise(images), model.cfg.patch)
+    return patchify(quantise(images, model.palette)[..., None], model.cfg.patch).long()
+
+
+def pixel_loss(model, images, given):
+    """Mean loss over the tokens to predict, the hidden ones under 'bert' and all otherwise: squared error of standardised
+    RGB, or cross-entropy in nats per pixel.
+
+    images (B, S, S, 3) uint8. Under 'bert' visible pixels never enter the loss, and the head runs on hidden tokens only;
+    under 'ar' the network is causal by construction, so that every token is predicted from those before it.
+    """
+    images = model.arrange(images)
+    return loss_of(model, images, given, hidden_grid(model, images, given))
+
+
+def loss_of(model, images, given, vectors):
+    """`pixel_loss` of arranged images from their `hidden_grid`."""
+    cfg = model.cfg
+    where = given if cfg.pretext == "bert" else (slice(None),) * 3
+    predicted = model.head(vectors[where]).float()  # (..., p*p*3 or p*p*K)
+    target = targets(model, images)[where]
+    if cfg.target == "rgb":
+        return F.mse_loss(predicted, target)
+    return F.cross_entropy(predicted.reshape(-1, cfg.colours), target.flatten())
+
+
+def classify(model, images):
+    """(B, S, S, 3) uint8 -> (B, C) logits from the token average of the last hidden grid."""
+    return model.head(model(model.encode(model.arrange(images))).mean((1, 2))).float()
+
+
+def label_loss(model, images, labels):
+    """Cross-entropy of the labels, in nats."""
+    return F.cross_entropy(classify(model, images), labels)
+
+
+LOSSES = {"bert": pixel_loss, "ar": pixel_loss, "denoise": pixel_loss, "supervised": label_loss}
+
+
+def pixels_of(model, vectors):
+    """Hidden vectors (B, H, W, D) -> predicted colours (B, S, S, 3), 0 to 255 (palette: posterior mean), arranged."""
+    predicted = unpatchify(model.head(vectors).float(), model.cfg.patch)
+    if model.cfg.target == "rgb":
+        return predicted * model.std + model.mean
+    return predicted.softmax(-1) @ model.palette.colours
+
+
+@torch.no_grad()
+def reconstruct(model, images, given):
+    """(B, S, S, 3) float, 0 to 255: under 'bert' visible pixels as they are and hidden ones predicted; under 'denoise' and
+    'ar' every pixel predicted, under 'ar' from the true pixels before it."""
+    return reconstruction_of(model, images, given, hidden_grid(model, model.arrange(images), given))
+
+
+def reconstruction_of(model, images, given, vectors):
+    """`reconstruct` from the `hidden_grid` of the arranged images."""
+    pixels = model.restore(pixels_of(model, vectors).clamp(0, 255))
+    return torch.where(predicted_pixels(model, images, given)[..., None], pixels, images.float())
+
+
+def predicted_pixels(model, images, given):
+    """(B, S, S) bool: the pixels that the task predicts."""
+    if model.cfg.pretext != "bert":
+        return torch.ones(images.shape[:3], dtype=torch.bool, device=images.device)
+    return model.restore(pixel_mask(given, model.cfg.patch))
+
+
+@torch.no_grad()
+def complete(model, images, known, generator=None, spread=0.0):
+    """Images (B, S, S, 3) with the tokens that are not `known` (H, W) filled in one by one, in raster order, by an
+    autoregressive network; (B, S, S, 3) float, 0 to 255.
+
+    With a generator every token is a sample: palette colours from the predicted distribution, RGB from a normal one around
+    the prediction with standard deviation `spread`, in units of that of the pixels. Without, it is the mean prediction.
+    """
+    cfg, p = model.cfg, model.cfg.patch
+    x = model.arrange(images).float()
+    for row, column in (~known).nonzero().tolist():
+        spot = slice(row * p, row * p + p), slice(column * p, column * p + p)
+        vectors = model(model.encode(x))[:, row : row + 1, column : column + 1]
+        if cfg.target == "palette" and generator:
+            chances = model.head(vectors).float().view(-1, cfg.colours).softmax(-1)
+            drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            token = model.palette.colours[drawn].view(-1, p, p, 3)
+        else:
+            token = pixels_of(model, vectors)
+            if generator:
+                noise = torch.randn(token.shape, generator=generator, device=token.device)
+                token = token + spread * model.std * noise
+        x[:, spot[0], spot[1]] = token.clamp(0, 255)
+    return model.restore(x)
+
+
+def sample(model, n, variance):
+    """(n, S, S, 3) uint8 images drawn pixel by pixel from an autoregressive network; for RGB with the `variance` of its
+    predictions, the mean squared error of standardised pixels. Always the same draws."""
+    cfg, device = model.cfg, model.mean.device
+    blank = torch.zeros(n, cfg.image_size, cfg.image_size, 3, dtype=torch.uint8, device=device)
+    known = torch.zeros(cfg.grid, cfg.grid, dtype=torch.bool, device=device)
+    drawn = complete(model, blank, known, generator(device, 0, "samples"), math.sqrt(variance))
+    return drawn.round().byte().cpu().numpy()
+
+
+def psnr(squared_error, count):
+    """Peak signal-to-noise ratio in dB from the summed squared error of `count` values on the scale 0 to 255."""
+    return 10 * math.log10(255**2 * count / max(squared_error, 1e-12))
+
+
+def evaluation_masks(split, cfg, part):
+    """The fixed masks of an evaluation split: the same for every network, seed and device."""
+    masks = draw_mask(len(split.labels), cfg.grid, cfg.mask_rate, generator("cpu", 0, "evaluation masks", part))
+    masks[0, 0, 0] |= not masks.any()  # of very few tokens none may be hidden by chance
+    return masks.to(split.images.device)
+
+
+def evaluation_draw(cfg, split, part):
+    """What `draw` gives for an evaluation split, fixed; a list with one entry per image."""
+    if cfg.pretext == "bert":
+        return evaluation_masks(split, cfg, part)
+    given = draw(cfg, split.labels.cpu(), generator("cpu", 0, "evaluation", part))
+    return given if given is None else given.to(split.images.device)
+
+
+@torch.no_grad()
+def evaluate(model, split, part, chunk=None):
+    """{"loss", "psnr", "accuracy"} on one split under its fixed masks or noise: the loss averaged over predicted tokens or
+    labels, PSNR over predicted pixels; None for what a task has not."""
+    cfg = model.cfg
+    given = evaluation_draw(cfg, split, part)
+    loss = error = right = total = pixels = 0
+    chunk = chunk or per_pass(cfg, split.images.device)
+    for i in range(0, len(split.labels), chunk):
+        images, hint = split.images[i : i + chunk], None if given is None else given[i : i + chunk]
+        count = int(hint.sum()) if cfg.pretext == "bert" else len(images)
+        if not count:
+            continue
+        total += count
+        if cfg.predicts:
+            arranged = model.arrange(images)
+            vectors = hidden_grid(model, arranged, hint)
+            loss += float(loss_of(model, arranged, hint, vectors)) * count
+            error += float((reconstruction_of(model, images, hint, vectors) - images.float()).square().sum(dtype=torch.float64))
+            pixels += int(predicted_pixels(model, images, hint).sum())
+        else:
+            logits = classify(model, images)
+            loss += float(F.cross_entropy(logits, hint)) * count
+            right += int((logits.argmax(1) == hint).sum())
+    return {
+        "loss": loss / total,
+        "psnr": psnr(error, pixels * 3) if cfg.predicts else None,
+        "accuracy": None if cfg.predicts else right / total,
+    }
+
+
+def examples(model, images, given):
+    """What a figure shows of a network: {"input", "reconstruction"}, (n, S, S, 3) uint8. Under 'bert' what is hidden is
+    grey; under 'ar' the lower half is, and is completed (palette: by samples); under 'denoise' the input is noisy."""
+    cfg = model.cfg
+    if cfg.pretext == "ar":
+        known = torch.arange(cfg.grid**2, device=images.device).view(cfg.grid, cfg.grid) < cfg.grid**2 // 2
+        grey = ~model.restore(pixel_mask(known.expand(len(images), -1, -1), cfg.patch))
+        filled = complete(model, images, known, generator(images.device, 0, "completion") if cfg.target == "palette" else None)
+    else:
+        filled = reconstruct(model, images, given)
+        grey = predicted_pixels(model, images, given) if cfg.pretext == "bert" else None
+    seen = model.restore(spoilt(model, model.arrange(images), given)).float()
+    seen = seen if grey is None else torch.where(grey[..., None], 128.0, seen)
+    return {name: x.round().byte().cpu().numpy() for name, x in (("input", seen), ("reconstruction", filled))}

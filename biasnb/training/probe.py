@@ -1,0 +1,111 @@
+"""What the features are worth: linear probe and k-nearest neighbours on frozen, token-averaged features per layer."""
+
+import torch
+import torch.nn.functional as F
+
+from ..networks.model import features, per_pass
+
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
+TINY = 1e-30
+
+
+@torch.no_grad()
+def layer_features(model, split):
+    """((L + 1, n, D) features, (n,) labels) of the labelled images of a split."""
+    labelled = split.labels >= 0
+    images = split.images[labelled]
+    parts = images.split(per_pass(model.cfg, images.device))
+    return torch.cat([features(model, part) for part in parts]).transpose(0, 1), split.labels[labelled]
+
+
+def pixel_features(split):
+    """((1, n, S*S*3), (n,)): the pixels themselves, the floor of every probe."""
+    labelled = split.labels >= 0
+    return split.images[labelled].float().flatten(1)[None], split.labels[labelled]
+
+
+def fit_logistic(x, y, classes, penalties=PENALTIES, max_iter=100):
+    """Multinomial logistic regression by L-BFGS, all layers and penalties in one pass.
+
+    x (L, n, F) standardised, y (n,) -> weights (L, F + 1, P, C), the last row the bias, which is not penalised.
+    Minimises mean cross-entropy + penalty/2 * |W|^2 for each layer and penalty. The search runs along the principal axes
+    of the features, each scaled by its expected curvature; that changes the path, not the minimum.
+    """
+    layers, n, width = x.shape
+    variance, axes = torch.linalg.eigh(x.mT @ x / n)
+    x = torch.cat([x @ axes, x.new_ones(layers, n, 1)], 2)
+    columns = x.mT.contiguous()
+    strength = torch.cat([x.new_tensor(penalties)[:, None].expand(-1, width), x.new_zeros(len(penalties), 1)], 1)
+    curvature = torch.cat([variance.clamp(min=0), x.new_ones(layers, 1)], 1)[:, None, None] / classes
+    scale = (curvature + strength).rsqrt()
+    u = x.new_zeros(layers, classes, len(penalties), width + 1)  # classes before images: a softmax over long rows is fast
+    target = y.expand(layers, 1, len(penalties), n)
+
+    def closure():
+        w = scale * u
+        p = (w.flatten(1, 2) @ columns).view(layers, classes, len(penalties), n).softmax(1)
+        right = p.gather(1, target)
+        p.scatter_(1, target, right - 1)
+        u.grad = scale * ((p.flatten(1, 2) @ x).view_as(w) / n + strength * w)
+        return (strength / 2 * w.square()).sum() - right.clamp(min=TINY).log().sum() / n
+
+    solver = torch.optim.LBFGS(
+        [u], max_iter=max_iter, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+    )
+    solver.step(closure)
+    w = (scale * u).permute(0, 3, 2, 1)
+    return torch.cat([(axes @ w[:, :-1].flatten(2)).unflatten(2, w.shape[2:]), w[:, -1:]], 1)
+
+
+def linear_probe(train, val, test, classes):
+    """Probe every layer. Arguments are (features (L, n, F), labels (n,)) per split.
+
+    Penalty per layer and then the layer are chosen by validation accuracy. Returns a dict: "layers", one row per
+    layer {layer, penalty, train, val, test} with accuracies 0 to 1; "chosen", the row of the chosen layer; "correct",
+    (n_test,) bool at the chosen layer.
+    """
+    mean = train[0].mean(1, keepdim=True)
+    std = train[0].std(1, keepdim=True).clamp(min=1e-6)
+    splits = {name: ((x - mean) / std, y) for name, (x, y) in (("train", train), ("val", val), ("test", test))}
+    w = fit_logistic(*splits["train"], classes)
+    right = {}
+    for name, (x, y) in splits.items():
+        logits = (x @ w[:, :-1].flatten(2) + w[:, -1].flatten(1)[:, None]).unflatten(2, w.shape[2:])
+        right[name] = logits.argmax(3) == y[None, :, None]  # (L, n, P)
+    rows = []
+    for layer in range(len(w)):
+        best = int(right["val"][layer].float().mean(0).argmax())
+        accuracy = {name: float(r[layer, :, best].double().mean()) for name, r in right.items()}
+        rows.append({"layer": layer, "penalty": PENALTIES[best], **accuracy})
+    chosen = max(rows, key=lambda row: row["val"])
+    correct = right["test"][chosen["layer"], :, PENALTIES.index(chosen["penalty"])]
+    return {"layers": rows, "chosen": chosen, "correct": correct}
+
+
+def knn(train, test, classes, chunk=500):
+    """Test accuracy per layer (list) of weighted k-nearest neighbours by cosine similarity (arXiv 1805.01978)."""
+    accuracies = []
+    labels = F.one_hot(train[1], classes).float()
+    k = min(NEIGHBOURS, len(labels))
+    for x, queries in zip(F.normalize(train[0], dim=2), F.normalize(test[0], dim=2), strict=True):
+        votes, every = [], x.new_empty(chunk, len(x))  # used again: fresh memory takes longer than the product
+        for part in queries.split(chunk):
+            similarity, index = torch.mm(part, x.T, out=every[: len(part)]).topk(k, dim=1)
+            votes.append(((similarity / TEMPERATURE).exp()[..., None] * labels[index]).sum(1).argmax(1))
+        accuracies.append(float((torch.cat(votes) == test[1]).double().mean()))
+    return accuracies
+
+
+def probe_network(model, data):
+    """Linear probe and k-NN of every layer on all splits. Returns `linear_probe`'s dict with "knn" in each row."""
+    train, val, test = (layer_features(model, split) for split in (data.train, data.val, data.test))
+    result = linear_probe(train, val, test, len(data.classes))
+    for row, accuracy in zip(result["layers"], knn(train, test, len(data.classes)), strict=True):
+        row["knn"] = accuracy
+    return result
+
+
+def probe_pixels(data):
+    """The chosen row of a linear probe on raw pixels."""
+    return linear_probe(*(pixel_features(split) for split in (data.train, data.val, data.test)), len(data.classes))["chosen"]
