@@ -119,7 +119,7 @@ def theirs(cfg, device, loader=False):
         net = Timm(cfg).to(device)
     except ImportError as error:
         raise BiasnbError(f"{error.name}: not installed, and is what is compared with; pip install {error.name}") from None
-    solver, pool = torch.optim.AdamW(net.parameters(), lr=cfg.lr), noise(cfg, device, 20 * cfg.batch).pool.images
+    optimizer, pool = torch.optim.AdamW(net.parameters(), lr=cfg.lr), noise(cfg, device, 20 * cfg.batch).pool.images
     epochs = chain.from_iterable(repeat(DataLoader(Images(pool.cpu()), cfg.batch, shuffle=True, drop_last=True)))
 
     def step():
@@ -131,10 +131,10 @@ def theirs(cfg, device, loader=False):
         mask = torch.rand(tokens.shape[:2], device=device) < cfg.mask_rate
         with torch.autocast(device, torch.bfloat16, enabled=cfg.precision == "bf16"):
             loss = F.mse_loss(net(tokens, mask)[mask].float(), tokens[mask])
-        solver.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), cfg.clip)
-        solver.step()
+        optimizer.step()
 
     return step
 
@@ -223,7 +223,7 @@ def suite(device, ceiling):
         path = Path(folder) / "empty.ipynb"
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
         python = [sys.executable, "-c"]
-        draw = "from biasnb.suite.reproduce import *; render_grid(Store('quick', 'results').grids()[0], Path('{}'))"
+        draw = "from biasnb.suite.reproduce import *; render_sweep(Store('quick', 'results').sweeps()[0], Path('{}'))"
         for name, command in {
             "biasnb --help": [sys.executable, "-m", "biasnb", "--help"],
             "import torch": [*python, "import torch"],

@@ -119,7 +119,7 @@ def content(folder, profile):
     """What a run made: name -> its content, without times."""
     top = folder / "runs" / profile
     found = {}
-    for path in sorted(top.glob("*.json")) + sorted((top / "grids").glob("*.json")):
+    for path in sorted(top.glob("*.json")) + sorted((top / "sweeps").glob("*.json")):
         value = json.loads(path.read_text())
         found[path.relative_to(top)] = {k: v for k, v in value.items() if k not in MEASURED}
     for pattern in ("*.npz", "*.safetensors", "figures/*", "tables/*", "claims/*"):

@@ -144,7 +144,7 @@ def warm():
         fields = {"dataset": "folder", "data_dir": str(pictures(Path(folder) / "pictures")), "labelled": 0, "device": "cpu"}
         for more in ({"input": "palette", "target": "palette"}, {"mixer": "igpt", "pretext": "ar", "augment": "crop"}):
             run.run(configure("smoke", **fields, **more), Store("smoke"))
-        run.floor(configure("smoke", **fields), Store("smoke"))
+        run.baseline(configure("smoke", **fields), Store("smoke"))
     data._arrays.cache_clear()
     keys._quick_signature.cache_clear()
     gc.collect()

@@ -3,8 +3,8 @@
 import numpy as np
 
 from biasnb.config import configure
-from biasnb.records.keys import floor_fields, floor_key, key, relevant
-from biasnb.records.store import Grid
+from biasnb.records.keys import baseline_fields, baseline_key, key, key_fields
+from biasnb.records.store import Sweep
 from biasnb.sweep.experiments import plan
 
 # Put before a script: torch cannot be found.
@@ -50,7 +50,7 @@ def record_of(cfg, psnr=22.0, accuracy=0.6, status="done"):
     of_pixels, of_labels = psnr if cfg.predicts else None, accuracy if cfg.pretext == "supervised" else None
     steps = 0 if cfg.pretext == "none" else 4
     record = {
-        "kind": "run", "key": key(cfg), "config": relevant(cfg), "status": status, "steps": steps, "data": data(cfg),
+        "kind": "run", "key": key(cfg), "config": key_fields(cfg), "status": status, "steps": steps, "data": data(cfg),
         "environment": {}, "palette": {"hash": "p" * 16, "psnr": 30.0} if cfg.uses_palette else None,
         "parameters": {"mixing": 10, "channel": 20, "embedding": 30}, "flop_per_image": 12345, "context_coverage": 0.75,
         "init_measures": measures(cfg, 2.0),
@@ -81,22 +81,22 @@ def arrays_of(cfg, rng):
     return arrays
 
 
-def floor_record(cfg):
+def baseline_record(cfg):
     return {
-        "kind": "floor", "key": floor_key(cfg), "config": floor_fields(cfg), "data": data(cfg), "environment": {},
+        "kind": "baseline", "key": baseline_key(cfg), "config": baseline_fields(cfg), "data": data(cfg), "environment": {},
         "psnr": {"image_mean": 17.0, "neighbour_mean": 21.7, "nearest_visible": 21.2},
         "pixel_probe": {"layer": 0, "penalty": 0.1, "train": 0.6, "val": 0.5, "test": 0.42},
     }  # fmt: skip
 
 
-def grid(store, experiment="20_trio", **overrides):
-    """The grid of an experiment under its own name, with all its records: PSNR falls with the mixer's place and differs a
+def saved_sweep(store, experiment="20_trio", **overrides):
+    """The sweep of an experiment under its own name, with all its records: PSNR falls with the mixer's place and differs a
     little by run."""
     rng = np.random.default_rng(0)
     planned, configs = plan(experiment, store.profile, overrides)
     mixers = list(dict.fromkeys(cfg.mixer for cfg in configs))
     for cfg in configs:
         store.save(record_of(cfg, psnr=24.0 - 2 * mixers.index(cfg.mixer) + 0.1 * float(rng.normal())), arrays_of(cfg, rng))
-        if not store.has(floor_key(cfg)):
-            store.save(floor_record(cfg))
-    return Grid(store, experiment, {**planned.content, "data": configs[0].dataset, "overrides": {}})
+        if not store.has(baseline_key(cfg)):
+            store.save(baseline_record(cfg))
+    return Sweep(store, experiment, {**planned.content, "data": configs[0].dataset, "overrides": {}})

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from synthetic import arrays_of, floor_record, grid, record_of
+from synthetic import arrays_of, baseline_record, record_of, saved_sweep
 
 from biasnb.evidence import claims, stats
 from biasnb.evidence import contrasts as evidence
 from biasnb.evidence.claims import CLAIMS, Claim
 from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, Form, find, mean, runs_of, slope
 from biasnb.operators import CUBE, MIXERS, TRIO
-from biasnb.records import store
-from biasnb.records.keys import relevant
-from biasnb.records.store import Grid, Store, StoreError
+from biasnb.records.keys import key_fields
+from biasnb.records.store import Store, StoreError, Sweep
 from biasnb.sweep.experiments import EXPERIMENTS, plan
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -40,7 +39,7 @@ class Case:
     effects: Callable  # (t, metric) -> effects of the deciding tests
     shift: Callable = lambda cfg, t: 0.0  # by how much a run is better: dB, points, hundredths of the loss
     edit: Callable = lambda record, cfg, t: None  # of what a shift does not say
-    merged: tuple = ({},)  # overrides of grids whose runs are put together
+    merged: tuple = ({},)  # overrides of sweeps whose runs are put together
     verdicts: dict = field(default_factory=lambda: USUAL)  # by t, or by metric and t
 
 
@@ -66,7 +65,7 @@ def alternating(*effects):
 @functools.cache
 def wobble(cfg):
     """Noise of 0.01 to 0.03 that differs between runs and whose mean over the five seeds is 0, so that means are as planted."""
-    h = zlib.crc32(json.dumps({**relevant(cfg), "seed": 0}, sort_keys=True).encode())
+    h = zlib.crc32(json.dumps({**key_fields(cfg), "seed": 0}, sort_keys=True).encode())
     return (0.01 + h % 997 / 997 / 50) * float(np.roll((1.0, -0.9, 0.6, -0.8, 0.1), h % 5)[cfg.seed % 5])
 
 
@@ -184,7 +183,7 @@ CASES = {
     "N1": [Case("29_precision", {}, lambda t, metric: [{TRUE: 0, NONE: 1 if metric == "loss" else 0.5,
                                                         WRONG: -25 if metric == "loss" else -5}[t]] * 3, n1_shift)],
 }  # fmt: skip
-LACKS = {  # grids that were not made for a claim
+LACKS = {  # sweeps that were not made for a claim
     "P1": [({"depth": [8]}, "depth up to 4, has 0"), ({"pretext": "ar"}, "pretext bert")],
     "P2": [({"depth": [2]}, "2 levels of depth, has 1"), ({"pretext": "supervised"}, "pretext bert")],
     "P3": [({"mixer": ["conv", "attn"]}, "mixer gconv")],
@@ -228,27 +227,27 @@ EVERY = [pytest.param(claim, case, id=f"{claim.id}-{i}") for claim in CLAIMS
 @pytest.fixture(autouse=True)
 def quick_writes(monkeypatch):
     """Thousands of records need not survive a power cut."""
-    monkeypatch.setattr(store.os, "fsync", lambda file: None)
+    monkeypatch.setattr("os.fsync", lambda file: None)
 
 
 @functools.cache
 def needed(claim, case):
-    """(content of the grid of a case, {key: Config} of the runs that its claim reads, {key: floor} of these)."""
+    """(content of the sweep of a case, {key: Config} of the runs that its claim reads, {key: baseline} of these)."""
     planned = [plan(case.experiment, "smoke", {"seed": SEEDS, **case.overrides, **more}) for more in case.merged]
     runs = {run["key"]: run for one, _ in planned for run in one.runs}
     content = {**planned[0][0].content, "data": "photographs", "overrides": {}, "runs": list(runs.values())}
-    found = Grid(planned[0][0].store, case.experiment, content)
+    found = Sweep(planned[0][0].store, case.experiment, content)
     e = Evidence(found, claim.metrics[0], runs_of(found))
     assert list(claim.tests(e))
     configs = {run["key"]: cfg for one, configs in planned for run, cfg in zip(one.runs, configs, strict=True)}
-    return content, {key: configs[key] for key in runs if key in e.used}, {key: runs[key]["floor"] for key in e.used}
+    return content, {key: configs[key] for key in runs if key in e.used}, {key: runs[key]["baseline"] for key in e.used}
 
 
 def planted(claim, case, t=TRUE):
-    """A Grid with the records that the claim reads, each with its planted values, and the seed's, which are far larger."""
-    content, used, floors = needed(claim, case)
+    """A Sweep with the records that the claim reads, each with its planted values, and the seed's, which are far larger."""
+    content, used, baselines = needed(claim, case)
     bulk = {"history": []} | ({} if set(claim.metrics) & MEASURED else {"measures": {}, "init_measures": {}})
-    made, rng = Grid(Store("smoke"), case.experiment, content), np.random.default_rng(0)
+    made, rng = Sweep(Store("smoke"), case.experiment, content), np.random.default_rng(0)
     for cfg in used.values():
         shift, seed = case.shift(cfg, t), 2.0 * (2 * cfg.seed % 5 - 2)
         of = {name: wobble(cfg) + (shift[name] if isinstance(shift, dict) else shift) for name in ("psnr", "loss", "probe")}
@@ -256,14 +255,14 @@ def planted(claim, case, t=TRUE):
         record["loss"] = {"val": 0.0, "test": 0.2 - of["loss"] / 100}
         case.edit(record, cfg, t)
         made.store.save(record | bulk, {"correct": arrays_of(cfg, rng)["correct"]} if "probe" in claim.metrics else None)
-        if not made.store.has(floors[record["key"]]):
-            made.store.save(floor_record(cfg))
+        if not made.store.has(baselines[record["key"]]):
+            made.store.save(baseline_record(cfg))
     made.save()
     return made
 
 
 def decided(claim, made):
-    """The findings of a claim in a grid, by metric."""
+    """The findings of a claim in a sweep, by metric."""
     return {metric: find(claim, Evidence(made, metric, runs_of(made))) for metric in claim.metrics}
 
 
@@ -281,7 +280,7 @@ PLACES = {
 
 
 def resave(made, key, **values):
-    """Change a record in place: what a run must beat its floors with, or what the floors are."""
+    """Change a record in place: what a run must beat its baselines with, or what the baselines are."""
     record = made.store.load(key)
     for name, value in values.items():
         *path, last = PLACES[name]
@@ -296,9 +295,9 @@ def test_claims_are_those_of_the_design_and_name_what_exists():
     assert [claim.id for claim in CLAIMS] == DESIGN
     assert set(CASES) == set(LACKS) == set(DESIGN)
     for claim in CLAIMS:
-        assert claim.experiments and set(claim.experiments) <= set(EXPERIMENTS)
+        assert claim.notebooks and set(claim.notebooks) <= set(EXPERIMENTS)
         assert claim.metrics and set(claim.metrics) <= set(METRICS)
-        assert {case.experiment for case in CASES[claim.id]} == set(claim.experiments)
+        assert {case.experiment for case in CASES[claim.id]} == set(claim.notebooks)
         assert claim.text.endswith(".") and claim.source and claim.rule and not claim.rule.endswith(".")
 
 
@@ -327,7 +326,7 @@ def test_a_true_claim_needs_five_pairs_in_any_order(root, claim, case):
 
     alike, shuffled, rng = {}, [], np.random.default_rng(1)
     for run in made.runs:
-        alike.setdefault(json.dumps([run[k] for k in run if k not in ("key", "floor", "seed")]), []).append(run)
+        alike.setdefault(json.dumps([run[k] for k in run if k not in ("key", "baseline", "seed")]), []).append(run)
     for group in alike.values():
         shuffled += [group[i] for i in rng.permutation(len(group))]
     for metric, f in decided(claim, replace(made, content={**made.content, "runs": shuffled})).items():
@@ -341,23 +340,23 @@ def test_a_true_claim_needs_five_pairs_in_any_order(root, claim, case):
 
 
 @pytest.mark.parametrize("claim, case", EVERY)
-def test_a_true_claim_is_never_supported_by_runs_below_their_floors(root, claim, case):
+def test_a_true_claim_is_never_supported_by_runs_below_their_baselines(root, claim, case):
     """A run below, then all; they are counted, and the effect of all runs is shown in brackets."""
     made = planted(claim, case)
-    floored = set(claim.metrics) - {"roll_error"}
-    _, used, floors = needed(claim, case)
+    baselineed = set(claim.metrics) - {"roll_error"}
+    _, used, baselines = needed(claim, case)
     of_all = ("attn",) if claim.id == "P3" else {cfg.mixer for cfg in used.values()}  # P3 goes on without another cell
     resave(made, next(key for key, cfg in used.items() if cfg.seed == 2 and cfg.mixer in of_all), psnr=10.0, probe=0.3)
     for metric, f in decided(claim, made).items():
-        if metric in floored:
+        if metric in baselineed:
             assert (f.verdict, f.n) == ("undecided", 4) and f.why == f"4 pairs, 5 needed ({f.left_out})"
             assert f.left_out.startswith(f"1 of {len(used)} runs untrained: ")
             assert min(len(test.every) for test in deciding(f)) == PAIRS
 
-    for key in set(floors.values()):
+    for key in set(baselines.values()):
         resave(made, key, neighbours=99.0, pixels=0.99)
     for metric, f in decided(claim, made).items():
-        if metric in floored:
+        if metric in baselineed:
             assert (f.verdict, f.n) == ("undecided", 0) and f.why == f"0 pairs, 5 needed ({f.left_out})"
             assert f.left_out.startswith(f"{len(used)} of {len(used)} runs untrained: ")
             assert f.effect.startswith(f"({f.key_test.label}: ") and f.effect.endswith(")") and len(f.key_test.every) == PAIRS
@@ -368,18 +367,18 @@ def test_a_true_claim_is_never_supported_by_runs_below_their_floors(root, claim,
 @pytest.mark.parametrize("claim, case", EVERY)
 def test_a_grid_without_records_says_so(root, claim, case):
     content, used, _ = needed(claim, case)
-    Grid(Store("smoke"), case.experiment, content).save()
+    Sweep(Store("smoke"), case.experiment, content).save()
     for f in claims.findings([Store("smoke")], [claim]):
         assert (f.verdict, f.n, f.effect, f.why) == ("not run", 0, "—", f"{len(used)} of {len(used)} runs missing")
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_a_grid_that_was_not_made_for_a_claim_says_what_it_lacks(root, claim):
-    assert [f.why for f in claims.findings([Store("smoke")], [claim])] == [f"no run of {' or '.join(claim.experiments)}"] * len(
+    assert [f.why for f in claims.findings([Store("smoke")], [claim])] == [f"no run of {' or '.join(claim.notebooks)}"] * len(
         claim.metrics
     )
     for i, (overrides, words) in enumerate(LACKS[claim.id]):
-        made, _ = plan(claim.experiments[-1], "smoke", {"seed": [0], **overrides})
+        made, _ = plan(claim.notebooks[-1], "smoke", {"seed": [0], **overrides})
         replace(made, store=Store(f"smoke-{i}")).save()
         for f in claims.findings([Store(f"smoke-{i}")], [claim]):
             assert (f.verdict, f.n, f.effect, f.tests) == ("not run", 0, "—", ())
@@ -424,20 +423,20 @@ def test_a_broken_record_is_named(root, suffix):
         claims.findings([made.store])
 
 
-def test_a_broken_floor_is_named_and_without_one_no_run_counts(root):
+def test_a_broken_baseline_is_named_and_without_one_no_run_counts(root):
     made = planted(CLAIM["F3"], CASES["F3"][0])
-    path = made.store.path(made.runs[0]["floor"])
+    path = made.store.path(made.runs[0]["baseline"])
     content = path.read_text()
     path.unlink()
     for metric, f in decided(CLAIM["F3"], made).items():
-        assert (f.verdict, f.n, f.left_out) == ("undecided", 0, "15 of 15 runs without the record of their floor"), metric
+        assert (f.verdict, f.n, f.left_out) == ("undecided", 0, "15 of 15 runs without the record of their baseline"), metric
     path.write_text(content[:50])
     with pytest.raises(StoreError, match=path.name):
         claims.findings([made.store], [CLAIM["F3"]])
 
 
 @pytest.mark.parametrize("below", ["random init", "raw pixels"])
-def test_both_floors_of_a_probe_must_be_beaten(root, below):
+def test_both_baselines_of_a_probe_must_be_beaten(root, below):
     """Equal is not above."""
     made = planted(CLAIM["F3"], CASES["F3"][0])
     for key in {run["key"] for run in made.runs if run["mixer"] == "attn"}:
@@ -449,11 +448,11 @@ def test_both_floors_of_a_probe_must_be_beaten(root, below):
     assert (found["psnr"].verdict, found["psnr"].n) == ("supported", PAIRS)
 
 
-def test_psnr_has_a_floor_under_bert_only(root):
-    made = grid(Store("smoke"), "21_cube", pretext="ar", seed=[0], mixer=["attn"])
+def test_psnr_has_a_baseline_under_bert_only(root):
+    made = saved_sweep(Store("smoke"), "21_cube", pretext="ar", seed=[0], mixer=["attn"])
     assert Evidence(made, "psnr", runs_of(made)).out == {}
-    made = grid(Store("smoke"), "21_cube", pretext="bert", seed=[0], mixer=["attn"])
-    resave(made, made.runs[0]["floor"], neighbours=24.5)
+    made = saved_sweep(Store("smoke"), "21_cube", pretext="bert", seed=[0], mixer=["attn"])
+    resave(made, made.runs[0]["baseline"], neighbours=24.5)
     e = Evidence(made, "psnr", runs_of(made))
     assert e.out == {made.runs[0]["key"]: "untrained: PSNR not above the mean of visible neighbours"}
 
@@ -461,7 +460,7 @@ def test_psnr_has_a_floor_under_bert_only(root):
 @pytest.mark.parametrize("pretext", ["supervised", "none"])
 def test_a_pretext_without_a_metric_decides_nothing_by_it(root, pretext):
     for experiment in ("21_cube", "24_geometry", "27_sample_size"):
-        made = grid(Store("smoke"), experiment, pretext=pretext, seed=[0, 1])
+        made = saved_sweep(Store("smoke"), experiment, pretext=pretext, seed=[0, 1])
         made.save()
     found = {(f.claim.id, f.metric): f for f in claims.findings([made.store])}
     f = found["F1", "psnr"]
@@ -697,7 +696,7 @@ def test_values_are_weighted_sums_of_runs_that_count(root):
     difference = e.of(mixer="attn") - 0.5 * e.of(mixer="full")
     probe = lambda mixer, seed: made.store.load(first(made, mixer=mixer, seed=seed))["probe"]["chosen"]["test"]  # noqa: E731
     known = {seed: 100 * (probe("attn", seed) - 0.5 * probe("full", seed)) for seed in SEEDS}
-    assert e.values(difference, floors=False) == pytest.approx(known)
+    assert e.values(difference, baselines=False) == pytest.approx(known)
     assert e.values(difference) == pytest.approx({seed: value for seed, value in known.items() if seed != 1})
     test = e.test("x", difference, "above")
     assert (list(test.values), list(test.every), test.unit, len(test.images)) == ([0, 2, 3, 4], SEEDS, "points", 4)
@@ -735,7 +734,7 @@ def test_tables_have_a_row_per_finding_and_per_test_in_whole_words(root):
     for claim_id, t in (("P3", WRONG), ("S5", TRUE), ("S1", NONE), ("P1", TRUE), ("F3", TRUE)):
         made = planted(CLAIM[claim_id], CASES[claim_id][0], t)
         replace(made, name=f"{made.name}-{claim_id}").save()
-    made = next(g for g in made.store.grids() if g.name == "20_trio")
+    made = next(g for g in made.store.sweeps() if g.name == "20_trio")
     for seed in (1, 2, 3, 4):
         resave(made, first(made, mixer="igpt", depth=1, seed=seed), psnr=1.0)
     found = claims.findings([made.store])

@@ -4,7 +4,7 @@ import pytest
 
 from biasnb.config import PROFILES, Config, ConfigError, class_folders, configure
 from biasnb.operators import CUBE, FAMILIES, MIXERS, TRIO, family
-from biasnb.records.keys import TRAINING, floor_key, key, rate_key, relevant
+from biasnb.records.keys import TRAINING, baseline_key, key, key_fields, search_key
 
 
 @pytest.mark.parametrize(
@@ -209,19 +209,19 @@ def test_colours_of_a_palette_target_matter_only_where_pixels_are_predicted(pret
     assert one != other
 
 
-def test_floors_depend_on_data_and_masks_alone():
+def test_baselines_depend_on_data_and_masks_alone():
     cfg = Config()
     for field, value in {"mixer": "igpt", "depth": 2, "seed": 3, "pretext": "ar", "steps": 7, "input": "quantised"}.items():
-        assert floor_key(cfg) == floor_key(dataclasses.replace(cfg, **{field: value}))
+        assert baseline_key(cfg) == baseline_key(dataclasses.replace(cfg, **{field: value}))
     for field, value in {"mask_rate": 0.3, "permute": "pixels", "labelled": 200, "patch": 4, "dataset": "leaves"}.items():
-        assert floor_key(cfg) != floor_key(dataclasses.replace(cfg, **{field: value}))
+        assert baseline_key(cfg) != baseline_key(dataclasses.replace(cfg, **{field: value}))
 
 
 def test_the_search_for_a_rate_is_that_of_all_seeds_and_rates_of_a_config():
     cfg = Config()
-    assert rate_key(cfg) == rate_key(dataclasses.replace(cfg, lr=1e-4, seed=5))
-    assert rate_key(cfg) != rate_key(dataclasses.replace(cfg, depth=2))
-    assert rate_key(cfg) != key(cfg)
+    assert search_key(cfg) == search_key(dataclasses.replace(cfg, lr=1e-4, seed=5))
+    assert search_key(cfg) != search_key(dataclasses.replace(cfg, depth=2))
+    assert search_key(cfg) != key(cfg)
 
 
 def test_colours_matter_once_a_palette_is_used():
@@ -251,6 +251,6 @@ def test_a_missing_folder_is_named():
 
 def test_every_profile_makes_a_config():
     for name in PROFILES:
-        assert relevant(configure(name))["seed"] == 0
+        assert key_fields(configure(name))["seed"] == 0
     with pytest.raises(ConfigError, match="quick"):
         configure("quik")

@@ -95,7 +95,7 @@ def test_calibration_measures_in_processes_of_its_own():
 
 @pytest.fixture
 def fast(monkeypatch):
-    monkeypatch.setattr(bench, "rates", functools.partial(bench.rates, windows=1, seconds=0.001))
+    monkeypatch.setattr(bench, "rates", functools.partial(bench.searches, windows=1, seconds=0.001))
 
 
 @pytest.mark.parametrize("mixer", bench.TRIO)

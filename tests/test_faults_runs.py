@@ -31,7 +31,7 @@ from biasnb.figures import tables
 from biasnb.networks import model
 from biasnb.operators import FAMILIES, MIXERS
 from biasnb.records import locks
-from biasnb.records.keys import floor_key, key
+from biasnb.records.keys import baseline_key, key
 from biasnb.records.locks import Held
 from biasnb.records.processes import host, myself
 from biasnb.records.store import Store
@@ -234,7 +234,7 @@ def test_two_processes_give_equal_records_and_weights_to_the_byte(zygote, asked,
     assert forked.wait() == 0, forked.output()
     one, other = outcome(tmp_path), outcome(tmp_path / "forked")
     assert one == other
-    assert {f"{key(cfg)}.json", f"{key(cfg)}.npz", f"{key(cfg)}.safetensors", f"{floor_key(cfg)}.json"} == set(one)
+    assert {f"{key(cfg)}.json", f"{key(cfg)}.npz", f"{key(cfg)}.safetensors", f"{baseline_key(cfg)}.json"} == set(one)
 
 
 TINY = {"image_size": 8, "patch": 2, "width": 8, "heads": 2, "kernel": 3, "depth": 1, "colours": 8, "batch": 8, "steps": 6}
@@ -350,7 +350,7 @@ def kill_each_once(mixer, folder):
         (at_step, tensors, log), (_, others, other) = content(folder / key(cfg)), content(folder / "calm" / key(cfg))
         name = f"{mixer} {cfg.pretext} {cfg.input}"
         assert at_step == str(TINY["steps"]), name
-        assert any(part.startswith("solver.") for part in tensors), name
+        assert any(part.startswith("optimizer.") for part in tensors), name
         assert tensors.keys() == others.keys() and all(torch.equal(tensors[n], others[n]) for n in tensors), name
         assert log["history"] == other["history"] and not log["window"] and len(log["speeds"]) == len(other["speeds"]), name
         assert [row["step"] for row in log["history"]] == list(range(1, TINY["steps"] + 1)), name
@@ -360,7 +360,7 @@ def kill_each_once(mixer, folder):
 @pytest.mark.fault("F3")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_killed_after_a_random_step_every_task_and_input_ends_equal(zygote, tmp_path, family):  # noqa: F811
-    """Tensors, optimiser and rows; no row twice and none missing; torch's own random numbers are never used."""
+    """Tensors, optimizer and rows; no row twice and none missing; torch's own random numbers are never used."""
     code = f"for mixer in FAMILIES[{family!r}]: kill_each_once(mixer, Path({str(tmp_path)!r}))"
     process = zygote.start(tmp_path, then=HERE + code)
     assert process.wait() == 0, process.output()
@@ -544,7 +544,7 @@ PLACES = {
     "weights": "'files.os.replace', {}, on='.safetensors.'",
     "arrays": "'files.os.replace', {}, on='.npz.', call=2",
     "record": "'files.os.replace', {}, on='.json.'",
-    "floors": "'run.probe_pixels', {}",
+    "baselines": "'run.probe_pixels', {}",
 }
 
 
@@ -558,9 +558,9 @@ def test_asked_to_stop_anywhere_it_leaves_at_once_and_goes_on_to_an_equal_result
     process = zygote.start(root, *words, "--time-limit", "1000", first=first, env=EVERY_STEP)
     assert process.wait(LEAVE) == WAYS[way], process.output()
     assert "\nat " in f"\n{process.output()}" and "goes on where it stopped" in process.output()
-    expected = {"floors": "done", "lock": "missing"}.get(place, "preempted")
+    expected = {"baselines": "done", "lock": "missing"}.get(place, "preempted")
     assert store.status(key(cfg))[0] == expected
-    assert not any(store.lock(name).owner() for name in (key(cfg), floor_key(cfg)))
+    assert not any(store.lock(name).owner() for name in (key(cfg), baseline_key(cfg)))
     finished_as(calm, zygote.start(root, *words))
 
 
@@ -696,7 +696,7 @@ def test_of_two_processes_that_start_one_run_one_trains_and_the_other_waits_or_s
                 refused(process, f"already running on {host().partition('/')[0]}, process {other.pid}; wait for it or stop it")
         assert sum(process.output().count("update") for process in both) == 2
         assert set(outcome(root)) == {f"{key(cfg)}{end}" for end in (".json", ".npz", ".safetensors")} | {
-            f"{floor_key(cfg)}.json"
+            f"{baseline_key(cfg)}.json"
         }
         assert not left_over(root)
         if i:

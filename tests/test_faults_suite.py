@@ -733,7 +733,7 @@ def test_claims_from_incomplete_records_exit_with_3_and_from_whole_ones_with_0(g
 @pytest.mark.fault("F21")
 def test_the_committed_records_are_complete():
     for folder in (path for path in (CHECKOUT / "results").iterdir() if path.is_dir()):
-        for grid in Store(folder.name, "results").grids():
+        for grid in Store(folder.name, "results").sweeps():
             assert grid.missing() == [], grid.name
 
 

@@ -116,7 +116,7 @@ def test_random_positions_raise_the_lie_error_of_a_convolution():
 def shifted(x, t, dim):
     """x sampled t places further along a dimension, |t| < 1, by Keys' cubic interpolation, reflected at the border."""
     n = x.shape[dim]
-    start = int(np.floor(t))
+    start = int(np.baseline(t))
     u = t - start
     weights = (-u / 2 + u**2 - u**3 / 2, 1 - 2.5 * u**2 + 1.5 * u**3, u / 2 + 2 * u**2 - 1.5 * u**3, (u**3 - u**2) / 2)
     at = torch.arange(n) + start

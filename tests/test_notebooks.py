@@ -314,6 +314,6 @@ def test_a_notebook_shows_trouble_in_one_line():
     shell.user_ns["grid"] = lambda: parameters.full("20_trio", {"depht": 2})
     shown = []
     shell._showtraceback = lambda kind, value, lines: shown.extend(lines)
-    shell.run_cell("grid()")
+    shell.run_cell("saved_sweep()")
     (line,) = shown
     assert line.startswith("ConfigError: depht: no such") and "\n" not in line

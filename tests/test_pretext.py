@@ -404,7 +404,7 @@ def test_restore_inverts_arrange(images, kind):
     assert torch.equal(net.restore(net.arrange(x[..., 0])), x[..., 0])
 
 
-# ---- floors -------------------------------------------------------------------------------------------------------
+# ---- baselines -------------------------------------------------------------------------------------------------------
 
 
 def test_baselines_equal_their_slow_loops(images):

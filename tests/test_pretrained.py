@@ -14,8 +14,8 @@ from biasnb.data.datasets import DataError
 from biasnb.networks.model import features
 from biasnb.operators import CUBE, TRIO
 from biasnb.records import places
-from biasnb.records.keys import floor_key, key
-from biasnb.records.store import Grid, Store, StoreError
+from biasnb.records.keys import baseline_key, key
+from biasnb.records.store import Store, StoreError, Sweep
 from biasnb.sweep.experiments import plan
 from biasnb.training import pretrained, run
 from biasnb.training.pretext import evaluate
@@ -35,8 +35,8 @@ def trained(tmp_path_factory, decoded):
         here = Store("smoke")
         for name, wanted in RUNS.items():
             configs = [configure("smoke", **fields) for fields in wanted]
-            asked = [{"key": key(cfg), "floor": floor_key(cfg), **run.relevant(cfg)} for cfg in configs]
-            Grid(here, name, {"overrides": {}, "runs": asked}).save()
+            asked = [{"key": key(cfg), "baseline": baseline_key(cfg), **run.key_fields(cfg)} for cfg in configs]
+            Sweep(here, name, {"overrides": {}, "runs": asked}).save()
             for cfg in configs:
                 run.run(cfg, here)
         shutil.copytree(here.folder, root / "results" / "smoke", ignore=shutil.ignore_patterns("*.safetensors"))

@@ -33,9 +33,9 @@ def test_constraints_pin_every_requirement_by_name_and_version_only():
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) and re.fullmatch(r"[0-9][A-Za-z0-9.]*", v) for name, v in pins.items())
     for requirement in requirements()[0]:
-        name, floor = requirement.split(">=")
+        name, baseline = requirement.split(">=")
         assert name in pins, f"{name} is not pinned"
-        assert [int(x) for x in pins[name].split(".")[:2]] >= [int(x) for x in floor.split(".")[:2]]
+        assert [int(x) for x in pins[name].split(".")[:2]] >= [int(x) for x in baseline.split(".")[:2]]
 
 
 def test_rooms_are_small_and_every_one_says_what_it_holds():

@@ -6,12 +6,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import NO_TORCH, grid, record_of, run_record
+from synthetic import NO_TORCH, record_of, run_record, saved_sweep
 
 from biasnb.config import Config
 from biasnb.figures import drawing as figures
 from biasnb.figures import studies, style, tables, trends
-from biasnb.figures.style import FLOORS
+from biasnb.figures.style import BASELINES
 from biasnb.records import places, store
 from biasnb.records.store import Store, StoreError
 from biasnb.suite import reproduce as suite
@@ -20,8 +20,8 @@ CHECKOUT = places.CHECKOUT
 DRAWN = sorted({*figures.FIGURES, *tables.TABLES})
 
 
-def test_summary_shows_mean_interval_n_and_floors(root):
-    table = tables.summary(grid(Store("smoke"), seed=[0, 1, 2]))
+def test_summary_shows_mean_interval_n_and_baselines(root):
+    table = tables.summary(saved_sweep(Store("smoke"), seed=[0, 1, 2]))
     assert table["n"].tolist() == [3] * 6
     assert table["masked PSNR, dB"].str.fullmatch(r"(24|22|20|23|21|19)\.\d\d ± 0\.\d\d \(3\)").all()
     assert table["neighbour mean, dB"].tolist() == ["21.70"] * 6
@@ -30,7 +30,7 @@ def test_summary_shows_mean_interval_n_and_floors(root):
 
 
 def test_missing_failed_and_diverged_runs_are_counted_and_never_averaged(root):
-    g = grid(Store("smoke"), seed=[0, 1, 2, 3])
+    g = saved_sweep(Store("smoke"), seed=[0, 1, 2, 3])
     before = tables.summary(g)
     keys = [run["key"] for run in g.content["runs"] if run["mixer"] == "igpt" and run["depth"] == 1]
     for key in (keys[0], keys[3]):
@@ -51,7 +51,7 @@ def test_missing_failed_and_diverged_runs_are_counted_and_never_averaged(root):
 
 
 def test_differences_are_paired_by_seed(root):
-    g = grid(Store("smoke"), seed=[0, 1, 2])
+    g = saved_sweep(Store("smoke"), seed=[0, 1, 2])
     frame = g.frame().pivot(index=["depth", "seed"], columns="mixer", values="psnr").loc[2]
     row = tables.differences(g).set_index(["difference", "depth"]).loc[("iGPT (attention) − ConvMixer (convolution)", 2)]
     assert row["masked PSNR, dB"] == tables.plus_minus(frame["igpt"] - frame["convmixer"], 2)
@@ -61,7 +61,7 @@ def test_differences_are_paired_by_seed(root):
 
 def test_effects_of_the_cube_are_those_of_the_design_over_complete_seeds(root):
     """PSNR falls by 2 dB from cell to cell in the order of the cube, so the effects are known up to the noise of 0.1 dB."""
-    g = grid(Store("smoke"), "21_cube", pretext="bert")
+    g = saved_sweep(Store("smoke"), "21_cube", pretext="bert")
     table = tables.effects(g).set_index("effect")
     assert table["n"].tolist() == [2] * 7
     known = {"local": 1 * 2, "shared": 2 * 2, "dynamic": -4 * 2, "local x shared": 0, "local x shared x dynamic": 0}
@@ -73,10 +73,10 @@ def test_effects_of_the_cube_are_those_of_the_design_over_complete_seeds(root):
 
 
 def broken(g):
-    """One run of the grid diverged and, where there are more, the first missing and the last failed: their numbers."""
+    """One run of the sweep diverged and, where there are more, the first missing and the last failed: their numbers."""
     first, middle, last = (g.runs[i] for i in (0, len(g.runs) // 2, -1))
     g.store.save(
-        record_of(Config(**{name: middle[name] for name in middle if name not in ("key", "floor")}), status="diverged")
+        record_of(Config(**{name: middle[name] for name in middle if name not in ("key", "baseline")}), status="diverged")
     )
     lost = {first["key"], last["key"]} - {middle["key"]}
     for key in lost:
@@ -94,7 +94,7 @@ def test_all_that_an_experiment_shows_is_written_and_drawn_again_alike(root, mon
     monkeypatch.setitem(style.STYLE, "savefig.dpi", 60)
     save = style.Picture.savefig
     monkeypatch.setattr(style.Picture, "savefig", lambda *a, format, **k: format == "png" and save(*a, format=format, **k))
-    g = grid(Store("smoke"), experiment)
+    g = saved_sweep(Store("smoke"), experiment)
     pictures, written = figures.write(g, root / "figures"), tables.write(g, root / "tables")
     names = figures.FIGURES[experiment]
     assert not set(names) & set(tables.TABLES[experiment])
@@ -108,15 +108,15 @@ def test_all_that_an_experiment_shows_is_written_and_drawn_again_alike(root, mon
 
 
 def rows(table):
-    """What the rows of a table are of, but for the floors."""
+    """What the rows of a table are of, but for the baselines."""
     first = table.iloc[:, :2].astype(str).agg(" ".join, axis=1)
-    return [row for row in first if not row.startswith(tuple(FLOORS.values()))]
+    return [row for row in first if not row.startswith(tuple(BASELINES.values()))]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("experiment", DRAWN)
 def test_an_experiment_with_gaps_is_drawn_and_its_tables_count_them(root, experiment):
-    g = grid(Store("smoke"), experiment)
+    g = saved_sweep(Store("smoke"), experiment)
     whole = {name: rows(make(g)) for name, make in tables.TABLES[experiment].items()}
     states, runs = broken(g), len(g.runs)
     for name, make in tables.TABLES[experiment].items():
@@ -140,7 +140,7 @@ def test_an_experiment_with_gaps_is_drawn_and_its_tables_count_them(root, experi
 
 def test_rendering_twice_gives_identical_bytes(root):
     for experiment in ("27_sample_size", "40_reconstructions"):
-        g = grid(Store("smoke"), experiment)
+        g = saved_sweep(Store("smoke"), experiment)
         g.save()
     one, other = suite.render(g.store, folder=root / "one"), suite.render(g.store, folder=root / "other")
     assert {p.suffix for p in one} == {".png", ".svg", ".pdf", ".md", ".csv", ".tex"}
@@ -150,7 +150,7 @@ def test_rendering_twice_gives_identical_bytes(root):
 
 
 def test_a_figure_is_drawn_once_and_shown_from_its_file_until_what_it_follows_from_changes(root):
-    g = grid(Store("smoke"), "40_reconstructions")
+    g = saved_sweep(Store("smoke"), "40_reconstructions")
     g.save()
     assert isinstance(figures.show("rows", g), style.Picture)  # nothing has been written yet
     paths = suite.render(g.store)
@@ -179,14 +179,14 @@ def test_a_figure_is_drawn_once_and_shown_from_its_file_until_what_it_follows_fr
     (root / "results").mkdir()
     (root / "results/reported.toml").write_text("# a number of the paper\n")
     assert not figures.drawn(g)
-    g.content["overrides"]["own"] = {"cross": "1234"}
+    g.content["changed"]["own"] = {"cross": "1234"}
     assert figures.source(g) is None
 
 
 @pytest.mark.parametrize("pretext", ["ar", "supervised", "none"])
 def test_a_notebook_under_another_pretext_is_drawn(root, pretext):
     """No PSNR under the last two, no loss curve under 'none'."""
-    g = grid(Store("smoke"), "20_trio", pretext=pretext, seed=[0], depth=[1])
+    g = saved_sweep(Store("smoke"), "20_trio", pretext=pretext, seed=[0], depth=[1])
     for name in figures.FIGURES["20_trio"]:
         figures.draw(name, g)
     assert tables.differences(g)["n"].tolist() == [1] * 3
@@ -235,8 +235,8 @@ def test_committed_figures_are_drawn_from_committed_records_fast_without_torch(t
 def test_committed_records_validate_and_hold_no_path():
     for folder in sorted(path for path in (CHECKOUT / "results").glob("*") if path.is_dir()):
         reference = Store(folder.name, "results")
-        assert reference.grids()
-        for g in reference.grids():
+        assert reference.sweeps()
+        for g in reference.sweeps():
             assert not g.missing(), g.name
             for key in g.keys:
                 assert "arrays" not in reference.load(key) or reference.arrays(key)
@@ -253,8 +253,8 @@ def test_light_commands_import_no_torch(words, tmp_path):
 
 
 def test_every_operator_is_in_every_panel_of_a_factor_that_it_reads(root):
-    """An operator that does not read one factor of a grid is still compared on the others."""
-    g = grid(Store("smoke"), "24_geometry")
+    """An operator that does not read one factor of a sweep is still compared on the others."""
+    g = saved_sweep(Store("smoke"), "24_geometry")
     runs = studies.done_runs(g)
     for name in g.factors():
         shown = studies.at_base(g, runs, name)
@@ -264,16 +264,16 @@ def test_every_operator_is_in_every_panel_of_a_factor_that_it_reads(root):
 
 
 def test_the_base_of_a_grid_is_the_point_that_it_varies_around(root):
-    assert grid(Store("smoke"), "24_geometry").base() == {
+    assert saved_sweep(Store("smoke"), "24_geometry").base() == {
         "depth": 1, "width": 8, "patch": 2, "kernel": 3, "mask_rate": 0.5, "budget": "steps", "steps": 4}  # fmt: skip
-    assert grid(Store("smoke"), "21_cube").base() == {"pretext": "bert", "kernel": 3, "rank": 2}
+    assert saved_sweep(Store("smoke"), "21_cube").base() == {"pretext": "bert", "kernel": 3, "rank": 2}
 
 
 # ---- trends -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_gap_is_that_of_networks_of_one_seed_and_depth(root):
-    g = grid(Store("smoke"), seed=[0, 1, 2])
+    g = saved_sweep(Store("smoke"), seed=[0, 1, 2])
     figure, table = trends.gap(g)
     known = g.frame().pivot(index=["depth", "seed"], columns="mixer", values="psnr")
     for row in table.itertuples():
@@ -284,7 +284,7 @@ def test_the_gap_is_that_of_networks_of_one_seed_and_depth(root):
 
 
 def test_the_interaction_plot_shows_the_eight_cells_under_the_first_pretext(root):
-    g = grid(Store("smoke"), "21_cube")
+    g = saved_sweep(Store("smoke"), "21_cube")
     figure, table = trends.interactions(g)
     assert table.groupby("mixer").size().to_dict() == dict.fromkeys(studies.CUBE, 2)
     words = [text.get_text() for text in figure.axes[0].texts]
@@ -294,7 +294,7 @@ def test_the_interaction_plot_shows_the_eight_cells_under_the_first_pretext(root
 
 
 def test_losses_are_compared_with_probes_only_where_the_task_is_the_same(root):
-    g = grid(Store("smoke"), "24_geometry")
+    g = saved_sweep(Store("smoke"), "24_geometry")
     frame = g.frame()
     same = (frame.patch == 2) & (frame.mask_rate == 0.5) & (frame.budget == "steps") & (frame.steps == 4)
     assert 0 < len(trends.loss_probe(g)[1]) == same.sum() < len(frame)
@@ -302,7 +302,7 @@ def test_losses_are_compared_with_probes_only_where_the_task_is_the_same(root):
 
 def test_sizes_are_the_numbers_of_images_and_equal_runs_count_once(root):
     """All images asked for by name or as 0 are the same run of a seed."""
-    g = grid(Store("smoke"), "27_sample_size")
+    g = saved_sweep(Store("smoke"), "27_sample_size")
     for run in g.runs:
         record = g.store.load(run["key"])
         record["data"] |= {"pool": min(run["images"] or 64, 64), "train": run["labelled"]}
@@ -335,7 +335,7 @@ def test_sizes_are_the_numbers_of_images_and_equal_runs_count_once(root):
     ],
 )
 def test_a_restricted_grid_is_drawn_as_far_as_it_compares_anything(root, experiment, name, overrides, panels):
-    g = grid(Store("smoke"), experiment, **overrides)
+    g = saved_sweep(Store("smoke"), experiment, **overrides)
     make = figures.FIGURES[experiment][name]
     figure, table = make(g)
     assert (figure and len(figure.axes)) == panels and "probe" in table
@@ -364,8 +364,8 @@ def test_names_of_lines_stay_apart_in_order_and_inside_the_panel():
 # ---- tables -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_depths_holds_the_numbers_of_the_summary_and_the_floors(root):
-    g = grid(Store("smoke"), seed=[0, 1, 2])
+def test_the_table_of_depths_holds_the_numbers_of_the_summary_and_the_baselines(root):
+    g = saved_sweep(Store("smoke"), seed=[0, 1, 2])
     pivoted, rows = tables.depths(g).set_index(["network", "metric"]), tables.summary(g)
     for row in rows.to_dict("records"):
         for metric in ("masked PSNR, dB", "probe, %", "probe at random init, %"):
@@ -376,7 +376,7 @@ def test_the_table_of_depths_holds_the_numbers_of_the_summary_and_the_floors(roo
 
 @pytest.mark.parametrize("experiment", sorted(tables.TABLES))
 def test_latex_is_ascii_with_as_many_cells_in_every_row_and_balanced_braces(root, experiment):
-    for path in tables.write(grid(Store("smoke"), experiment), root):
+    for path in tables.write(saved_sweep(Store("smoke"), experiment), root):
         if path.suffix == ".tex":
             text = path.read_bytes().decode("ascii")
             bare = text.replace(r"\{", "").replace(r"\}", "")
@@ -408,7 +408,7 @@ def enter(root, text):
 
 
 def test_a_number_of_the_paper_stands_in_its_row_of_its_table(root):
-    g = grid(Store("smoke"))
+    g = saved_sweep(Store("smoke"))
     assert set(tables.make("trio", g).paper) == {"—"}
     other = ENTRY.replace("trio-trio", "trio-differences").replace("iGPT (attention)", "x").replace("network", "difference")
     enter(root, ENTRY + ENTRY.replace("44.1 % probe", "5 dB") + ENTRY.replace('"1"', '"16"'))
@@ -440,7 +440,7 @@ def test_a_number_of_the_paper_stands_in_its_row_of_its_table(root):
     ],
 )
 def test_an_entry_that_no_table_can_take_is_refused_in_one_line(root, old, new, said):
-    g = grid(Store("smoke"))
+    g = saved_sweep(Store("smoke"))
     enter(root, ENTRY.replace(old, new))
     with pytest.raises(StoreError) as refused:
         tables.make("trio", g)

@@ -58,7 +58,7 @@ def test_losses_and_gradients_are_those_of_each_network_alone(images, mixer):
             torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
         views = [train.Views(cfg, noise.pool).at(0) for cfg, noise, *_ in jobs]
         alone = torch.stack([pretext.LOSSES[task](net, *view) for net, view in zip(models, views, strict=True)])
-        stack = seeds.Stack(models, [train.optimiser(job[2], job[0]) for job in jobs], FIELDS["steps"])
+        stack = seeds.Stack(models, [train.make_optimizer(job[2], job[0]) for job in jobs], FIELDS["steps"])
         found = stack.losses(views)
         torch.testing.assert_close(found, alone, rtol=LOSS, atol=LOSS)
         alone.sum().backward()
@@ -96,13 +96,13 @@ def test_the_form_that_a_gpu_compiles_gives_the_same_losses_and_gradients(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     monkeypatch.setattr(model.Norm, "forward", torch.nn.RMSNorm.forward)  # as there
     jobs = jobs_of(images, n=n, mixer=mixer, pretext=task, input=colours, target=colours, steps=seeds.COMPILED_STEPS)
-    cfg, models, solvers = jobs[0][0], [job[2] for job in jobs], [train.optimiser(job[2], job[0]) for job in jobs]
+    cfg, models, optimizers = jobs[0][0], [job[2] for job in jobs], [train.make_optimizer(job[2], job[0]) for job in jobs]
     for net in models:
         torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
     views = [train.Views(one, noise.pool).at(0) for one, noise, *_ in jobs]
     found = []
     for change in (lambda program, cfg: program, on_a_gpu):
-        program = change(train.program(cfg, models, solvers)[0], cfg)
+        program = change(train.program(cfg, models, optimizers)[0], cfg)
         numbers = train.gradients(program, cfg, views)
         found.append([*numbers, *(p.grad.clone() for p in program.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 5
@@ -177,17 +177,17 @@ def test_states_of_different_steps_cannot_go_on_together(images, tmp_path):
 
 
 def test_until_a_number_that_is_not_finite_is_looked_at_nothing_is_updated(images, monkeypatch):
-    """As on a GPU, where looking takes time: the optimiser is told instead."""
+    """As on a GPU, where looking takes time: the optimizer is told instead."""
     cfg, _, net, _ = jobs_of(images)[0]
-    solver, before = train.optimiser(net, cfg), [p.detach().clone() for p in net.parameters()]
+    optimizer, before = train.make_optimizer(net, cfg), [p.detach().clone() for p in net.parameters()]
     for p in net.parameters():
         p.grad = torch.full_like(p, math.nan)
-    train.guard(solver, torch.tensor([[math.nan], [1.0]]))
-    solver.step()
+    train.guard(optimizer, torch.tensor([[math.nan], [1.0]]))
+    optimizer.step()
     for p in net.parameters():
         p.grad = torch.ones_like(p)
-    train.guard(solver, torch.tensor([[0.5], [1.0]]))  # finite again, and too late
-    solver.step()
+    train.guard(optimizer, torch.tensor([[0.5], [1.0]]))  # finite again, and too late
+    optimizer.step()
     assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
 
 
@@ -231,6 +231,6 @@ def test_on_a_gpu_configs_that_differ_in_their_seed_are_trained_together(runs, r
     groups = []
     monkeypatch.setattr(workers, "on_gpu", lambda configs: True)
     monkeypatch.setattr(run, "run_together", lambda group, store, prefix: groups.append([key(cfg) for cfg in group]))
-    monkeypatch.setattr(run, "floor", lambda cfg, store: None)
+    monkeypatch.setattr(run, "baseline", lambda cfg, store: None)
     workers.train(asked, Store("smoke"))
     assert groups == [[key(cfg) for cfg in runs], [key(asked[3])]]

@@ -10,7 +10,7 @@ from synthetic import run_record
 from biasnb.config import PROFILES, configure
 from biasnb.records.places import CHECKOUT as ROOT
 from biasnb.records.provenance import environment
-from biasnb.records.store import Grid, Store, StoreError
+from biasnb.records.store import Store, StoreError, Sweep
 from biasnb.suite import sheet
 
 PAGE = (ROOT / sheet.PAGE).read_text(encoding="utf-8")
@@ -71,15 +71,15 @@ def test_numbers_are_those_of_the_records_that_grids_ask_for(empty):
     records = [run_record(mixer, 1, seed) for mixer in ("igpt", "conv") for seed in (0, 1)]
     records += [run_record("mixer", 1, 0, status="diverged"), run_record("lc", 1, 0), run_record("full", 1, 0)]
     asked, absent = records[:-1], records[-2]
-    runs = [{"key": record["key"], "floor": "floor-0", **record["config"]} for record in asked]
+    runs = [{"key": record["key"], "baseline": "baseline-0", **record["config"]} for record in asked]
     for record in records:
         if record is not absent:
             there.save({**record, "environment": environment(threads=1)})
     rates = [{"lr": 0.1, "loss": 0.5, "key": asked[0]["key"]}, {"lr": 0.03, "loss": None, "key": "0" * 16}]
-    there.save({"kind": "rate", "key": "rate-0", "config": {"mixer": "igpt"}, "rates": rates, "chosen": 0.1})
+    there.save({"kind": "search", "key": "rate-0", "config": {"mixer": "igpt"}, "rates": rates, "chosen": 0.1})
     overrides = {"files": "f" * 16, "mixer": ["igpt", "conv"], "steps": 4}
-    Grid(there, "20_trio-0", {"experiment": "20_trio", "overrides": overrides, "runs": runs, "rates": ["rate-0"]}).save()
-    Grid(there, "90_paper", {"experiment": "90_paper", "overrides": {}, "runs": []}).save()
+    Sweep(there, "20_trio-0", {"experiment": "20_trio", "overrides": overrides, "runs": runs, "rates": ["rate-0"]}).save()
+    Sweep(there, "90_paper", {"experiment": "90_paper", "overrides": {}, "runs": []}).save()
 
     def row(field):
         empty.write_text(f"{{{field}}}")
@@ -88,7 +88,7 @@ def test_numbers_are_those_of_the_records_that_grids_ask_for(empty):
     flop = 3 * 12345 * 4 * configure("smoke").batch * 4
     assert row("compute")[1:6] == ["5", "0, 1", "4", "60", "0.0"]
     assert row("compute")[6:] == [f"{flop / 1e12:.0f}", "0.00", "100", "1", "1"]
-    assert row("grids")[2:] == ["6", "1 to 2", "1", "1", "mixer igpt/conv, steps 4"]
+    assert row("sweeps")[2:] == ["6", "1 to 2", "1", "1", "mixer igpt/conv, steps 4"]
     assert row("searches")[1:] == ["1", "2", "1", "0.03, 0.1", "igpt 0.1"]
     assert row("data")[1:] == ["photographs", f"`{'f' * 16}`", "40", "40", "5", "10"]
     assert row("machines")[2] == "1"

@@ -83,8 +83,8 @@ def test_a_finished_run_leaves_no_progress_behind(root):
 
 
 def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
-    grid, configs = plan("20_trio", "smoke")
-    store = grid.store
+    sweep, configs = plan("20_trio", "smoke")
+    store = sweep.store
     run.run(configs[0], store)
     store.path(key(configs[2]), ".error").write_text("ValueError: odd")
     with store.claim(key(configs[1])):
@@ -96,7 +96,7 @@ def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
     assert lines[-2].startswith("... ") and len(lines) == 6 and max(map(len, lines)) <= 110
     assert lines[-1] == whole[-1][:110] and "1 done" in whole[-1] and "1 running" in whole[-1] and "1 failed" in whole[-1]
     assert len(whole) > 150 and sum(line.endswith(" done") for line in whole[:-1]) == 1
-    assert len(frame) == len(grid.runs) and set(frame.state) == {"done", "running", "failed", "missing"}
+    assert len(frame) == len(sweep.runs) and set(frame.state) == {"done", "running", "failed", "missing"}
     assert list(screen.done) == [key(configs[0])]
     store.path(key(configs[0])).write_text("not read again")
     assert "1 done" in screen.page(200, 8)[0][-1]
@@ -151,7 +151,7 @@ def test_jupyterlab_shows_every_run_that_is_under_way_below_the_line(monkeypatch
 
 def test_workers_name_the_runs_that_are_under_way(root):
     store, configs = Store("smoke"), [CFG, configure("smoke", steps=11)]
-    missing = {(key(cfg), "floor"): cfg for cfg in configs}
+    missing = {(key(cfg), "baseline"): cfg for cfg in configs}
     assert workers.under_way(set(missing), missing, store) == []
     with store.claim(key(CFG)):
         for cfg in configs:  # the second was killed

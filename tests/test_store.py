@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic import grid, run_record
+from synthetic import run_record, saved_sweep
 
 from biasnb.config import configure
 from biasnb.records import files
@@ -166,7 +166,7 @@ def test_a_broken_record_shows_in_the_status_and_does_not_end_it(root, capsys):
 
 
 def test_grid_shows_missing_runs_as_missing(root):
-    g = grid(Store("smoke"), seed=[0, 1, 2])
+    g = saved_sweep(Store("smoke"), seed=[0, 1, 2])
     g.store.path(g.content["runs"][0]["key"]).unlink()
     frame = g.frame()
     assert frame.status.tolist()[0] == "missing"
@@ -174,21 +174,21 @@ def test_grid_shows_missing_runs_as_missing(root):
     assert g.missing() == [g.content["runs"][0]["key"]]
 
 
-def test_a_grid_needs_the_floors_of_its_runs_too(root):
-    g = grid(Store("smoke"), "30_symmetry")
-    floors = [run["floor"] for run in g.runs]
-    assert len(set(floors)) == 3 and set(floors) < set(g.keys)
-    assert sorted(set(g.frame().floor_psnr)) == [21.7] and sorted(set(g.frame().floor_probe)) == [0.42]
-    g.store.path(floors[0]).unlink()
-    assert g.missing() == [floors[0]]
-    assert g.frame().floor_psnr.isna().tolist() == [floor == floors[0] for floor in floors]
+def test_a_grid_needs_the_baselines_of_its_runs_too(root):
+    g = saved_sweep(Store("smoke"), "30_symmetry")
+    baselines = [run["baseline"] for run in g.runs]
+    assert len(set(baselines)) == 3 and set(baselines) < set(g.keys)
+    assert sorted(set(g.frame().baseline_psnr)) == [21.7] and sorted(set(g.frame().baseline_probe)) == [0.42]
+    g.store.path(baselines[0]).unlink()
+    assert g.missing() == [baselines[0]]
+    assert g.frame().baseline_psnr.isna().tolist() == [baseline == baselines[0] for baseline in baselines]
     assert g.frame().status.unique().tolist() == ["done"]
-    assert g.floor() is None
+    assert g.baseline() is None
 
 
 def test_publish_promotes_complete_valid_records_only(root):
     here = Store("smoke")
-    g = grid(here)
+    g = saved_sweep(here)
     g.save()
     victim = here.path(g.keys[0])
     content = victim.read_text()
@@ -202,20 +202,20 @@ def test_publish_promotes_complete_valid_records_only(root):
     victim.write_text(content)
     assert suite.publish("smoke") == (len(g.keys), [], 0)
     there = Store("smoke", "results")
-    assert [x.frame().equals(g.frame()) for x in there.grids()] == [True]
+    assert [x.frame().equals(g.frame()) for x in there.sweeps()] == [True]
     assert suite.newest("smoke").base == "runs"
 
 
 def test_publish_leaves_out_grids_with_other_settings_unless_named(root):
-    g = grid(Store("smoke"), seed=[0])
+    g = saved_sweep(Store("smoke"), seed=[0])
     g.save()
     side = replace(g, name="20_trio-side", content={**g.content, "overrides": {"lr": 1.0}, "runs": g.runs[:1]})
     side.save()
     assert suite.publish("smoke")[1] == ["20_trio-side"]
-    assert [x.name for x in Store("smoke", "results").grids()] == ["20_trio"]
+    assert [x.name for x in Store("smoke", "results").sweeps()] == ["20_trio"]
     suite.publish("smoke", ["20_trio-side"])
-    assert [x.name for x in Store("smoke", "results").grids()] == ["20_trio", "20_trio-side"]
-    with pytest.raises(StoreError, match="no such grid"):
+    assert [x.name for x in Store("smoke", "results").sweeps()] == ["20_trio", "20_trio-side"]
+    with pytest.raises(StoreError, match="no such sweep"):
         suite.publish("smoke", ["21_trio"])
 
 

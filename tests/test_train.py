@@ -168,11 +168,11 @@ def test_the_command_reports_a_run_of_every_pretext(root, capsys, task, says):
 @pytest.mark.parametrize(
     "fields", [{"dataset": "leaves_coded"}, {"permute": "pixels"}, {"images": 64}, {"mixer": "conv_frozen"}]
 )
-def test_a_run_of_other_data_or_shape_leaves_a_record_and_floors(root, fields):
+def test_a_run_of_other_data_or_shape_leaves_a_record_and_baselines(root, fields):
     cfg, store = configure("smoke", **fields), Store("smoke")
-    record, floor = run.run(cfg, store), run.floor(cfg, store)
-    assert store.load(record["key"]) == record and store.load(floor["key"]) == floor
-    assert record["data"]["fingerprint"] == floor["data"]["fingerprint"]
+    record, baseline = run.run(cfg, store), run.baseline(cfg, store)
+    assert store.load(record["key"]) == record and store.load(baseline["key"]) == baseline
+    assert record["data"]["fingerprint"] == baseline["data"]["fingerprint"]
     assert record["data"]["pool"] == (64 if "images" in fields else 3000)
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from biasnb.config import BiasnbError, ConfigError, configure
-from biasnb.records.keys import key, rate_key
+from biasnb.records.keys import key, search_key
 from biasnb.records.store import Store
 from biasnb.sweep import executor as workers
 from biasnb.sweep import experiments
@@ -81,5 +81,5 @@ def test_a_rate_that_was_not_searched_is_refused_naming_the_command(root):
 
 def test_the_key_of_a_search_covers_all_but_rate_and_seed():
     cfg = configure("smoke")
-    assert rate_key(cfg) == rate_key(configure("smoke", lr=0.5, seed=3))
-    assert rate_key(cfg) != rate_key(configure("smoke", steps=5))
+    assert search_key(cfg) == search_key(configure("smoke", lr=0.5, seed=3))
+    assert search_key(cfg) != search_key(configure("smoke", steps=5))

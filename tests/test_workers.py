@@ -20,7 +20,7 @@ from biasnb.config import BiasnbError, configure
 from biasnb.networks import mixing
 from biasnb.operators import MIXERS, Mixer
 from biasnb.records import places
-from biasnb.records.keys import floor_key, key
+from biasnb.records.keys import baseline_key, key
 from biasnb.records.store import Store
 from biasnb.sweep import executor as workers
 from biasnb.training import run
@@ -116,10 +116,10 @@ def made(tmp_path_factory):
 def test_workers_make_every_record_once_and_equal_to_those_of_one_process(root, made, one_thread):
     here, _, good, _ = made
     assert results(good, here) == alone(good)
-    assert here.has(floor_key(good[0]))
+    assert here.has(baseline_key(good[0]))
     log = (here.folder / "workers.log").read_text()
     assert sorted(re.findall(r"^(.*): loss .* trained in", log, re.M)) == sorted(map(run.describe, good[:-1]))
-    assert log.count("floors of pictures") == 1
+    assert log.count("baselines of pictures") == 1
     assert {here.load(key(cfg))["environment"]["threads"] for cfg in good} == {1}
     assert not any(here.lock(key(cfg)).folder.exists() for cfg in good)
 

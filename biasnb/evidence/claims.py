@@ -17,7 +17,7 @@ class Claim:
     id: str
     text: str
     source: str
-    experiments: tuple  # notebooks whose runs can decide it
+    notebooks: tuple  # notebooks whose runs can decide it
     metrics: tuple
     rule: str
     tests: Callable = field(repr=False)  # Evidence -> iterable of Tests
@@ -101,18 +101,18 @@ CLAIMS = (
 
 
 def findings(stores, claims=CLAIMS):
-    """What the grids of these stores say: a Finding per claim, metric and grid, or one that says why there is none. Raises
+    """What the sweeps of these stores say: a Finding per claim, metric and sweep, or one that says why there is none. Raises
     StoreError for a broken record."""
     found = []
     for store in stores:
-        grids = [grid for grid in store.grids() if grid.runs]
-        read = {grid.name: (runs_of(grid), {}) for grid in grids}
+        sweeps = [sweep for sweep in store.sweeps() if sweep.runs]
+        read = {sweep.name: (runs_of(sweep), {}) for sweep in sweeps}
         for claim, metric in ((one, metric) for one in claims for metric in one.metrics):
-            own = [grid for grid in grids if grid.content["experiment"] in claim.experiments]
-            here, lacks = [], "" if own else f"no run of {' or '.join(claim.experiments)}"
-            for grid in own:
+            own = [sweep for sweep in sweeps if sweep.content["notebook"] in claim.notebooks]
+            here, lacks = [], "" if own else f"no run of {' or '.join(claim.notebooks)}"
+            for sweep in own:
                 try:
-                    here.append(find(claim, Evidence(grid, metric, *read[grid.name])))
+                    here.append(find(claim, Evidence(sweep, metric, *read[sweep.name])))
                 except Absent as reason:
                     lacks = str(reason)
             found += here or [Finding(claim, store.profile, metric, "not run", lacks)]
@@ -136,7 +136,7 @@ def tests(found):
             against = 0.0 if t.goal in ("within", "differs") else t.margin
             low, high = stats.bootstrap(t.images) if t.images is not None and t.n > 1 else (np.nan, np.nan)
             verdict, adjusted = (t.verdict, t.adjusted[0]) if t.decides else ("", np.nan)
-            row = {"claim": f.claim.id, "metric": f.metric, "profile": f.profile, "grid": f.evidence, "test": t.label,
+            row = {"claim": f.claim.id, "metric": f.metric, "profile": f.profile, "sweep": f.evidence, "test": t.label,
                    "hypothesis": t.hypothesis, "decides": t.decides, "verdict": verdict, "mean": effect.mean,
                    "low": effect.low, "high": effect.high, "unit": t.unit, "n": t.n, "p": t.p_values()[0],
                    "p_adjusted": adjusted, "p_sign_flip": stats.sign_flip(x, against) if t.n > 1 else np.nan,

@@ -1,11 +1,11 @@
-"""From records to evidence: paired contrasts of runs, the floors that runs must beat, and the verdict. Imports no torch."""
+"""From records to evidence: paired contrasts of runs, the baselines that runs must beat, and the verdict. Imports no torch."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from ..records.store import Grid, with_columns
+from ..records.store import Sweep, with_columns
 from . import stats
 
 PAIRS = 5  # fewer decide nothing
@@ -15,31 +15,31 @@ MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not run":
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared: turned and scaled so that more is better, and the floor that a run must beat to count."""
+    """What is compared: turned and scaled so that more is better, and the baseline that a run must beat to count."""
 
     name: str
     unit: str
     scale: float = 1.0
-    floor: str = ""
+    baseline: str = ""
 
 
 FEATURES = "probe above the same network at random init and above raw pixels"
 PIXELS = "PSNR above the mean of visible neighbours (pretext bert)"
 METRICS = {
-    "psnr": Metric("PSNR", "dB", floor=PIXELS),
+    "psnr": Metric("PSNR", "dB", baseline=PIXELS),
     "loss": Metric("pretext loss, sign turned", "", -1.0, PIXELS),
     "probe": Metric("linear probe", "points", 100.0, FEATURES),
     "probe_mean": Metric("probe, mean over layers", "points", 100.0, FEATURES),
     "roll_error": Metric("roll error", ""),
-    "lie_error": Metric("Lie error", "", floor=PIXELS),
-    "distance": Metric("mixing distance", "tokens", floor=PIXELS),
-    "spectrum": Metric("spectrum", "log amplitude", floor=PIXELS),
-    "rank": Metric("Kendall's tau", "", floor=FEATURES),
+    "lie_error": Metric("Lie error", "", baseline=PIXELS),
+    "distance": Metric("mixing distance", "tokens", baseline=PIXELS),
+    "spectrum": Metric("spectrum", "log amplitude", baseline=PIXELS),
+    "rank": Metric("Kendall's tau", "", baseline=FEATURES),
 }
 
 
 class Absent(Exception):
-    """A grid that was not made for a claim: what it lacks."""
+    """A sweep that was not made for a claim: what it lacks."""
 
 
 class Form(dict):
@@ -87,7 +87,7 @@ class Test:
     "all below" it."""
 
     label: str
-    values: dict  # seed -> value, of runs above their floors
+    values: dict  # seed -> value, of runs above their baselines
     every: dict  # the same, of all finished runs
     goal: str
     margin: float
@@ -145,37 +145,37 @@ class Test:
 
 @dataclass
 class Evidence:
-    """What one grid says with one metric. `of` names runs, `test` makes hypotheses of their weighted sums."""
+    """What one sweep says with one metric. `of` names runs, `test` makes hypotheses of their weighted sums."""
 
-    grid: Grid
+    sweep: Sweep
     metric: str
-    runs: pd.DataFrame  # the grid's, by key
+    runs: pd.DataFrame  # the sweep's, by key
     records: dict = field(default_factory=dict)  # those that have been read, and bits
     used: set = field(default_factory=set)
 
     def __post_init__(self):
-        self.base = self.grid.base()
+        self.base = self.sweep.base()
         self.done = set(self.runs.index[self.runs.status == "done"])
         self.out = {run.key: reason for run in self.runs.itertuples() if (reason := self.excluded(run))}
 
     def excluded(self, run):
         """Why a run does not count, or ''."""
-        floor, pixels = METRICS[self.metric].floor, run.pretext == "bert"
+        baseline, pixels = METRICS[self.metric].baseline, run.pretext == "bert"
         if run.status != "done":
             return run.status
         if self.metric in ("psnr", "loss") and np.isnan(getattr(run, self.metric)):
             return f"without a {self.metric} (pretext {run.pretext})"
-        if np.isnan(run.floor_probe) and (floor == FEATURES or (floor == PIXELS and pixels)):
-            return "without the record of their floor"
-        if floor == FEATURES and not run.probe > max(run.init_probe, run.floor_probe):
+        if np.isnan(run.baseline_probe) and (baseline == FEATURES or (baseline == PIXELS and pixels)):
+            return "without the record of their baseline"
+        if baseline == FEATURES and not run.probe > max(run.init_probe, run.baseline_probe):
             return "untrained: probe not above random init and raw pixels"
-        if floor == PIXELS and pixels and not run.psnr > run.floor_psnr:
+        if baseline == PIXELS and pixels and not run.psnr > run.baseline_psnr:
             return "untrained: PSNR not above the mean of visible neighbours"
         return ""
 
     def levels(self, name, least=1, most=None):
         """The levels of a field that were asked for, ascending, up to `most`. Raises Absent for fewer than `least`."""
-        found = sorted({run[name] for run in self.grid.runs if name in run and (most is None or run[name] <= most)})
+        found = sorted({run[name] for run in self.sweep.runs if name in run and (most is None or run[name] <= most)})
         if len(found) < least:
             raise Absent(f"needs {least} levels of {name}" + (f" up to {most}" if most else "") + f", has {len(found)}")
         return found
@@ -184,7 +184,7 @@ class Evidence:
         """The run of every seed with these fields, all other factors at their base level; a field that a run does not read
         has any level. Raises Absent."""
         fixed = {**self.base, **where}
-        chosen = [run for run in self.grid.runs if all(run.get(name, value) == value for name, value in fixed.items())]
+        chosen = [run for run in self.sweep.runs if all(run.get(name, value) == value for name, value in fixed.items())]
         if not chosen:
             raise Absent("no run with " + ", ".join(f"{name} {value}" for name, value in where.items()))
         self.used |= {run["key"] for run in chosen}
@@ -192,7 +192,7 @@ class Evidence:
 
     def record(self, key):
         if key not in self.records:
-            self.records[key] = self.grid.store.load(key)
+            self.records[key] = self.sweep.store.load(key)
         return self.records[key]
 
     def value(self, key):
@@ -202,19 +202,19 @@ class Evidence:
             return m.scale * float(np.mean([layer["test"] for layer in self.record(key)["probe"]["layers"]]))
         return m.scale * self.runs.at[key, self.metric]
 
-    def values(self, form, value=None, floors=True):
-        """{seed: weighted sum} over the seeds all of whose runs count; without `floors`, all of whose runs are finished. A seed
-        whose sum is NaN, as of a metric that its runs do not have, is left out."""
+    def values(self, form, value=None, baselines=True):
+        """{seed: weighted sum} over the seeds all of whose runs count; without `baselines`, all of whose runs are finished.
+        A seed whose sum is NaN, as of a metric that its runs do not have, is left out."""
         value = value or self.value
-        counts = lambda key: key in self.done and not (floors and key in self.out)  # noqa: E731
+        counts = lambda key: key in self.done and not (baselines and key in self.out)  # noqa: E731
         return known({seed: float(sum(weight * value(key) for key, weight in part.items()))
                       for seed, part in form.items() if all(map(counts, part))})  # fmt: skip
 
     def relative(self, change, whole):
-        """The function (floors) -> {seed: change in % of the whole} of two forms."""
+        """The function (baselines) -> {seed: change in % of the whole} of two forms."""
 
-        def percent(floors):
-            part, of = (self.values(form, floors=floors) for form in (change, whole))
+        def percent(baselines):
+            part, of = (self.values(form, baselines=baselines) for form in (change, whole))
             return {seed: 100 * part[seed] / abs(of[seed]) for seed in part}
 
         return percent
@@ -227,31 +227,31 @@ class Evidence:
     def bits(self, key):
         """(test images,) 1 where the chosen probe of a run is right."""
         if (key, "correct") not in self.records:
-            right = np.unpackbits(self.grid.store.arrays(key)["correct"])[: self.record(key)["data"]["test"]]
+            right = np.unpackbits(self.sweep.store.arrays(key)["correct"])[: self.record(key)["data"]["test"]]
             self.records[key, "correct"] = right
         return self.records[key, "correct"]
 
     def test(self, label, of, goal, margin=0.0, value=None, unit=None, **rest):
-        """A Test of a Form, or of a function (floors) -> {seed: value} where it is no weighted sum."""
+        """A Test of a Form, or of a function (baselines) -> {seed: value} where it is no weighted sum."""
         if isinstance(of, Form):
             if self.metric == "probe" and value is None and len(self.values(of)) > 1:
                 rest["images"] = self.correct(of)
-            make = lambda floors: self.values(of, value, floors)  # noqa: E731
+            make = lambda baselines: self.values(of, value, baselines)  # noqa: E731
         else:
-            make = lambda floors: known(of(floors))  # noqa: E731
+            make = lambda baselines: known(of(baselines))  # noqa: E731
         return Test(label, make(True), make(False), goal, margin, METRICS[self.metric].unit if unit is None else unit, **rest)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one grid says about one claim with one metric."""
+    """What one sweep says about one claim with one metric."""
 
     claim: object
     profile: str
     metric: str
     verdict: str
     why: str
-    evidence: str = ""  # name of the grid
+    evidence: str = ""  # name of the sweep
     tests: tuple = ()
     left_out: str = ""  # runs excluded, and why
 
@@ -271,7 +271,7 @@ class Finding:
 
     @property
     def effect(self):
-        """'mean [95 % interval] unit' of the key test; of all finished runs, in brackets, if none is above its floor."""
+        """'mean [95 % interval] unit' of the key test; of all finished runs, in brackets, if none is above its baseline."""
         test = self.key_test
         if not test or not test.every:
             return "—"
@@ -288,14 +288,14 @@ def signed(value):
     return f"{value:+.2g}".replace("-", "−") if abs(value) < 1 else f"{value:+.1f}".replace("-", "−")
 
 
-def runs_of(grid):
-    """The frame of a grid by key, with the columns that floors and metrics need; NaN for what a run does not have."""
+def runs_of(sweep):
+    """The frame of a sweep by key, with the columns that baselines and metrics need; NaN for what a run does not have."""
     names = ("psnr", "loss", "probe", "init_probe", "knn")
-    return with_columns(grid.frame(), *names).astype(dict.fromkeys(names, float)).set_index("key", drop=False)
+    return with_columns(sweep.frame(), *names).astype(dict.fromkeys(names, float)).set_index("key", drop=False)
 
 
 def find(claim, evidence):
-    """The Finding of a claim in a grid. Raises Absent if the grid was not made for it, StoreError for a broken record."""
+    """The Finding of a claim in a sweep. Raises Absent if the sweep was not made for it, StoreError for a broken record."""
     tests = tuple(claim.tests(evidence))
     family = [test for test in tests if test.decides]
     adjusted = zip(*(stats.holm([test.p_values()[i] for test in family]) for i in (0, 1)), strict=True)
@@ -307,8 +307,8 @@ def find(claim, evidence):
     verdict, why = combine(claim, tests, left_out)
     if all(run.status in ("missing", "failed") for run in used):
         verdict, why = "not run", left_out
-    profile = evidence.grid.content["profile"]
-    return Finding(claim, profile, evidence.metric, verdict, why, evidence.grid.name, tests, left_out)
+    profile = evidence.sweep.content["profile"]
+    return Finding(claim, profile, evidence.metric, verdict, why, evidence.sweep.name, tests, left_out)
 
 
 def combine(claim, tests, left_out):

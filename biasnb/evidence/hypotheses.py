@@ -88,13 +88,13 @@ def f3(e):
 
 
 def f4(e):
-    ranks = sorted({run["rank"] for run in e.grid.runs if run["mixer"] == "lowrank"})
+    ranks = sorted({run["rank"] for run in e.sweep.runs if run["mixer"] == "lowrank"})
     if len(ranks) < 3:
         raise Absent(f"needs 3 ranks of lowrank, has {len(ranks)}")
     forms = {rank: e.of(mixer="lowrank", rank=rank) for rank in ranks}
 
-    def gain(floors):
-        found = {rank: e.values(form, floors=floors) for rank, form in forms.items()}
+    def gain(baselines):
+        found = {rank: e.values(form, baselines=baselines) for rank, form in forms.items()}
         inside, ends = ranks[1:-1], (ranks[0], ranks[-1])
         return {s: max(found[r][s] for r in inside) - max(found[r][s] for r in ends)
                 for s in set.intersection(*map(set, found.values()))}  # fmt: skip
@@ -111,8 +111,8 @@ def f5(e):
 
 
 def s1(e):
-    moved = next((kind for kind in ("patches", "pixels") if any(run["permute"] == kind for run in e.grid.runs)
-                  and not (kind == "pixels" and e.grid.runs[0]["patch"] > 1)), None)  # fmt: skip
+    moved = next((kind for kind in ("patches", "pixels") if any(run["permute"] == kind for run in e.sweep.runs)
+                  and not (kind == "pixels" and e.sweep.runs[0]["patch"] > 1)), None)  # fmt: skip
     if not moved:
         raise Absent("no run whose tokens are permuted")
     for cell in CUBE:
@@ -126,18 +126,18 @@ def s2(e):
     place = {True: {"padding": "circular", "position": "none"}, False: {"padding": "circular"}}
     cells = {shared: [e.of(mixer=cell, **place[shared]) for cell in CUBE if MIXERS[cell].shared is shared] for shared in place}
 
-    def worst(shared, floors):
+    def worst(shared, baselines):
         pick = max if shared else min
         error = lambda key: pick(pick(e.record(key)[m]["roll_error"][1:]) for m in ("init_measures", "measures"))  # noqa: E731
-        found = [e.values(form, error, floors) for form in cells[shared]]
+        found = [e.values(form, error, baselines) for form in cells[shared]]
         return {seed: pick(v[seed] for v in found) for seed in set.intersection(*map(set, found))}
 
-    yield e.test("shared cells, largest", lambda floors: worst(True, floors), "all below", 1e-5)
-    yield e.test("the others, smallest", lambda floors: worst(False, floors), "all above", 0.01)
+    yield e.test("shared cells, largest", lambda baselines: worst(True, baselines), "all below", 1e-5)
+    yield e.test("the others, smallest", lambda baselines: worst(False, baselines), "all above", 0.01)
 
 
 def s3(e):
-    if any(run["input"] == "palette" for run in e.grid.runs):
+    if any(run["input"] == "palette" for run in e.sweep.runs):
         raise Absent("colour indices have no Lie error")
 
     def growth(key):
@@ -158,7 +158,7 @@ def s4(e):
 
 
 def s5(e):
-    run = e.grid.runs[0]
+    run = e.sweep.runs[0]
     side = run["image_size"] // run["patch"]
     if side != 32:
         raise Absent(f"needs a grid of 32x32 tokens, this is {side}x{side}")
@@ -205,12 +205,12 @@ def l3(e):
     points = {mixer: [e.of(mixer=mixer)] for mixer in TRIO}
     for name in ("depth", "width", "kernel"):
         for mixer in TRIO:
-            asked = {run[name] for run in e.grid.runs if run["mixer"] == mixer and name in run}
+            asked = {run[name] for run in e.sweep.runs if run["mixer"] == mixer and name in run}
             points[mixer] += [e.of(mixer=mixer, **{name: v}) for v in sorted(asked) if v != e.base.get(name, v)]
     if min(map(len, points.values())) < 3:
         raise Absent("needs 3 depths or widths")
 
-    def taus(groups, floors):
+    def taus(groups, baselines):
         """seed -> mean of Kendall's tau between loss (sign turned) and probe over groups of forms."""
         loss = lambda key: -e.runs.at[key, "loss"]  # noqa: E731
         probe = lambda key: e.runs.at[key, "probe"]  # noqa: E731
@@ -218,22 +218,22 @@ def l3(e):
         for seed in points["igpt"][0]:
             each = []
             for forms in groups:
-                pairs = [[e.values(f, v, floors).get(seed, np.nan) for f in forms] for v in (loss, probe)]
+                pairs = [[e.values(f, v, baselines).get(seed, np.nan) for f in forms] for v in (loss, probe)]
                 each.append(np.nan if np.isnan(pairs).any() else stats.kendall(*pairs)[0])
             if not np.isnan(each).any():
                 found[seed] = float(np.mean(each))
         return found
 
     across = [[points[m][i] for m in TRIO] for i in range(min(map(len, points.values())))]
-    yield e.test("tau within an operator", lambda floors: taus(list(points.values()), floors), "above")
-    yield e.test("tau across operators", lambda floors: taus(across, floors), "below")
+    yield e.test("tau within an operator", lambda baselines: taus(list(points.values()), baselines), "above")
+    yield e.test("tau across operators", lambda baselines: taus(across, baselines), "below")
 
 
 def l4(e):
     forms = [e.of(mixer=cell) for cell in CUBE]
 
-    def tau(floors):
-        found = {name: [e.values(form, lambda key, name=name: e.runs.at[key, name], floors) for form in forms]
+    def tau(baselines):
+        found = {name: [e.values(form, lambda key, name=name: e.runs.at[key, name], baselines) for form in forms]
                  for name in ("knn", "probe")}  # fmt: skip
         seeds = set.intersection(*(set(v) for v in found["knn"]))
         return {s: float(stats.kendall(*([v[s] for v in found[name]] for name in ("knn", "probe")))[0]) for s in seeds}
@@ -242,7 +242,7 @@ def l4(e):
 
 
 def l5(e):
-    rates, patch = e.levels("mask_rate", least=3), e.grid.runs[0]["patch"]
+    rates, patch = e.levels("mask_rate", least=3), e.sweep.runs[0]["patch"]
     forms = [mean(e.of(mixer=mixer, mask_rate=rate) for mixer in TRIO) for rate in rates]
     values = [e.values(form) for form in forms]
     rows = np.array([[v[seed] for v in values] for seed in sorted(set.intersection(*map(set, values)))])
@@ -261,7 +261,7 @@ def l5(e):
 def counts(e, name):
     """(numbers of images, levels) of a field whose 0 stands for all, ascending; the number of all is read from a record of a
     run that has all."""
-    whole = [run["key"] for run in e.grid.runs if run.get(name) == 0 and e.grid.store.has(run["key"])]
+    whole = [run["key"] for run in e.sweep.runs if run.get(name) == 0 and e.sweep.store.has(run["key"])]
     every = e.record(whole[0])["data"]["pool" if name == "images" else "train"] if whole else 10**9
     return zip(*sorted((level or every, level) for level in e.levels(name, least=2)), strict=True)
 

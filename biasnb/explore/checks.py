@@ -75,10 +75,10 @@ def permuted_family(mixer, steps=40):
             for axis, size in enumerate(p.shape):
                 if size == len(order):
                     p.copy_(p.index_select(axis, order))
-    solver = torch.optim.LBFGS([p.requires_grad_() for p in free], max_iter=steps, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([p.requires_grad_() for p in free], max_iter=steps, line_search_fn="strong_wolfe")
 
     def closure():
-        solver.zero_grad()
+        optimizer.zero_grad()
         loss = (other(permuted) - wanted).square().sum() / wanted.square().sum()
         loss.backward()
         return loss
@@ -86,7 +86,7 @@ def permuted_family(mixer, steps=40):
     start = distance(other(permuted).detach(), wanted)
     if start < 1e-12:
         return start
-    solver.step(closure)
+    optimizer.step(closure)
     return min(start, distance(other(permuted).detach(), wanted))
 
 

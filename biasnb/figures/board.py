@@ -18,13 +18,13 @@ ROOM = 44  # characters in a cell
 SHADES = {"supported": "#b7d4ea", "contradicted": "#f5c6a5", "undecided": "#eeeeee", "not run": "#ffffff"}
 READING = (
     f"The unit is the seed; seeds are paired across networks. A verdict needs {PAIRS} pairs or more (one violation is enough "
-    "against S2), all of whose runs are above their floors: a probe above the same network at random init and above raw "
+    "against S2), all of whose runs are above their baselines: a probe above the same network at random init and above raw "
     "pixels, a PSNR above the mean of visible neighbours. Runs below are left out, with a count; that also removes networks "
-    "that fail because of what is being tested, so an effect of all finished runs, floors or not, stands beside. An effect in "
-    "brackets is of all finished runs because no pair is complete. **Supported**: every deciding test holds at the 5 % level "
-    "after Holm's correction over the deciding tests of that row. **Contradicted**: one of them holds the other way round. "
-    "**Undecided**: neither; the detectable effect (80 % power) says what this many pairs could have seen. Tests are two-sided "
-    "t tests, except equivalence, non-inferiority and the permutation tests of P3 and L5, which are one-sided. The exact "
+    "that fail because of what is being tested, so an effect of all finished runs, baselines or not, stands beside. An effect "
+    "in brackets is of all finished runs because no pair is complete. **Supported**: every deciding test holds at the 5 % "
+    "level after Holm's correction over the deciding tests of that row. **Contradicted**: one of them holds the other way "
+    "round. **Undecided**: neither; the detectable effect (80 % power) says what this many pairs could have seen. Tests are "
+    "two-sided t tests, except equivalence, non-inferiority and the permutation tests of P3 and L5, which are one-sided. The exact "
     "sign-flip p is a check that assumes less; with five pairs it cannot fall below .0625. With few seeds the bootstrap's "
     "interval is too narrow. Nothing is corrected across rows: of all rows, about one in twenty of those without an effect is "
     "decided wrongly."
@@ -58,12 +58,12 @@ def board(found):
     counts = {mark: sum(f.verdict == verdict for f in found) for verdict, mark in MARKS.items()}
     words = ", ".join(f"{mark} {counts[mark]} {verdict}" for verdict, mark in MARKS.items())
     footer(figure, f"{words}; effect with 95 % interval of the test that the verdict hangs on, n paired seeds; in "
-           "brackets: of all finished runs, as no pair has all its runs above their floors")  # fmt: skip
+           "brackets: of all finished runs, as no pair has all its runs above their baselines")  # fmt: skip
     return figure
 
 
 def count(found, f):
-    """How many grids of a profile speak to the same claim and metric."""
+    """How many sweeps of a profile speak to the same claim and metric."""
     return sum((g.claim, g.metric, g.profile) == (f.claim, f.metric, f.profile) for g in found)
 
 
@@ -92,18 +92,18 @@ def table(found):
 
 
 def chapter(store, experiment, found):
-    """Everything of one notebook, for display: its grids' tables and figures, then the verdicts of its claims."""
+    """Everything of one notebook, for display: its sweeps' tables and figures, then the verdicts of its claims."""
     from IPython.display import Markdown
 
-    own = [grid for grid in store.grids() if grid.content["experiment"] == experiment]
+    own = [sweep for sweep in store.sweeps() if sweep.content["notebook"] == experiment]
     if not own:
         yield Markdown(f"*Not run: `biasnb notebook {experiment} --profile {store.profile}` makes it.*")
-    for grid in own:
-        yield Markdown(f"**{grid.name}**: {grid.caption()}")
+    for sweep in own:
+        yield Markdown(f"**{sweep.name}**: {sweep.caption()}")
         for name in tables.TABLES.get(experiment, {}):
-            yield from (Markdown(f"*{name}*"), tables.make(name, grid))
-        yield from (figure for name in figures.FIGURES.get(experiment, {}) if (figure := figures.show(name, grid)))
-    decided = [f for f in found if experiment in f.claim.experiments]
+            yield from (Markdown(f"*{name}*"), tables.make(name, sweep))
+        yield from (figure for name in figures.FIGURES.get(experiment, {}) if (figure := figures.show(name, sweep)))
+    decided = [f for f in found if experiment in f.claim.notebooks]
     if decided:
         yield from (Markdown("**Claims**"), table(decided))
 
@@ -125,10 +125,10 @@ def page(found, every):
                          f"| {MARKS[f.verdict]} **{f.verdict}** | {f.effect} | {f.n} | {f.why} |")  # fmt: skip
         lines.append("")
     for claim in dict.fromkeys(f.claim for f in found):
-        floors = "; ".join(dict.fromkeys(METRICS[m].floor or "none" for m in claim.metrics))
-        where = ", ".join(f"[{name}](../notebooks/{name}.ipynb)" for name in claim.experiments)
+        baselines = "; ".join(dict.fromkeys(METRICS[m].baseline or "none" for m in claim.metrics))
+        where = ", ".join(f"[{name}](../notebooks/{name}.ipynb)" for name in claim.notebooks)
         lines += [f"### {claim.id}", "", f"**{claim.text}** Source: {claim.source}.", ""]
-        lines += [f"Rule: {claim.rule}. Floors: {floors}. Runs: {where}.", ""]
+        lines += [f"Rule: {claim.rule}. Baselines: {baselines}. Runs: {where}.", ""]
         lines += [f"Left out in {f.evidence}, {METRICS[f.metric].name}: {f.left_out}.\n" for f in found
                   if f.claim is claim and f.left_out]  # fmt: skip
         part = every[every.claim == claim.id] if len(every) else every
@@ -144,7 +144,7 @@ def shown(part):
     between = lambda low, high: "—" if pd.isna(low) else f"[{digits(low)}, {digits(high)}]"  # noqa: E731
     rows = [
         {
-            "grid": f"{t.profile}, {t.grid}",
+            "sweep": f"{t.profile}, {t.sweep}",
             "metric": METRICS[t.metric].name,
             "test": t.test + ("" if t.decides else " (shown only)"),
             "hypothesis": t.hypothesis,

@@ -15,8 +15,8 @@ from ..records.provenance import code
 from ..records.store import with_columns
 from . import portraits, studies, trends
 from .style import (
+    BASELINES,
     COLOURS,
-    FLOORS,
     LABELS,
     MARKERS,
     STYLE,
@@ -32,53 +32,53 @@ from .style import (
 from .trends import across, depth_axis, loss_unit, percent
 
 
-def psnr_by_depth(grid):
+def psnr_by_depth(sweep):
     """Masked PSNR against depth, one line per network, the three untrained baselines as dashed levels."""
     figure, (ax,) = canvas(7.2, 4.4)
-    runs = with_columns(grid.frame(), "psnr")
-    depth_axis(ax, grid)
-    for i, mixer in enumerate(mixers(grid)):
+    runs = with_columns(sweep.frame(), "psnr")
+    depth_axis(ax, sweep)
+    for i, mixer in enumerate(mixers(sweep)):
         across(ax, runs[runs.mixer == mixer], "depth", "psnr", mixer, 0.05 * (i - 1), label=LABELS[mixer])
-    floor = grid.floor()
-    if floor:
-        for name, value in floor["psnr"].items():
-            level(ax, value, FLOORS[name])
+    baseline = sweep.baseline()
+    if baseline:
+        for name, value in baseline["psnr"].items():
+            level(ax, value, BASELINES[name])
     ax.set_ylabel("PSNR on hidden pixels, dB")
     ax.set_title("Reconstruction of hidden pixels, higher is better", loc="left")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=min(3, len(mixers(grid))), frameon=False)
-    caption(figure, grid)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=min(3, len(mixers(sweep))), frameon=False)
+    caption(figure, sweep)
     return figure, runs[["mixer", "depth", "seed", "status", "psnr"]]
 
 
-def probe_by_depth(grid):
+def probe_by_depth(sweep):
     """Linear-probe accuracy against depth: trained (solid) and at random init (dotted), with raw pixels."""
-    figure, axes = canvas(8.6, 4.2, len(mixers(grid)))
-    runs = with_columns(grid.frame(), "probe", "init_probe")
-    floor = grid.floor()
-    for i, (ax, mixer) in enumerate(zip(axes, mixers(grid), strict=True)):
-        depth_axis(ax, grid)
+    figure, axes = canvas(8.6, 4.2, len(mixers(sweep)))
+    runs = with_columns(sweep.frame(), "probe", "init_probe")
+    baseline = sweep.baseline()
+    for i, (ax, mixer) in enumerate(zip(axes, mixers(sweep), strict=True)):
+        depth_axis(ax, sweep)
         part = percent(runs[runs.mixer == mixer])
         across(ax, part, "depth", "probe", mixer, 0.04)
         across(ax, part, "depth", "init_probe", mixer, -0.04, linestyle=":", markerfacecolor="white")
-        if floor:
-            level(ax, 100 * floor["pixel_probe"]["test"], "raw pixels" if i == len(axes) - 1 else "")
+        if baseline:
+            level(ax, 100 * baseline["pixel_probe"]["test"], "raw pixels" if i == len(axes) - 1 else "")
         ax.set_title(LABELS[mixer], loc="left", color=COLOURS[mixer])
     axes[0].set_ylabel("linear probe, test accuracy, %")
-    caption(figure, grid, "filled: trained; open and dotted: the same network at random init; ")
+    caption(figure, sweep, "filled: trained; open and dotted: the same network at random init; ")
     return figure, runs[["mixer", "depth", "seed", "status", "probe", "init_probe"]]
 
 
-def probe_by_layer(grid):
+def probe_by_layer(sweep):
     """Accuracy of the linear probe at every layer, one panel per depth, trained and at random init."""
-    depths = depths_of(grid)
+    depths = depths_of(sweep)
     rows = [{"mixer": r["config"]["mixer"], "depth": r["config"]["depth"], "seed": r["config"]["seed"], "network": name,
              "layer": row["layer"], "accuracy": 100 * row["test"]}
-            for r in grid.records() for name, part in (("trained", r["probe"]), ("random init", r["init_probe"]))
+            for r in sweep.records() for name, part in (("trained", r["probe"]), ("random init", r["init_probe"]))
             for row in part["layers"]]  # fmt: skip
     table = with_columns(pd.DataFrame(rows), "mixer", "depth", "seed", "network", "layer", "accuracy")
     figure, axes = canvas(1.2 + 3.6 * len(depths), 4.2, len(depths))
     for ax, depth in zip(axes, depths, strict=True):
-        for mixer in mixers(grid):
+        for mixer in mixers(sweep):
             for network, line in (("trained", "-"), ("random init", ":")):
                 part = table[(table.mixer == mixer) & (table.depth == depth) & (table.network == network)]
                 mean = part.groupby("layer").accuracy.mean()
@@ -91,26 +91,26 @@ def probe_by_layer(grid):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("layer l (0: embedding)")
         ax.set_title(f"depth {depth}", loc="left")
-        floor = grid.floor()
-        if floor:
-            level(ax, 100 * floor["pixel_probe"]["test"], "raw pixels" if depth == depths[-1] else "")
+        baseline = sweep.baseline()
+        if baseline:
+            level(ax, 100 * baseline["pixel_probe"]["test"], "raw pixels" if depth == depths[-1] else "")
     axes[0].set_ylabel("linear probe, test accuracy, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
-    seeds = len({run["seed"] for run in grid.runs})
+    seeds = len({run["seed"] for run in sweep.runs})
     each = f"thick: mean, thin: each of n = {seeds} seeds" if seeds > 1 else "one seed"
-    footer(figure, grid.caption(), f"solid: trained; dotted: random init; {each}")
+    footer(figure, sweep.caption(), f"solid: trained; dotted: random init; {each}")
     return figure, table
 
 
-def learning_curves(grid):
+def learning_curves(sweep):
     """Training loss against step, one panel per depth, every seed a line."""
-    depths = depths_of(grid)
+    depths = depths_of(sweep)
     rows = [{"mixer": r["config"]["mixer"], "depth": r["config"]["depth"], "seed": r["config"]["seed"],
-             "step": row["step"], "loss": row["loss"]} for r in grid.records() for row in r["history"]]  # fmt: skip
+             "step": row["step"], "loss": row["loss"]} for r in sweep.records() for row in r["history"]]  # fmt: skip
     table = with_columns(pd.DataFrame(rows), "mixer", "depth", "seed", "step", "loss")
     figure, axes = canvas(1.2 + 3.6 * len(depths), 4.0, len(depths))
     for ax, depth in zip(axes, depths, strict=True):
-        for mixer in mixers(grid):
+        for mixer in mixers(sweep):
             part = table[(table.mixer == mixer) & (table.depth == depth)]
             for seed, run in part.groupby("seed"):
                 first = seed == part.seed.min()
@@ -119,47 +119,47 @@ def learning_curves(grid):
         plain_log(ax)
         ax.set_xlabel("training step")
         ax.set_title(f"depth {depth}", loc="left")
-    axes[0].set_ylabel(f"loss on hidden tokens,\n{loss_unit(grid)}")
+    axes[0].set_ylabel(f"loss on hidden tokens,\n{loss_unit(sweep)}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
-    seeds = len({run["seed"] for run in grid.runs})
-    footer(figure, grid.caption(), f"one line per seed, n = {seeds}; each point averages the steps since the last")
+    seeds = len({run["seed"] for run in sweep.runs})
+    footer(figure, sweep.caption(), f"one line per seed, n = {seeds}; each point averages the steps since the last")
     return figure, table
 
 
-def reconstructions(grid):
+def reconstructions(sweep):
     """Figure 1's arrangement: the original, the masked input, then one row per network."""
-    records = grid.records()
+    records = sweep.records()
     if not records:
         return None, pd.DataFrame(columns=["mixer", "depth", "seed", "psnr"])
     depth, seed = (records[0]["config"][name] for name in ("depth", "seed"))
-    figure = rows_of(grid, records, "reconstruction")
-    footer(figure, f"{grid.caption()}, depth {depth}, seed {seed}", "the test image of highest contrast in each tenth, "
+    figure = rows_of(sweep, records, "reconstruction")
+    footer(figure, f"{sweep.caption()}, depth {depth}, seed {seed}", "the test image of highest contrast in each tenth, "
            "the same masks for every network; dB: PSNR on the hidden pixels of the whole test split")  # fmt: skip
     table = [{"mixer": r["config"]["mixer"], "depth": depth, "seed": seed, "psnr": r["psnr"]["test"]} for r in records]
     return figure, pd.DataFrame(table)
 
 
-def completions(grid):
+def completions(sweep):
     """Autoregressive networks: lower halves filled in pixel by pixel, and images drawn from nothing; first seed."""
-    records = [r for r in grid.records() if r["config"]["pretext"] == "ar" and r["config"]["seed"] == grid.runs[0]["seed"]]
+    records = [r for r in sweep.records() if r["config"]["pretext"] == "ar" and r["config"]["seed"] == sweep.runs[0]["seed"]]
     table = pd.DataFrame([{"mixer": r["config"]["mixer"], "seed": r["config"]["seed"], "psnr": r["psnr"]["test"]}
                           for r in records], columns=["mixer", "seed", "psnr"])  # fmt: skip
     if not records:
         return None, table
-    figure = rows_of(grid, records, "reconstruction", "sample")
-    footer(figure, grid.caption(), "lower halves completed in raster order, each pixel given all before it (mean prediction, "
+    figure = rows_of(sweep, records, "reconstruction", "sample")
+    footer(figure, sweep.caption(), "lower halves completed in raster order, each pixel given all before it (mean prediction, "
            "palette: samples); samples: drawn from nothing; dB: PSNR of one-step predictions on the test split")  # fmt: skip
     return figure, table
 
 
-def rows_of(grid, records, *arrays):
+def rows_of(sweep, records, *arrays):
     """Original and input of the first record, then the arrays of each."""
-    first = grid.store.arrays(records[0]["key"])
+    first = sweep.store.arrays(records[0]["key"])
     rows = {"original": first["images"], "input": first["input"]}
     for name in arrays:
         for record in records:
             what = f"{record['psnr']['test']:.1f} dB" if name == "reconstruction" else name
-            rows[f"{LABELS[record['config']['mixer']]}\n{what}"] = grid.store.arrays(record["key"])[name]
+            rows[f"{LABELS[record['config']['mixer']]}\n{what}"] = sweep.store.arrays(record["key"])[name]
     return pictures(rows)
 
 
@@ -188,20 +188,20 @@ FIGURES = {
 }
 
 
-def draw(name, grid):
-    """One figure of a grid by name, for display. Returns a matplotlib Figure, or None if it has no records."""
+def draw(name, sweep):
+    """One figure of a sweep by name, for display. Returns a matplotlib Figure, or None if it has no records."""
     with matplotlib.rc_context(STYLE):
-        figure, _ = FIGURES[grid.content["experiment"]][name](grid)
+        figure, _ = FIGURES[sweep.content["notebook"]][name](sweep)
         if figure:
             figure.draw_without_rendering()
             figure.set_layout_engine(None)  # laid out once, also where it is shown
     return figure
 
 
-def show(name, grid):
-    """One figure of a grid by name, for display: the picture that there is of it, or drawn now if its records are others."""
-    path = grid.store.folder / "figures" / f"{grid.name}-{name}.png"
-    return shown(path) if path in drawn(grid) else draw(name, grid)
+def show(name, sweep):
+    """One figure of a sweep by name, for display: the picture that there is of it, or drawn now if its records are others."""
+    path = sweep.store.folder / "figures" / f"{sweep.name}-{name}.png"
+    return shown(path) if path in drawn(sweep) else draw(name, sweep)
 
 
 def shown(path):
@@ -213,36 +213,36 @@ def shown(path):
     return Image(data, width=round(width * STYLE["figure.dpi"] / STYLE["savefig.dpi"]))
 
 
-def source(grid):
-    """Digest of what the pictures and tables of a grid follow from: what was asked for, its records, the paper's numbers that
+def source(sweep):
+    """Digest of what the pictures and tables of a sweep follow from: what was asked for, its records, the paper's numbers that
     were entered, and the code. None while it lacks records, and for operators of one's own, which only some processes know."""
-    if grid.missing() or "own" in grid.content["overrides"]:
+    if sweep.missing() or "own" in sweep.content["changed"]:
         return None
     try:
-        records = [hashlib.sha256(grid.store.path(key).read_bytes()).hexdigest() for key in grid.keys]
+        records = [hashlib.sha256(sweep.store.path(key).read_bytes()).hexdigest() for key in sweep.keys]
     except OSError:  # who draws it says why
         return None
     entered = store.read_text(places.results() / "reported.toml")
-    return digest([grid.content, records, entered, code(), matplotlib.__version__, pd.__version__])
+    return digest([sweep.content, records, entered, code(), matplotlib.__version__, pd.__version__])
 
 
-def note(grid):
-    """The file that says what the pictures and tables of a grid were made of."""
-    return grid.store.folder / "grids" / f"{grid.name}.drawn"
+def note(sweep):
+    """The file that says what the pictures and tables of a sweep were made of."""
+    return sweep.store.folder / "sweeps" / f"{sweep.name}.drawn"
 
 
-def write_note(grid, made_of, paths):
-    """Write down what the pictures and tables of a grid were made of."""
-    names = [str(path.relative_to(grid.store.folder)) for path in paths]
-    write_atomic(note(grid), to_json({"source": made_of, "paths": names}))
+def write_note(sweep, made_of, paths):
+    """Write down what the pictures and tables of a sweep were made of."""
+    names = [str(path.relative_to(sweep.store.folder)) for path in paths]
+    write_atomic(note(sweep), to_json({"source": made_of, "paths": names}))
 
 
-def drawn(grid):
-    """The pictures and tables that there are of a grid as it is now; none if one is missing or any record has changed."""
+def drawn(sweep):
+    """The pictures and tables that there are of a sweep as it is now; none if one is missing or any record has changed."""
     try:
-        found = read_json(note(grid))
-        paths = [grid.store.folder / name for name in found["paths"]]
-        return paths if found["source"] == source(grid) and all(path.is_file() for path in paths) else []
+        found = read_json(note(sweep))
+        paths = [sweep.store.folder / name for name in found["paths"]]
+        return paths if found["source"] == source(sweep) and all(path.is_file() for path in paths) else []
     except (StoreError, KeyError, TypeError):
         return []
 
@@ -259,15 +259,15 @@ def save(figure, stem):
     return paths
 
 
-def write(grid, folder):
-    """Write every figure of a grid as PNG, SVG and PDF, with its numbers as CSV. Returns the paths."""
+def write(sweep, folder):
+    """Write every figure of a sweep as PNG, SVG and PDF, with its numbers as CSV. Returns the paths."""
     paths = []
-    for name, make in FIGURES.get(grid.content["experiment"], {}).items():
+    for name, make in FIGURES.get(sweep.content["notebook"], {}).items():
         with matplotlib.rc_context(STYLE):
-            figure, table = make(grid)
+            figure, table = make(sweep)
             if figure is None:
                 continue
-            stem = folder / f"{grid.name}-{name}"
+            stem = folder / f"{sweep.name}-{name}"
             paths += save(figure, stem)
         paths.append(stem.with_name(f"{stem.name}.csv"))
         write_atomic(paths[-1], table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))

@@ -1,6 +1,5 @@
 """Figures of the studies: a metric over the levels of what was varied, the cube and its effects. Imports no torch."""
 
-
 import numpy as np
 import pandas as pd
 
@@ -46,37 +45,37 @@ def interval_dots(ax, x, values, mixer, filled=True, vertical=True, spread=True)
                 markersize=5.5, capsize=2, linestyle="", zorder=3)  # fmt: skip
 
 
-def done_runs(grid):
-    runs = with_columns(grid.frame(), "psnr", "probe", "init_probe", "accuracy")
+def done_runs(sweep):
+    runs = with_columns(sweep.frame(), "psnr", "probe", "init_probe", "accuracy")
     return runs[runs.status == "done"]
 
 
-def at_base(grid, runs, *free):
+def at_base(sweep, runs, *free):
     """The runs for the panel of some factors: every other one at its base level, or not read by the operator."""
     keep = np.ones(len(runs), bool)
-    for name, base in grid.base().items():
+    for name, base in sweep.base().items():
         if name not in free:
             keep &= ((runs[name] == base) | runs[name].isna()).to_numpy()
     return runs[keep]
 
 
-def levels(grid):
-    """One column of panels per factor, all others at their base level: PSNR above, probe below, untrained floors as dashes."""
-    factors, runs, base = grid.factors(), done_runs(grid), grid.base()
+def levels(sweep):
+    """One column of panels per factor, all others at their base level: PSNR above, probe below, baselines as dashes."""
+    factors, runs, base = sweep.factors(), done_runs(sweep), sweep.base()
     columns = []
     for name in factors:
-        rows, others = at_base(grid, runs, name), [factor for factor in factors if factor != name]
-        asked = list(dict.fromkeys(run[name] for run in grid.runs if name in run
+        rows, others = at_base(sweep, runs, name), [factor for factor in factors if factor != name]
+        asked = list(dict.fromkeys(run[name] for run in sweep.runs if name in run
                                    and all(run.get(other, base[other]) == base[other] for other in others)))  # fmt: skip
         asked = sorted(asked, key=lambda v: (v == 0, v)) if all(isinstance(v, int | float) for v in asked) else asked
         columns.append((FIELDS.get(name, name), [(shown(name, v), rows[rows[name] == v]) for v in asked]))
-    return panels(grid, columns), runs[["mixer", *factors, *COLUMNS]]
+    return panels(sweep, columns), runs[["mixer", *factors, *COLUMNS]]
 
 
-def every_combination(grid):
+def every_combination(sweep):
     """One panel over all combinations of the factors that were run."""
-    factors, runs = grid.factors(), done_runs(grid)
-    asked = list(dict.fromkeys(tuple(run.get(f) for f in factors) for run in grid.runs))
+    factors, runs = sweep.factors(), done_runs(sweep)
+    asked = list(dict.fromkeys(tuple(run.get(f) for f in factors) for run in sweep.runs))
     same = lambda v, w: v == w or (pd.isna(v) and pd.isna(w))  # noqa: E731
     groups = []
     for combination in asked:
@@ -84,27 +83,27 @@ def every_combination(grid):
         words = [f"{shown(f, v)}" for f, v in zip(factors, combination, strict=True) if v is not None and not pd.isna(v)]
         groups.append(("\n".join(words), runs[np.array(here, bool)] if len(runs) else runs))
     title = ", ".join(FIELDS.get(f, f) for f in factors)
-    return panels(grid, [(title, groups)]), runs[["mixer", *factors, *COLUMNS]]
+    return panels(sweep, [(title, groups)]), runs[["mixer", *factors, *COLUMNS]]
 
 
-def panels(grid, columns):
+def panels(sweep, columns):
     """Columns (title, [(level, its runs)]) of two panels each."""
     sizes = [1 + len(groups) for _, groups in columns]
     figure, _ = canvas(min(13, max(7.2, 1.6 + 0.72 * sum(sizes))), 6.4, 0)
     axes = figure.subplots(2, len(columns), sharey="row", squeeze=False, width_ratios=sizes)
-    shift = dict(zip(mixers(grid), np.linspace(-0.3, 0.3, len(mixers(grid))), strict=True))
+    shift = dict(zip(mixers(sweep), np.linspace(-0.3, 0.3, len(mixers(sweep))), strict=True))
     for j, (title, groups) in enumerate(columns):
-        for i, (metric, scale, floor) in enumerate((("psnr", 1, "floor_psnr"), ("probe", 100, "floor_probe"))):
+        for i, (metric, scale, baseline) in enumerate((("psnr", 1, "baseline_psnr"), ("probe", 100, "baseline_probe"))):
             ax = axes[i, j]
             for x, (_, rows) in enumerate(groups):
-                for mixer in mixers(grid):
+                for mixer in mixers(sweep):
                     part = rows[rows.mixer == mixer]
                     interval_dots(ax, x + shift[mixer], (scale * part[metric].dropna()).tolist(), mixer)
                     if metric == "probe":
                         init = (100 * part["init_probe"].dropna()).tolist()
                         interval_dots(ax, x + shift[mixer], init, mixer, filled=False, spread=False)
                 bert = rows[rows.pretext == "bert"] if metric == "psnr" else rows
-                for value in set((scale * bert[floor].dropna()).round(6)):
+                for value in set((scale * bert[baseline].dropna()).round(6)):
                     ax.plot([x - 0.4, x + 0.4], [value, value], "--", color="0.45", linewidth=1, zorder=1)
             ax.set_xticks(range(len(groups)), [name for name, _ in groups] if i else [""] * len(groups))
             ax.set_xlim(-0.6, len(groups) - 0.4)
@@ -112,9 +111,11 @@ def panels(grid, columns):
             if not j:
                 ax.set_ylabel(NAMES[metric])
         axes[1, j].set_xlabel(title)
-    legend(figure, mixers(grid))
-    words = "each pretext predicts other pixels, so PSNR compares operators within one; " if "pretext" in grid.factors() else ""
-    caption(figure, grid, f"dashes: visible-neighbour mean and raw pixels; open: the same network at random init; {words}")
+    legend(figure, mixers(sweep))
+    words = (
+        "each pretext predicts other pixels, so PSNR compares operators within one; " if "pretext" in sweep.factors() else ""
+    )
+    caption(figure, sweep, f"dashes: visible-neighbour mean and raw pixels; open: the same network at random init; {words}")
     return figure
 
 
@@ -127,19 +128,21 @@ def legend(figure, names):
 # ---- the cube -----------------------------------------------------------------------------------------------------
 
 
-def cube(grid):
+def cube(sweep):
     """Every cell and control, one row each: PSNR and probe."""
-    factors = [name for name in grid.factors() if name != "pretext"]
-    runs = with_columns(done_runs(grid), *factors)
-    varied = {(run["mixer"], name) for run in grid.runs for name in factors
-              if len({r.get(name) for r in grid.runs if r["mixer"] == run["mixer"]}) > 1}  # fmt: skip
-    rows = [(run["mixer"], *((name, run[name]) for name in factors if (run["mixer"], name) in varied)) for run in grid.runs]
+    factors = [name for name in sweep.factors() if name != "pretext"]
+    runs = with_columns(done_runs(sweep), *factors)
+    varied = {(run["mixer"], name) for run in sweep.runs for name in factors
+              if len({r.get(name) for r in sweep.runs if r["mixer"] == run["mixer"]}) > 1}  # fmt: skip
+    rows = [(run["mixer"], *((name, run[name]) for name in factors if (run["mixer"], name) in varied)) for run in sweep.runs]
     rows = sorted(dict.fromkeys(rows), key=lambda row: (list(MIXERS).index(row[0]), *(level for _, level in row[1:])))
-    tasks = list(dict.fromkeys(run["pretext"] for run in grid.runs))
+    tasks = list(dict.fromkeys(run["pretext"] for run in sweep.runs))
     figure, _ = canvas(9.2, 1.4 + 0.3 * len(rows) * len(tasks), 0)
     axes = figure.subplots(len(tasks), 2, sharey=True, squeeze=False)
     for line, task in zip(axes, tasks, strict=True):
-        for ax, (metric, scale, floor) in zip(line, (("psnr", 1, "floor_psnr"), ("probe", 100, "floor_probe")), strict=True):
+        for ax, (metric, scale, baseline) in zip(
+            line, (("psnr", 1, "baseline_psnr"), ("probe", 100, "baseline_probe")), strict=True
+        ):
             part = runs[runs.pretext == task]
             for y, (mixer, *levels) in enumerate(rows):
                 here = part[part.mixer == mixer]
@@ -150,7 +153,7 @@ def cube(grid):
                     init = (100 * here.init_probe.dropna()).tolist()
                     interval_dots(ax, y, init, mixer, filled=False, vertical=False, spread=False)
             if len(part) and (metric == "probe" or task == "bert"):
-                ax.axvline(scale * part[floor].iloc[0], color="0.45", linestyle="--", linewidth=1)
+                ax.axvline(scale * part[baseline].iloc[0], color="0.45", linestyle="--", linewidth=1)
             labels = [", ".join([LABELS[m], *(f"{name} {level}" for name, level in at)]) + f"  {traits(m)}" for m, *at in rows]
             ax.set_yticks(range(len(rows)), labels)
             ax.axhline(sum(row[0] in CUBE for row in rows) - 0.5, color="0.8", linewidth=0.8)
@@ -158,15 +161,15 @@ def cube(grid):
             ax.grid(axis="x", color="0.92", linewidth=0.8)
             ax.set_title(f"pretext {task}" if len(tasks) > 1 else "", loc="left")
             ax.set_xlabel(NAMES[metric].replace("\n", " "))
-    caption(figure, grid, "●: local, shared, dynamic, in this order; above the line the cells of the cube, below it controls "
+    caption(figure, sweep, "●: local, shared, dynamic, in this order; above the line the cells of the cube, below it controls "
             "and operators between cells; dashes: visible-neighbour mean, raw pixels; open: random init; ")  # fmt: skip
     return figure, runs[["mixer", *factors, "pretext", "seed", "status", "psnr", "probe", "init_probe"]]
 
 
-def cube_effects(grid):
+def cube_effects(sweep):
     """Rows {pretext, metric, effect, seed, value} of the 2 x 2 x 2 design, one per seed that has all eight cells."""
-    rows, runs = [], done_runs(grid)
-    for (task, seed), part in at_base(grid, runs[runs.mixer.isin(CUBE)], "pretext").groupby(["pretext", "seed"], sort=False):
+    rows, runs = [], done_runs(sweep)
+    for (task, seed), part in at_base(sweep, runs[runs.mixer.isin(CUBE)], "pretext").groupby(["pretext", "seed"], sort=False):
         for metric, scale in (("psnr", 1), ("probe", 100)):
             cells = {tuple(getattr(MIXERS[m], t) for t in AXES): scale * v
                      for m, v in zip(part.mixer, part[metric], strict=True)}  # fmt: skip
@@ -176,10 +179,10 @@ def cube_effects(grid):
     return with_columns(pd.DataFrame(rows), "pretext", "metric", "effect", "seed", "value")
 
 
-def effects(grid):
+def effects(sweep):
     """Main effects and interactions as a forest plot, PSNR and probe."""
-    table = cube_effects(grid)
-    tasks = list(dict.fromkeys(run["pretext"] for run in grid.runs))
+    table = cube_effects(sweep)
+    tasks = list(dict.fromkeys(run["pretext"] for run in sweep.runs))
     figure, _ = canvas(9.2, 1.2 + 2.4 * len(tasks), 0)
     axes = figure.subplots(len(tasks), 2, sharey=True, squeeze=False)
     for line, task in zip(axes, tasks, strict=True):
@@ -195,5 +198,5 @@ def effects(grid):
             ax.grid(axis="x", color="0.92", linewidth=0.8)
             ax.set_title(f"pretext {task}" if len(tasks) > 1 else "", loc="left")
             ax.set_xlabel("effect on " + {"psnr": "PSNR, dB", "probe": "the probe, points"}[metric])
-    caption(figure, grid, "right of 0: having the bias, or for an interaction having both or neither, is better; ")
+    caption(figure, sweep, "right of 0: having the bias, or for an interaction having both or neither, is better; ")
     return figure, table

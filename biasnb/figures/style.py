@@ -28,7 +28,7 @@ class Look(dict):
 LABELS = Look(lambda i, op: op.label)
 COLOURS = Look(lambda i, op: PALETTE[i % len(PALETTE)])
 MARKERS = Look(lambda i, op: "os^DvP*X"[i % 8])
-FLOORS = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
+BASELINES = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
 STYLE = {
     "axes.edgecolor": ".15",
     "axes.labelcolor": ".15",
@@ -72,16 +72,16 @@ def canvas(width, height, panels=1, sharey=True):
     return figure, axes
 
 
-def caption(figure, grid, words="", data=None, spread="mean and 95 % t interval over"):
+def caption(figure, sweep, words="", data=None, spread="mean and 95 % t interval over"):
     """Small print: what was run, how to read the marks, and over how many seeds; `spread` says what is drawn of them."""
-    runs = pd.DataFrame(grid.runs)
-    counts = sorted(set(runs.groupby(["mixer", *grid.factors()], dropna=False).size()))
+    runs = pd.DataFrame(sweep.runs)
+    counts = sorted(set(runs.groupby(["mixer", *sweep.factors()], dropna=False).size()))
     if counts[-1:] in ([], [1]):
-        seeds = f"one seed ({grid.runs[0]['seed']})" if grid.runs else ""
+        seeds = f"one seed ({sweep.runs[0]['seed']})" if sweep.runs else ""
     else:
         n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
         seeds = f"{spread} n = {n} paired seeds"
-    footer(figure, grid.caption(data), words + (seeds if spread else ""))
+    footer(figure, sweep.caption(data), words + (seeds if spread else ""))
 
 
 def footer(figure, *lines):
@@ -91,14 +91,14 @@ def footer(figure, *lines):
     figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
 
 
-def mixers(grid):
+def mixers(sweep):
     """Mixers in the order they were asked for."""
-    return list(dict.fromkeys(run["mixer"] for run in grid.runs))
+    return list(dict.fromkeys(run["mixer"] for run in sweep.runs))
 
 
-def depths_of(grid):
+def depths_of(sweep):
     """Depths that were asked for, ascending."""
-    return sorted({run["depth"] for run in grid.runs})
+    return sorted({run["depth"] for run in sweep.runs})
 
 
 def level(ax, value, text):

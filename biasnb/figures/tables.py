@@ -13,7 +13,7 @@ from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.store import with_columns
 from .studies import cube_effects, shown, traits
-from .style import FLOORS, LABELS, depths_of, mixers
+from .style import BASELINES, LABELS, depths_of, mixers
 
 COUNTED = "mean ± half-width of the 95 % interval (n seeds)"
 
@@ -37,39 +37,41 @@ def significant(values):
     return (f"{mean:.3g} ± {half:.2g}" if n > 1 else f"{mean:.3g}") + f" ({n})"
 
 
-def by_network(grid):
-    """Groups of a grid's frame, (mixer, *factors) -> rows, in the order they were asked for."""
-    return grid.frame().groupby(["mixer", *grid.factors()], sort=False, dropna=False)
+def by_network(sweep):
+    """Groups of a sweep's frame, (mixer, *factors) -> rows, in the order they were asked for."""
+    return sweep.frame().groupby(["mixer", *sweep.factors()], sort=False, dropna=False)
 
 
-def baselines(grid):
+def baselines(sweep):
     """Rows of the untrained baselines; none if their record is missing."""
-    floor = grid.floor()
+    baseline = sweep.baseline()
     return (
-        [{"network": FLOORS[name], "masked PSNR, dB": f"{value:.2f}"} for name, value in floor["psnr"].items()] if floor else []
+        [{"network": BASELINES[name], "masked PSNR, dB": f"{value:.2f}"} for name, value in baseline["psnr"].items()]
+        if baseline
+        else []
     )
 
 
-def summary(grid):
-    """One row per network and level: mean ± 95 % interval over n seeds beside the floors of the same data and masks; diverged,
-    failed and missing runs are counted. What no run has is left out."""
+def summary(sweep):
+    """One row per network and level: mean ± 95 % interval over n seeds beside the baselines of the same data and masks;
+    diverged, failed and missing runs are counted. What no run has is left out."""
     rows = []
-    for (mixer, *levels), runs in by_network(grid):
+    for (mixer, *levels), runs in by_network(sweep):
         wanted = ("psnr", "loss", "probe", "init_probe", "knn", "accuracy", "context_coverage", "bits_per_pixel")
         done = with_columns(runs[runs.status == "done"], *wanted)
         bert = "bert" in set(runs.pretext)
         rows.append(
             {
                 "network": LABELS[mixer],
-                **{name: shown(name, level) for name, level in zip(grid.factors(), levels, strict=True)},
+                **{name: shown(name, level) for name, level in zip(sweep.factors(), levels, strict=True)},
                 "masked PSNR, dB" if bert else "PSNR, dB": plus_minus(done.psnr, 2),
-                "neighbour mean, dB": number(runs.floor_psnr.iloc[0], 2) if bert else "",
+                "neighbour mean, dB": number(runs.baseline_psnr.iloc[0], 2) if bert else "",
                 "loss": plus_minus(done.loss, 3),
                 "bits per pixel": plus_minus(done.bits_per_pixel, 3),
                 "accuracy, %": plus_minus(100 * done.accuracy, 1),
                 "probe, %": plus_minus(100 * done.probe, 1),
                 "probe at random init, %": plus_minus(100 * done.init_probe, 1),
-                "raw pixels, %": number(100 * runs.floor_probe.iloc[0], 1),
+                "raw pixels, %": number(100 * runs.baseline_probe.iloc[0], 1),
                 "k-NN, %": plus_minus(100 * done.knn, 1),
                 "context read, %": plus_minus(100 * done.context_coverage, 1) if runs.pretext.iloc[0] == "ar" else "",
                 "n": len(done),
@@ -80,19 +82,19 @@ def summary(grid):
     return table[[name for name in table if set(table[name]) - {"", "—"}]]
 
 
-def depths(grid):
-    """One row per metric and network, one column per depth: mean ± 95 % interval over n seeds, with the untrained floors."""
-    runs, floor, levels = with_columns(grid.frame(), "psnr", "probe", "init_probe"), grid.floor(), depths_of(grid)
-    done, bert = runs[runs.status == "done"], grid.runs[0]["pretext"] == "bert"
-    untrained = {"psnr": {FLOORS[name]: floor["psnr"][name] if floor else np.nan for name in FLOORS if bert},
-                 "probe": {"raw pixels": 100 * floor["pixel_probe"]["test"] if floor else np.nan}}  # fmt: skip
+def depths(sweep):
+    """One row per metric and network, one column per depth: mean ± 95 % interval over n seeds, with the untrained baselines."""
+    runs, baseline, levels = with_columns(sweep.frame(), "psnr", "probe", "init_probe"), sweep.baseline(), depths_of(sweep)
+    done, bert = runs[runs.status == "done"], sweep.runs[0]["pretext"] == "bert"
+    untrained = {"psnr": {BASELINES[name]: baseline["psnr"][name] if baseline else np.nan for name in BASELINES if bert},
+                 "probe": {"raw pixels": 100 * baseline["pixel_probe"]["test"] if baseline else np.nan}}  # fmt: skip
     rows = []
     for column, metric, scale, digits in (
         ("psnr", "masked PSNR, dB" if bert else "PSNR, dB", 1, 2),
         ("probe", "probe, %", 100, 1),
         ("init_probe", "probe at random init, %", 100, 1),
     ):
-        for mixer in mixers(grid):
+        for mixer in mixers(sweep):
             parts = (done[(done.mixer == mixer) & (done.depth == depth)][column].dropna() for depth in levels)
             rows.append((LABELS[mixer], metric, [plus_minus(scale * part, digits) for part in parts]))
         rows += [(name, metric, [number(value, digits)] * len(levels)) for name, value in untrained.get(column, {}).items()]
@@ -100,13 +102,13 @@ def depths(grid):
     return tidy([{"network": name, "metric": metric, **dict(zip(heads, cells, strict=True))} for name, metric, cells in rows])
 
 
-def differences(grid):
+def differences(sweep):
     """Paired by seed: every two networks at the same depth, mean ± 95 % interval of the difference over n pairs."""
-    done = with_columns(grid.frame(), "psnr", "probe")
+    done = with_columns(sweep.frame(), "psnr", "probe")
     done = done[done.status == "done"]
     rows = []
-    for other, mixer in combinations(mixers(grid), 2):
-        for depth in depths_of(grid):
+    for other, mixer in combinations(mixers(sweep), 2):
+        for depth in depths_of(sweep):
             one, base = (done[(done.mixer == m) & (done.depth == depth)].set_index("seed") for m in (mixer, other))
             psnr, probe = one.psnr - base.psnr, 100 * (one.probe - base.probe)
             rows.append(
@@ -121,13 +123,13 @@ def differences(grid):
     return tidy(rows)
 
 
-def cost(grid):
+def cost(sweep):
     """Parameters by part, FLOP of a forward pass and measured speed, per network and level."""
     rows = []
-    for (mixer, *levels), runs in by_network(grid):
+    for (mixer, *levels), runs in by_network(sweep):
         done = runs[runs.status == "done"]
         row = {"network": LABELS[mixer]}
-        row |= {name: shown(name, level) for name, level in zip(grid.factors(), levels, strict=True)}
+        row |= {name: shown(name, level) for name, level in zip(sweep.factors(), levels, strict=True)}
         if len(done):
             parts = ("mixing", "channel", "embedding")
             row |= {f"{part} parameters": int(done[f"parameters_{part}"].iloc[0]) for part in parts}
@@ -137,11 +139,11 @@ def cost(grid):
     return tidy(rows)
 
 
-def effects(grid):
+def effects(sweep):
     """Main effects and interactions of the cube, paired by seed: mean ± 95 % interval over n seeds."""
-    found = cube_effects(grid)
+    found = cube_effects(sweep)
     rows = []
-    for task, effect in product(dict.fromkeys(run["pretext"] for run in grid.runs), EFFECTS.values()):
+    for task, effect in product(dict.fromkeys(run["pretext"] for run in sweep.runs), EFFECTS.values()):
         part = found[(found.pretext == task) & (found.effect == effect)]
         psnr, probe = (part[part.metric == metric].value for metric in ("psnr", "probe"))
         rows.append({"pretext": task, "effect": effect, "PSNR, dB": plus_minus(psnr, 2), "probe, points": plus_minus(probe, 1),
@@ -149,12 +151,12 @@ def effects(grid):
     return tidy(rows)
 
 
-def measures(grid):
+def measures(sweep):
     """Measures of every network of the first data set, at random init → after training, means over seeds."""
-    rows, first = [], grid.runs[0]["dataset"]
-    found = {run["mixer"]: [] for run in grid.runs if run["dataset"] == first}
+    rows, first = [], sweep.runs[0]["dataset"]
+    found = {run["mixer"]: [] for run in sweep.runs if run["dataset"] == first}
     growth = {mixer: [] for mixer in found}
-    for record in grid.records():
+    for record in sweep.records():
         if record["config"]["dataset"] == first:
             found[record["config"]["mixer"]].append((record["init_measures"], record["measures"]))
             growth[record["config"]["mixer"]].append(record["history"])
@@ -175,12 +177,12 @@ def measures(grid):
     return tidy(rows)
 
 
-def reconstruction(grid):
+def reconstruction(sweep):
     """PSNR of the pictured networks beside the three baselines."""
-    runs = with_columns(grid.frame(), "psnr")
+    runs = with_columns(sweep.frame(), "psnr")
     rows = [{"network": LABELS[r.mixer], "depth": r.depth, "masked PSNR, dB": plus_minus([r.psnr], 2)}
             for r in runs.itertuples()]  # fmt: skip
-    return tidy(rows + baselines(grid))
+    return tidy(rows + baselines(sweep))
 
 
 def tidy(rows):
@@ -262,16 +264,16 @@ def paper(table, name):
 # ---- pages --------------------------------------------------------------------------------------------------------------
 
 
-def make(name, grid):
-    """A table of a grid by its name, with what is entered of the paper as its last column. Raises StoreError."""
-    table = TABLES[grid.content["experiment"]][name](grid)
-    return table.assign(paper=paper(table, f"{grid.name}-{name}"))
+def make(name, sweep):
+    """A table of a sweep by its name, with what is entered of the paper as its last column. Raises StoreError."""
+    table = TABLES[sweep.content["notebook"]][name](sweep)
+    return table.assign(paper=paper(table, f"{sweep.name}-{name}"))
 
 
-def heading(grid, table):
+def heading(sweep, table):
     """What was run, and how the cells read if they are means over seeds."""
     counted = table.astype(str).stack().str.contains(r"\d \(\d+\)$").any()
-    return grid.caption() + (f"; {COUNTED}" if counted else "")
+    return sweep.caption() + (f"; {COUNTED}" if counted else "")
 
 
 class Latex(dict):
@@ -306,12 +308,12 @@ def latex(table, caption, label):
     ])  # fmt: skip
 
 
-def write(grid, folder):
-    """Write every table of a grid as Markdown, CSV and LaTeX to a folder. Returns the paths."""
+def write(sweep, folder):
+    """Write every table of a sweep as Markdown, CSV and LaTeX to a folder. Returns the paths."""
     paths = []
-    for name in TABLES.get(grid.content["experiment"], {}):
-        table, stem = make(name, grid), f"{grid.name}-{name}"
-        words = heading(grid, table)
+    for name in TABLES.get(sweep.content["notebook"], {}):
+        table, stem = make(name, sweep), f"{sweep.name}-{name}"
+        words = heading(sweep, table)
         for suffix, content in (
             (".md", f"{words}\n\n{table.to_markdown(index=False, disable_numparse=True, colalign=sides(table))}\n"),
             (".csv", table.to_csv(index=False, lineterminator="\n")),

@@ -11,7 +11,7 @@ from ..records.store import with_columns
 from .studies import FIELDS, NAMES, at_base, done_runs, shown, traits
 from .style import COLOURS, LABELS, MARKERS, canvas, caption, depths_of, mixers
 
-FLOOR = {"psnr": ("floor_psnr", "visible-neighbour mean"), "probe": ("floor_probe", "raw pixels")}
+BASELINE = {"psnr": ("baseline_psnr", "visible-neighbour mean"), "probe": ("baseline_probe", "raw pixels")}
 GAINS = {"psnr": "PSNR on predicted pixels, dB", "probe": "linear probe, points"}
 SIZES = {"images": ("pool", "images to train on, without labels"), "labelled": ("train", "labelled images of the probe")}
 
@@ -32,8 +32,8 @@ def across(ax, rows, x, y, mixer, shift=0.0, **style):
     return found[-1][1] if found else math.nan
 
 
-def depth_axis(ax, grid):
-    depths = depths_of(grid)
+def depth_axis(ax, sweep):
+    depths = depths_of(sweep)
     ax.set_xscale("log", base=2)
     ax.set_xticks(depths, [str(d) for d in depths])
     ax.minorticks_off()
@@ -41,8 +41,8 @@ def depth_axis(ax, grid):
     ax.set_xlabel("depth L, blocks")
 
 
-def loss_unit(grid):
-    return "nats per pixel" if grid.runs[0].get("target") == "palette" else "squared error / variance"
+def loss_unit(sweep):
+    return "nats per pixel" if sweep.runs[0].get("target") == "palette" else "squared error / variance"
 
 
 def end(level, text, mixer=None):
@@ -70,9 +70,9 @@ def name_ends(ax, ends):
 
 
 def panel(ax, rows, x, metric, lines, apart, init=True):
-    """One metric over column x: a line per (mixer, name, its rows), `apart` from one another, with the untrained floors, all
+    """One metric over column x: a line per (mixer, name, its rows), `apart` from one another, with the untrained baselines, all
     named at their ends; the mixer lends colour and marker."""
-    ends, starts, (floor, name) = [], [], FLOOR[metric]
+    ends, starts, (baseline, name) = [], [], BASELINE[metric]
     for i, (mixer, text, part) in enumerate(lines):
         shift = apart * (i - (len(lines) - 1) / 2)
         ends.append(end(across(ax, part, x, metric, mixer, shift), text, mixer))
@@ -80,7 +80,7 @@ def panel(ax, rows, x, metric, lines, apart, init=True):
             open_ = {"linestyle": ":", "markerfacecolor": "white", "linewidth": 1}
             starts.append(across(ax, part, x, "init_probe", mixer, shift, **open_))
     known = rows[rows.pretext == "bert"] if metric == "psnr" else rows
-    level = known.dropna(subset=[floor]).groupby(x)[floor].first()
+    level = known.dropna(subset=[baseline]).groupby(x)[baseline].first()
     ax.plot(level.index, level, linestyle=(0, (4, 3)), color="0.45", linewidth=1, zorder=1)
     ends += [end(value, name) for value in level[-1:]] + [end(mean_interval(starts)[0], "open: random init")]
     name_ends(ax, ends)
@@ -89,33 +89,33 @@ def panel(ax, rows, x, metric, lines, apart, init=True):
 
 def percent(runs):
     """The runs with probes in % instead of fractions."""
-    return runs.assign(**{name: 100 * runs[name] for name in ("probe", "init_probe", "floor_probe")})
+    return runs.assign(**{name: 100 * runs[name] for name in ("probe", "init_probe", "baseline_probe")})
 
 
 def with_values(table):
     """The metrics among PSNR and probe that the table has values of."""
-    return [metric for metric in FLOOR if table[metric].notna().any()]
+    return [metric for metric in BASELINE if table[metric].notna().any()]
 
 
-def elsewhere(grid, rows, *free):
+def elsewhere(sweep, rows, *free):
     """'depth 2, width 32; ': the base level of every factor that these rows read, but for some."""
-    base = [f"{FIELDS.get(name, name)} {shown(name, value)}" for name, value in grid.base().items()
+    base = [f"{FIELDS.get(name, name)} {shown(name, value)}" for name, value in sweep.base().items()
             if name not in free and rows[name].notna().any()]  # fmt: skip
     return ", ".join(base) + "; " if base else ""
 
 
-def per_network(grid, rows):
-    return [(mixer, LABELS[mixer], rows[rows.mixer == mixer]) for mixer in mixers(grid)]
+def per_network(sweep, rows):
+    return [(mixer, LABELS[mixer], rows[rows.mixer == mixer]) for mixer in mixers(sweep)]
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def gap(grid, base="igpt"):
+def gap(sweep, base="igpt"):
     """What every other network gains over attention of the same seed, in PSNR and probe, against depth."""
     columns = ["mixer", "depth", "seed", "psnr", "probe"]
-    runs = percent(done_runs(grid)).set_index(["depth", "seed"]).astype({"psnr": float})
-    one = {mixer: runs[runs.mixer == mixer][["psnr", "probe"]] for mixer in mixers(grid)}
+    runs = percent(done_runs(sweep)).set_index(["depth", "seed"]).astype({"psnr": float})
+    one = {mixer: runs[runs.mixer == mixer][["psnr", "probe"]] for mixer in mixers(sweep)}
     others = [mixer for mixer in one if base in one and mixer != base]
     found = [(one[mixer] - one[base]).dropna(how="all").assign(mixer=mixer).reset_index() for mixer in others]
     table = pd.concat([part for part in found if len(part)] or [with_columns(pd.DataFrame(), *columns)])[columns]
@@ -124,22 +124,22 @@ def gap(grid, base="igpt"):
         return None, table
     figure, axes = canvas(1.2 + 4.2 * len(metrics), 3.9, len(metrics), sharey=False)
     for ax, metric in zip(axes, metrics, strict=True):
-        depth_axis(ax, grid)
+        depth_axis(ax, sweep)
         ax.axhline(0, color=COLOURS[base], linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
         ends = [end(0.0, LABELS[base], base)]
         for i, mixer in enumerate(others):
             ends.append(end(across(ax, table[table.mixer == mixer], "depth", metric, mixer, 0.04 * i), LABELS[mixer], mixer))
         name_ends(ax, ends)
         ax.set_ylabel(f"gain over {LABELS[base]},\n{GAINS[metric]}")
-    caption(figure, grid, f"difference to {LABELS[base]} of the same depth and seed; above the dashes: better than it; ")
+    caption(figure, sweep, f"difference to {LABELS[base]} of the same depth and seed; above the dashes: better than it; ")
     return figure, table
 
 
-def interactions(grid):
+def interactions(sweep):
     """The cube under its first pretext: static against dynamic, a line per combination of locality and weight sharing."""
-    runs = at_base(grid, done_runs(grid))
+    runs = at_base(sweep, done_runs(sweep))
     rows = percent(runs[runs.mixer.isin(CUBE)]).assign(place=lambda rows: [float(MIXERS[m].dynamic) for m in rows.mixer])
-    cells = [mixer for mixer in mixers(grid) if mixer in CUBE]
+    cells = [mixer for mixer in mixers(sweep) if mixer in CUBE]
     pairs = [(m, n) for m in cells for n in cells if traits(n) == traits(m)[:2] + "●" != traits(m)]
     metrics, table = with_values(rows), runs[runs.mixer.isin(CUBE)][["mixer", "seed", "psnr", "probe"]]
     if not (pairs and metrics):
@@ -157,37 +157,37 @@ def interactions(grid):
         ax.set_xlabel("mixing matrix: learned, or computed")
     counts = sorted(set(rows.groupby("mixer").seed.nunique()))
     n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    words = "parallel lines: no interaction of input dependence with locality or weight sharing; " + elsewhere(grid, rows)
-    caption(figure, grid, f"{words}mean and 95 % t interval over n = {n} paired seeds", spread="")
+    words = "parallel lines: no interaction of input dependence with locality or weight sharing; " + elsewhere(sweep, rows)
+    caption(figure, sweep, f"{words}mean and 95 % t interval over n = {n} paired seeds", spread="")
     return figure, table
 
 
-def mask_rate(grid):
+def mask_rate(sweep):
     """PSNR and probe against the mask rate, all else at its base."""
-    runs = at_base(grid, done_runs(grid), "mask_rate")
+    runs = at_base(sweep, done_runs(sweep), "mask_rate")
     table, rows = with_columns(runs, "mask_rate")[["mixer", "mask_rate", "seed", "psnr", "probe", "init_probe"]], percent(runs)
     metrics = with_values(rows)
-    if "mask_rate" not in grid.factors() or not metrics:
+    if "mask_rate" not in sweep.factors() or not metrics:
         return None, table[:0]
     figure, axes = canvas(1.2 + 4.2 * len(metrics), 4.2, len(metrics), sharey=False)
     for ax, metric in zip(axes, metrics, strict=True):
-        panel(ax, rows, "mask_rate", metric, per_network(grid, rows), 0.006)
+        panel(ax, rows, "mask_rate", metric, per_network(sweep, rows), 0.006)
         ax.set_xticks(sorted(set(rows.mask_rate)))
         ax.set_xlabel("mask rate, share of tokens hidden")
-    words = "open, dotted: the same network at random init; dashes: untrained floors; " + elsewhere(grid, rows, "mask_rate")
-    caption(figure, grid, words)
+    words = "open, dotted: the same network at random init; dashes: untrained baselines; " + elsewhere(sweep, rows, "mask_rate")
+    caption(figure, sweep, words)
     return figure, table
 
 
-def sample_size(grid):
+def sample_size(sweep):
     """PSNR and probe against the number of images to train on, and the probe against that of labelled images."""
-    counts = {record["key"]: record["data"] for record in grid.records()}
-    runs = with_columns(done_runs(grid), *SIZES)
+    counts = {record["key"]: record["data"] for record in sweep.records()}
+    runs = with_columns(done_runs(sweep), *SIZES)
     for name, (part, _) in SIZES.items():
         runs[f"n_{name}"] = [counts[key][part] for key in runs.key]
     table = runs[["mixer", *(f"n_{name}" for name in SIZES), "seed", "psnr", "probe", "init_probe"]]
-    parts = {name: percent(at_base(grid, runs, name)).drop_duplicates(["mixer", f"n_{name}", "seed"])
-             for name in SIZES if name in grid.factors()}  # fmt: skip
+    parts = {name: percent(at_base(sweep, runs, name)).drop_duplicates(["mixer", f"n_{name}", "seed"])
+             for name in SIZES if name in sweep.factors()}  # fmt: skip
     chosen = [(name, metric) for name in parts for metric in with_values(parts[name]) if (name, metric) != ("labelled", "psnr")]
     if not chosen:
         return None, table[:0]
@@ -195,25 +195,25 @@ def sample_size(grid):
     for ax, (name, metric) in zip(axes, chosen, strict=True):
         rows, x = parts[name], f"n_{name}"
         ax.set_xscale("log")
-        panel(ax, rows, x, metric, per_network(grid, rows), 0.05)
+        panel(ax, rows, x, metric, per_network(sweep, rows), 0.05)
         every = {n: bool((rows[rows[x] == n][name] == 0).any()) for n in sorted(set(rows[x]))}
         ax.set_xticks(list(every), [f"{n}\n(all)" if whole else str(n) for n, whole in every.items()])
         ax.minorticks_off()
         ax.set_xlabel(SIZES[name][1])
-    words = "open, dotted: the same network at random init; dashes: untrained floors; where not varied: "
-    caption(figure, grid, words + elsewhere(grid, runs))
+    words = "open, dotted: the same network at random init; dashes: untrained baselines; where not varied: "
+    caption(figure, sweep, words + elsewhere(sweep, runs))
     return figure, table
 
 
-def loss_probe(grid, free=("depth", "width", "kernel")):
+def loss_probe(sweep, free=("depth", "width", "kernel")):
     """Pretext loss against probe over depths, widths and windows, where losses are of the same task; one marker per run."""
-    runs = with_columns(at_base(grid, done_runs(grid), *free), "loss", *free).dropna(subset=["loss", "probe"])
+    runs = with_columns(at_base(sweep, done_runs(sweep), *free), "loss", *free).dropna(subset=["loss", "probe"])
     table = runs[["mixer", *free, "seed", "loss", "probe"]]
     if table.empty:
         return None, table
     figure, (ax,) = canvas(7.2, 4.4)
     ends = []
-    for mixer in mixers(grid):
+    for mixer in mixers(sweep):
         part = table[table.mixer == mixer].sort_values("loss")
         ax.plot(part.loss, 100 * part.probe, MARKERS[mixer], color=COLOURS[mixer], markersize=6, alpha=0.8)
         if len(part):
@@ -222,9 +222,9 @@ def loss_probe(grid, free=("depth", "width", "kernel")):
             ends.append(end(100 * part.probe.iloc[0], LABELS[mixer] + "\n" + words.replace("-", "−"), mixer))
     ax.invert_xaxis()
     ax.set_title("up and right is better", loc="left")
-    ax.set_xlabel(f"pretext loss on the test split, {loss_unit(grid)}, lower to the right")
+    ax.set_xlabel(f"pretext loss on the test split, {loss_unit(sweep)}, lower to the right")
     ax.set_ylabel(NAMES["probe"])
     name_ends(ax, ends)
-    caption(figure, grid, f"{elsewhere(grid, runs, *free)}one marker per run, over {', '.join(free)}; τ: Kendall's rank "
+    caption(figure, sweep, f"{elsewhere(sweep, runs, *free)}one marker per run, over {', '.join(free)}; τ: Kendall's rank "
             "correlation of lower loss with better probe and its 95 % interval", spread="")  # fmt: skip
     return figure, table

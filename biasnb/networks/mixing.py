@@ -60,7 +60,7 @@ class Mix(nn.Module):
 
 
 class Identity(Mix):
-    """No mixing, the floor: A = I."""
+    """No mixing, the baseline: A = I."""
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)

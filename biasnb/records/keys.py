@@ -15,7 +15,7 @@ SAYS = ("__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_at
 TRAINING = {"augment", "batch", "budget", "clip", "lr", "precision", "steps", "warmup", "weight_decay"}
 
 
-def relevant(cfg):
+def key_fields(cfg):
     """The fields that decide the result: everything but where the data lie, the device, and unread fields."""
     unread = {"data_dir", "device"} | SPECIAL - cfg.reads
     unread |= {name for name, pretext in (("mask_rate", "bert"), ("noise", "denoise")) if cfg.pretext != pretext}
@@ -42,7 +42,7 @@ def key(cfg):
     run. So is an operator of one's own whose class or entry has changed.
     """
     mine = own(cfg.mixer)
-    return digest(relevant(cfg) | data_identity(cfg) | ({"operator": mine} if mine else {}))
+    return digest(key_fields(cfg) | data_identity(cfg) | ({"operator": mine} if mine else {}))
 
 
 def own(mixer):
@@ -71,20 +71,20 @@ def data_identity(cfg):
     return {"version": VERSIONS[cfg.dataset]} if cfg.dataset in VERSIONS else {}
 
 
-def floor_fields(cfg):
-    """The fields that decide the floors."""
+def baseline_fields(cfg):
+    """The fields that decide the baselines."""
     return {name: getattr(cfg, name) for name in ("dataset", "image_size", "patch", "mask_rate", "permute", "labelled")}
 
 
-def floor_key(cfg):
+def baseline_key(cfg):
     """Key of what data and masks alone decide: the untrained baselines and the raw-pixel probe."""
-    return f"floor-{digest(floor_fields(cfg) | data_identity(cfg))}"
+    return f"baseline-{digest(baseline_fields(cfg) | data_identity(cfg))}"
 
 
-def rate_key(cfg):
+def search_key(cfg):
     """Key of the search for a learning rate: of everything but the rate and the seed."""
-    fields = {name: value for name, value in relevant(cfg).items() if name not in ("lr", "seed")}
-    return f"rate-{digest(fields | data_identity(cfg))}"
+    fields = {name: value for name, value in key_fields(cfg).items() if name not in ("lr", "seed")}
+    return f"search-{digest(fields | data_identity(cfg))}"
 
 
 def folder_signature(folder, content=False):

@@ -15,8 +15,8 @@ from .progress import clock
 SCHEMA = 2
 REQUIRED = {
     "run": ("config", "status", "steps", "data", "environment", "history"),
-    "rate": ("config", "status", "rates", "chosen"),
-    "floor": ("config", "status", "data", "environment", "psnr", "pixel_probe"),
+    "search": ("config", "status", "rates", "chosen"),
+    "baseline": ("config", "status", "data", "environment", "psnr", "pixel_probe"),
 }
 METRICS = ("parameters", "flop_per_image", "context_coverage", "images_per_second", "wall_seconds", "loss", "psnr", "accuracy",
            "probe", "init_probe", "measures", "init_measures")  # fmt: skip
@@ -91,14 +91,14 @@ class Store:
             raise StoreError(f"{self.path(key, '.npz')}: does not match the digest in its record; delete both")
         return arrays
 
-    def grids(self):
-        """What notebooks asked for, one Grid per file in `grids/`, in the order of their names."""
+    def sweeps(self):
+        """What notebooks asked for, one Sweep per file in `sweeps/`, in the order of their names."""
         found = []
-        for path in sorted((self.folder / "grids").glob("*.json"), key=lambda path: path.stem):
+        for path in sorted((self.folder / "sweeps").glob("*.json"), key=lambda path: path.stem):
             content = read_json(path)
             if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
                 raise StoreError(f"{path}: not what a notebook asked for; delete it and run the notebook again")
-            found.append(Grid(self, path.stem, content))
+            found.append(Sweep(self, path.stem, content))
         return found
 
     def status(self, key):
@@ -161,29 +161,29 @@ def read_text(path):
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The runs that one notebook asked for: {experiment, profile, data, overrides, runs: [{key, floor, fields}]}."""
+class Sweep:
+    """The runs that one notebook asked for: {experiment, profile, data, overrides, runs: [{key, baseline, fields}]}."""
 
     store: Store
     name: str
     content: dict
 
     def save(self):
-        write_atomic(self.store.folder / "grids" / f"{self.name}.json", to_json(self.content))
+        write_atomic(self.store.folder / "sweeps" / f"{self.name}.json", to_json(self.content))
 
     @property
     def runs(self):
         return self.content["runs"]
 
     @property
-    def rates(self):
+    def searches(self):
         """Keys of the searches that gave its learning rates."""
-        return self.content.get("rates", [])
+        return self.content.get("searches", [])
 
     @property
     def keys(self):
-        """Keys of all records it needs, the floors' too."""
-        return list(dict.fromkeys([run["key"] for run in self.runs] + [run["floor"] for run in self.runs]))
+        """Keys of all records it needs, the baselines' too."""
+        return list(dict.fromkeys([run["key"] for run in self.runs] + [run["baseline"] for run in self.runs]))
 
     def missing(self):
         return [key for key in self.keys if not self.store.has(key)]
@@ -191,7 +191,7 @@ class Grid:
     def factors(self):
         """The fields beside the seed that vary between runs of one mixer; the depth if none does. A searched rate follows from
         the others and is none."""
-        values, follows = {}, {"key", "floor", "seed", *(["lr"] if self.rates else [])}
+        values, follows = {}, {"key", "baseline", "seed", *(["lr"] if self.searches else [])}
         for run in self.runs:
             for name, value in run.items():
                 values.setdefault(name, {}).setdefault(run["mixer"], set()).add(value)
@@ -205,16 +205,18 @@ class Grid:
 
     def frame(self):
         """One row per run that was asked for; a run without a record has the status 'failed' if it left an error, else
-        'missing', and no metrics. The floors' metrics are columns too: floor_psnr (visible-neighbour mean) and floor_probe
-        (raw pixels)."""
+        'missing', and no metrics. The baselines' metrics are columns too: baseline_psnr (visible-neighbour mean) and
+        baseline_probe (raw pixels)."""
         import pandas as pd
 
         found = frame([self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])])
         asked = pd.DataFrame(self.runs)
-        floors = {key: self.store.load(key) for key in set(asked.get("floor", ())) if self.store.has(key)}
-        values = {key: (floor["psnr"]["neighbour_mean"], floor["pixel_probe"]["test"]) for key, floor in floors.items()}
-        for i, name in enumerate(("floor_psnr", "floor_probe")):
-            asked[name] = [values.get(key, (float("nan"),) * 2)[i] for key in asked.get("floor", ())]
+        baselines = {key: self.store.load(key) for key in set(asked.get("baseline", ())) if self.store.has(key)}
+        values = {
+            key: (baseline["psnr"]["neighbour_mean"], baseline["pixel_probe"]["test"]) for key, baseline in baselines.items()
+        }
+        for i, name in enumerate(("baseline_psnr", "baseline_probe")):
+            asked[name] = [values.get(key, (float("nan"),) * 2)[i] for key in asked.get("baseline", ())]
         failed = {key for key in self.missing() if self.store.status(key)[0] == "failed"}  # a record is read once, above
         asked["status"] = ["failed" if run["key"] in failed else "missing" for run in self.runs]
         if found.empty:
@@ -222,9 +224,9 @@ class Grid:
         rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")
         return rows.assign(status=rows["status"].fillna(asked["status"]), **asked.drop(columns="status"))
 
-    def floor(self):
-        """The floor record of its first run, or None if it is missing."""
-        return self.store.load(self.runs[0]["floor"]) if self.runs and self.store.has(self.runs[0]["floor"]) else None
+    def baseline(self):
+        """The baseline record of its first run, or None if it is missing."""
+        return self.store.load(self.runs[0]["baseline"]) if self.runs and self.store.has(self.runs[0]["baseline"]) else None
 
     def records(self):
         """The records of the finished runs, in the order they were asked for."""
@@ -234,7 +236,7 @@ class Grid:
     def caption(self, data=None):
         """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
         run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
-        changed = {k: v for k, v in self.content["overrides"].items() if k not in ("dataset", "files", "image_size", "own")}
+        changed = {k: v for k, v in self.content["changed"].items() if k not in ("dataset", "files", "image_size", "own")}
         words = [
             f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
             f"profile {self.content['profile']}",

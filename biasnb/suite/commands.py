@@ -61,12 +61,12 @@ def run(args):
     record = run.run(cfg, store)
     if record["status"] == "diverged":
         raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")
-    floor = run.floor(cfg, store)
+    baseline = run.baseline(cfg, store)
     chosen, start = record["probe"]["chosen"], record["init_probe"]["chosen"]
     print(f"record       {store.path(key(cfg))}")
     psnr, accuracy = (record[name]["test"] for name in ("psnr", "accuracy"))
     if cfg.pretext == "bert":
-        print(f"masked PSNR  {psnr:.2f} dB (visible-neighbour mean {floor['psnr']['neighbour_mean']:.2f} dB)")
+        print(f"masked PSNR  {psnr:.2f} dB (visible-neighbour mean {baseline['psnr']['neighbour_mean']:.2f} dB)")
     elif psnr is not None:
         print(f"PSNR         {psnr:.2f} dB")
     if accuracy is not None:
@@ -137,12 +137,12 @@ def lint(args):
 
 
 def check_complete(stores):
-    """Print a line for every grid that lacks records. Raises Incomplete if there is one."""
-    lacking = [(store, grid, len(grid.missing())) for store in stores for grid in store.grids() if grid.missing()]
-    for store, grid, n in lacking:
-        print(f"{store.base}/{store.profile} {grid.name}: {n} of {len(grid.keys)} records are missing")
+    """Print a line for every sweep that lacks records. Raises Incomplete if there is one."""
+    lacking = [(store, sweep, len(sweep.missing())) for store in stores for sweep in store.sweeps() if sweep.missing()]
+    for store, sweep, n in lacking:
+        print(f"{store.base}/{store.profile} {sweep.name}: {n} of {len(sweep.keys)} records are missing")
     if lacking:
-        raise Incomplete(f"{len(lacking)} grids lack records and were shown with gaps; `biasnb status` says which and why")
+        raise Incomplete(f"{len(lacking)} sweeps lack records and were shown with gaps; `biasnb status` says which and why")
 
 
 def figures(args):

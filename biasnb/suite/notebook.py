@@ -92,8 +92,8 @@ def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None)
 def made_of(name, values, store):
     """Digest of what an executed copy follows from: the notebook, its parameters, the code, the packages and its records; all
     there are where it asks for none of its own."""
-    grid, _ = plan(name, *parameters.request(name, values))
-    paths = map(store.path, grid.keys) if grid.keys else store.folder.glob("*.json")
+    sweep, _ = plan(name, *parameters.request(name, values))
+    paths = map(store.path, sweep.keys) if sweep.keys else store.folder.glob("*.json")
     records = sorted((path.name, path.stat().st_mtime_ns) for path in paths if path.exists())
     text = (places.notebooks() / f"{name}.ipynb").read_text(encoding="utf-8")
     return digest([values, records, environment()["packages"], text, code()])
@@ -203,8 +203,8 @@ def broken_promise(path, name, profile, overrides):
     idle = [i for i, cell in enumerate(cells, 1) if cell.execution_count is None]
     if idle:
         return f"code cell {idle[0]} of {len(cells)} did not run (did an earlier cell leave the kernel?)"
-    grid, _ = plan(name, profile, overrides)
-    if grid.missing():
-        return f"{len(grid.missing())} of {len(grid.keys)} records are missing, first {grid.missing()[0]}"
-    for key in grid.keys:
-        grid.store.load(key)
+    sweep, _ = plan(name, profile, overrides)
+    if sweep.missing():
+        return f"{len(sweep.missing())} of {len(sweep.keys)} records are missing, first {sweep.missing()[0]}"
+    for key in sweep.keys:
+        sweep.store.load(key)

@@ -47,7 +47,7 @@ def write(store, findings=(), folder=None):
 
     def place(finding):
         """Where the runs behind a finding are shown: (notebook, link)."""
-        shown = [finding.evidence] if finding.evidence in pages else finding.claim.experiments
+        shown = [finding.evidence] if finding.evidence in pages else finding.claim.notebooks
         return [(name, f"{quote(name)}.html" if name in pages else f"#{quote(name)}") for name in shown]
 
     environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
@@ -61,7 +61,7 @@ def write(store, findings=(), folder=None):
         "symbols": MARKS,
         "place": place,
     }
-    belonging = {name: [f for f in findings if name in (*f.claim.experiments, f.evidence)] for name in names}
+    belonging = {name: [f for f in findings if name in (*f.claim.notebooks, f.evidence)] for name in names}
     cards = [(name, EXPERIMENTS[name.split("-")[0]].question, pages.get(name), belonging[name]) for name in names]
     done = ["", *(name for name in names if name in pages), ""]
     for before, name, after in zip(done, done[1:], done[2:], strict=False):

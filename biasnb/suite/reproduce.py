@@ -25,7 +25,7 @@ from ..sweep.experiments import EXPERIMENTS, plan
 from . import parameters, report
 
 AT_ONCE = 4  # notebooks
-FEW = 4  # grids that are not worth starting processes for
+FEW = 4  # sweeps that are not worth starting processes for
 # How far the same run may be off on another machine: metric -> (path in the record, band, unit).
 BANDS = {
     "masked PSNR": (("psnr", "test"), 0.1, "dB"),
@@ -62,9 +62,9 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
         print(f"error: {error}", file=stream, flush=True)
     print(f"{len(set(store.folder.glob('*.json')) - before)} new records", file=stream, flush=True)
     rows, found = [("training", state, time.monotonic() - start, None)], []
-    for grid, planned in plans:
+    for sweep, planned in plans:
         if planned:
-            grid.save()
+            sweep.save()
     paths = []
 
     def step(name, make):
@@ -81,8 +81,8 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
         found.extend(claims.findings([store]))
         return verdicts.write(found, store.folder / "claims")
 
-    step("figures", lambda: render(store, [grid for grid, planned in plans if planned and not grid.missing()]))
-    for i, (name, state, seconds, path, text) in enumerate(notebooks(asked, {p.content["experiment"]: p for p, _ in plans}), 1):
+    step("figures", lambda: render(store, [sweep for sweep, planned in plans if planned and not sweep.missing()]))
+    for i, (name, state, seconds, path, text) in enumerate(notebooks(asked, {p.content["notebook"]: p for p, _ in plans}), 1):
         print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}\n{text}", file=stream, flush=True)
         rows.append((name, state, seconds, path))
         failed += [] if path else [name]
@@ -95,7 +95,7 @@ def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
     return failed
 
 
-def notebooks(asked, grids):
+def notebooks(asked, sweeps):
     """Run all notebooks, several at once, each with its share of the cores: yields (name, state, seconds, path of the executed
     copy or None, what it printed). One that fails or is killed leaves the others alone; if this is stopped, all are."""
     from . import notebook
@@ -106,7 +106,7 @@ def notebooks(asked, grids):
     with notebook.this_interpreter() as kernel, contextlib.chdir(places.notebooks()):
         os.environ["OMP_NUM_THREADS"] = str(workers.cores() // side_by_side)  # threads that wait for each other are slow
         try:
-            running = {name: pool.submit(executed, name, asked[name], grids[name], kernel) for name in EXPERIMENTS}
+            running = {name: pool.submit(executed, name, asked[name], sweeps[name], kernel) for name in EXPERIMENTS}
             for name in EXPERIMENTS:
                 done = running[name].result()
                 unfinished.remove(name)
@@ -116,20 +116,20 @@ def notebooks(asked, grids):
             end_descendants(notebook.STOP_SECONDS)
             pool.shutdown()
             for name in unfinished:
-                if notebook.state(grids[name].store, grids[name].name)[0] == "killed":
-                    notebook.note(grids[name].store, grids[name].name, "preempted")
+                if notebook.state(sweeps[name].store, sweeps[name].name)[0] == "killed":
+                    notebook.note(sweeps[name].store, sweeps[name].name, "preempted")
             raise
         finally:
             notebook.set_environment({"OMP_NUM_THREADS": threads})
 
 
-def executed(name, given, grid, kernel):
+def executed(name, given, sweep, kernel):
     """Run one notebook, unless it has been run and nothing that it follows from has changed: (name, state, seconds, path of
     the executed copy or None, what it printed)."""
     from . import notebook
 
     began, stream, state = time.monotonic(), io.StringIO(), "done"
-    path = None if grid.missing() else notebook.made(name, given, grid.store, grid.name)
+    path = None if sweep.missing() else notebook.made(name, given, sweep.store, sweep.name)
     if path:
         return name, state, time.monotonic() - began, path, "nothing has changed since it was run"
     try:
@@ -140,21 +140,21 @@ def executed(name, given, grid, kernel):
     return name, state, time.monotonic() - began, path, stream.getvalue()
 
 
-def render(store, grids=None, folder=None, anew=False):
-    """Draw all tables and figures of a store's grids (None: all) into runs/<profile>/{figures,tables}, but not again where they
-    are there and their records have not changed, unless asked for `anew`; for the committed reference into figures/<profile>.
-    Returns the paths. Reads records only; many grids are drawn side by side."""
+def render(store, sweeps=None, folder=None, anew=False):
+    """Draw all tables and figures of a store's sweeps (None: all) into runs/<profile>/{figures,tables}, but not again where
+    they are there and their records have not changed, unless asked for `anew`; for the committed reference into
+    figures/<profile>. Returns the paths. Reads records only; many sweeps are drawn side by side."""
     from ..figures import drawing as figures
 
-    grids, draw = store.grids() if grids is None else grids, partial(render_grid, folder=folder)
-    found = {grid.name: [] if folder or anew else figures.drawn(grid) for grid in grids}
-    new = [grid for grid in grids if not found[grid.name]]
+    sweeps, draw = store.sweeps() if sweeps is None else sweeps, partial(render_sweep, folder=folder)
+    found = {sweep.name: [] if folder or anew else figures.drawn(sweep) for sweep in sweeps}
+    new = [sweep for sweep in sweeps if not found[sweep.name]]
     if len(new) <= FEW:
         paths = list(map(draw, new))
     else:
         with ProcessPoolExecutor(initializer=alone, initargs=(os.getpid(),)) as pool:
             paths = list(pool.map(draw, new))
-    found |= dict(zip((grid.name for grid in new), paths, strict=True))
+    found |= dict(zip((sweep.name for sweep in new), paths, strict=True))
     return [path for paths in found.values() for path in paths]
 
 
@@ -165,24 +165,24 @@ def alone(parent):
     follow_parent(parent)
 
 
-def render_grid(grid, folder=None):
+def render_sweep(sweep, folder=None):
     from ..figures import drawing as figures
     from ..figures import tables
 
     if folder:
-        return figures.write(grid, folder) + tables.write(grid, folder)
-    made_of = figures.source(grid)
-    figures.note(grid).unlink(missing_ok=True)  # it holds no more, whatever becomes of what is drawn now
-    paths = figures.write(grid, grid.store.folder / "figures") + tables.write(grid, grid.store.folder / "tables")
+        return figures.write(sweep, folder) + tables.write(sweep, folder)
+    made_of = figures.source(sweep)
+    figures.note(sweep).unlink(missing_ok=True)  # it holds no more, whatever becomes of what is drawn now
+    paths = figures.write(sweep, sweep.store.folder / "figures") + tables.write(sweep, sweep.store.folder / "tables")
     if made_of:
-        figures.write_note(grid, made_of, paths)
+        figures.write_note(sweep, made_of, paths)
     return paths
 
 
 def newest(profile):
     """The store to show: your own runs of the profile if there are any, else the committed reference."""
     own = Store(profile)
-    return own if own.grids() else Store(profile, "results")
+    return own if own.sweeps() else Store(profile, "results")
 
 
 def published(*asked):
@@ -258,24 +258,24 @@ def value(record, path):
 
 
 def publish(profile, names=()):
-    """Promote the validated records of runs/<profile> that its grids ask for to results/<profile>: of the grids named,
+    """Promote the validated records of runs/<profile> that its sweeps ask for to results/<profile>: of the sweeps named,
     or of all with the profile's own settings. Everything is read and checked before anything is written; what was
     published before stays. Raises StoreError if a record is missing or broken.
 
-    Returns (number of records, grids left out, records made from uncommitted code)."""
+    Returns (number of records, sweeps left out, records made from uncommitted code)."""
     here, there = Store(profile), Store(profile, "results")
-    known = {grid.name: grid for grid in here.grids() if grid.keys}
+    known = {sweep.name: sweep for sweep in here.sweeps() if sweep.keys}
     for name in names:
         if name not in known:
-            raise StoreError(f"{name}: no such grid in {here.folder}; there are {', '.join(known) or 'none'}")
-    chosen = [grid for grid in known.values() if grid.name in names or not (names or grid.content["overrides"])]
+            raise StoreError(f"{name}: no such sweep in {here.folder}; there are {', '.join(known) or 'none'}")
+    chosen = [sweep for sweep in known.values() if sweep.name in names or not (names or sweep.content["changed"])]
     if not chosen:
-        raise StoreError(f"{here.folder}: holds no grid to publish; run `biasnb reproduce --profile {profile}` first")
-    missing = [(grid.name, key) for grid in chosen for key in grid.missing()]
+        raise StoreError(f"{here.folder}: holds no sweep to publish; run `biasnb reproduce --profile {profile}` first")
+    missing = [(sweep.name, key) for sweep in chosen for key in sweep.missing()]
     if missing:
         raise StoreError(f"{missing[0][0]}: {len(missing)} records are missing, first {missing[0][1]}; finish the run first")
     files, dirty = {}, 0
-    for key in dict.fromkeys(key for grid in chosen for key in (*grid.keys, *grid.rates)):
+    for key in dict.fromkeys(key for sweep in chosen for key in (*sweep.keys, *sweep.searches)):
         record = here.load(key)
         dirty += bool(record.get("environment", {}).get("dirty"))
         files[f"{key}.json"] = here.path(key).read_bytes()
@@ -284,6 +284,6 @@ def publish(profile, names=()):
             files[f"{key}.npz"] = here.path(key, ".npz").read_bytes()
     for name, content in files.items():
         write_atomic(there.folder / name, content)
-    for grid in chosen:
-        replace(grid, store=there).save()
-    return sum(name.endswith(".json") for name in files), sorted(set(known) - {grid.name for grid in chosen}), dirty
+    for sweep in chosen:
+        replace(sweep, store=there).save()
+    return sum(name.endswith(".json") for name in files), sorted(set(known) - {sweep.name for sweep in chosen}), dirty

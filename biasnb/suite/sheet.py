@@ -18,10 +18,10 @@ COLUMNS = ("quick", "laptop", "paper")  # profiles whose settings are shown
 
 
 class Published(NamedTuple):
-    """The committed records of one profile: its grids, the runs that they ask for, and the searches that gave their rates."""
+    """The committed records of one profile: its sweeps, the runs that they ask for, and the searches that gave their rates."""
 
     profile: str
-    grids: list
+    sweeps: list
     runs: list
     searches: list
     missing: int
@@ -34,11 +34,11 @@ class Published(NamedTuple):
 def read(profile):
     """Raises StoreError for a broken record."""
     store = Store(profile, "results")
-    grids = [grid for grid in store.grids() if grid.runs]
-    asked = dict.fromkeys(run["key"] for grid in grids for run in grid.runs)
-    rates = dict.fromkeys(rate for grid in grids for rate in grid.rates)
+    sweeps = [sweep for sweep in store.sweeps() if sweep.runs]
+    asked = dict.fromkeys(run["key"] for sweep in sweeps for run in sweep.runs)
+    rates = dict.fromkeys(rate for sweep in sweeps for rate in sweep.searches)
     runs = [store.load(key) for key in asked if store.has(key)]
-    return Published(profile, grids, runs, [store.load(rate) for rate in rates], len(asked) - len(runs))
+    return Published(profile, sweeps, runs, [store.load(rate) for rate in rates], len(asked) - len(runs))
 
 
 def fill():
@@ -152,23 +152,23 @@ def data(profiles):
     return markdown(rows)
 
 
-def grids(profiles):
+def sweeps(profiles):
     """What every notebook asked for, and over how many seeds."""
     rows = []
     for one in profiles:
         status = {run["key"]: run["status"] for run in one.runs}
-        for grid in one.grids:
-            cells = Counter(str({k: v for k, v in run.items() if k not in ("key", "seed")}) for run in grid.runs)
-            changed = {name: value for name, value in grid.content["overrides"].items() if name != "files"}
-            notebook = grid.content["experiment"]
+        for sweep in one.grids:
+            cells = Counter(str({k: v for k, v in run.items() if k not in ("key", "seed")}) for run in sweep.runs)
+            changed = {name: value for name, value in sweep.content["changed"].items() if name != "files"}
+            notebook = sweep.content["notebook"]
             rows.append(
                 {
                     "profile": one.profile,
                     "notebook": f"[{notebook}](notebooks/{notebook}.ipynb)",
-                    "runs": len(grid.runs),
+                    "runs": len(sweep.runs),
                     "seeds per network": span(cells.values()),
-                    "diverged": sum(status.get(run["key"]) == "diverged" for run in grid.runs),
-                    "missing": sum(run["key"] not in status for run in grid.runs),
+                    "diverged": sum(status.get(run["key"]) == "diverged" for run in sweep.runs),
+                    "missing": sum(run["key"] not in status for run in sweep.runs),
                     "changed settings": ", ".join(f"{name} {listed(value)}" for name, value in changed.items()) or "none",
                 }
             )
@@ -245,5 +245,5 @@ def setting(name, profiles):
     return " | ".join(cells)
 
 
-FIELDS = {f.__name__: f for f in (compute, machines, data, grids, searches, networks, idle, deviations, bands)}
+FIELDS = {f.__name__: f for f in (compute, machines, data, sweeps, searches, networks, idle, deviations, bands)}
 FIELDS |= {name: partial(setting, name) for name in fields_of()}

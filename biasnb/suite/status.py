@@ -15,27 +15,27 @@ GOES_ON = ("running", "missing", "killed", "preempted")
 
 
 def asked(profile, given=None):
-    """(grids that the notebooks ask for with these settings, a line for each notebook that cannot be run so)."""
-    grids, troubles = [], []
+    """(sweeps that the notebooks ask for with these settings, a line for each notebook that cannot be run so)."""
+    sweeps, troubles = [], []
     for name in EXPERIMENTS:
         try:
-            grids.append(plan(name, profile, fitting(name, given or {}))[0])
+            sweeps.append(plan(name, profile, fitting(name, given or {}))[0])
         except ConfigError as error:
             troubles.append(f"{name:20} cannot be run so: {error}")
-    return grids, troubles
+    return sweeps, troubles
 
 
-def runs(profile, grids, name=None, done=None):
-    """A row {notebook, key, mixer, depth, seed, state, detail} for each run of these grids, of what notebooks have asked for
+def runs(profile, sweeps, name=None, done=None):
+    """A row {notebook, key, mixer, depth, seed, state, detail} for each run of these sweeps, of what notebooks have asked for
     before, and for single ones; of one notebook if `name` is given. A run of several has one row. `done`, key -> row, is
     filled with rows that will not change, and taken from."""
     store, seen = Store(profile), set()
     done = {} if done is None else done
-    for grid in [*grids, *store.grids()]:
-        for run in grid.runs:
-            if run["key"] not in seen and name in (None, grid.content["experiment"]):
+    for sweep in [*sweeps, *store.sweeps()]:
+        for run in sweep.runs:
+            if run["key"] not in seen and name in (None, sweep.content["notebook"]):
                 seen.add(run["key"])
-                yield done.get(run["key"]) or row(store, grid.name, run["key"], run, done)
+                yield done.get(run["key"]) or row(store, sweep.name, run["key"], run, done)
     for key in sorted(kept(store) - seen) if name is None else ():
         yield done.get(key) or row(store, "(single run)", key, {}, done)
 
@@ -83,8 +83,8 @@ def notebooks(profile):
 
 def page(profile, given=None):
     """The lines of `biasnb status`: notebooks, runs, counts."""
-    grids, troubles = asked(profile, given)
-    rows = list(runs(profile, grids))
+    sweeps, troubles = asked(profile, given)
+    rows = list(runs(profile, sweeps))
     return [*troubles, *notebooks(profile), *map(line, rows), counts(row["state"] for row in rows)]
 
 
@@ -93,11 +93,11 @@ class Screen:
 
     def __init__(self, profile, given=None):
         self.profile, self.done = profile, {}
-        self.grids, self.troubles = asked(profile, given)
+        self.sweeps, self.troubles = asked(profile, given)
 
     def page(self, columns, height):
         """(lines, whether something is left that could go on)."""
-        rows = list(runs(self.profile, self.grids, done=self.done))
+        rows = list(runs(self.profile, self.sweeps, done=self.done))
         open_ones = sorted((row for row in rows if row["state"] in FIRST), key=lambda row: FIRST.index(row["state"]))
         lines = [*map(line, open_ones), *self.troubles]
         lines += [text for text in notebooks(self.profile) if " notebook done" not in text]

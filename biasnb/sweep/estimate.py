@@ -62,15 +62,15 @@ def stepper(cfg, device, seeds=1):
 
     data, models = networks(cfg, device, 20 * cfg.batch, seeds)
     views = [train.Views(replace(cfg, seed=seed), data.pool) for seed in range(seeds)]
-    solvers = [train.optimiser(model, cfg) for model in models]
-    (net, solver), numbers = train.program(cfg, models, solvers), count()
+    optimizers = [train.make_optimizer(model, cfg) for model in models]
+    (net, optimizer), numbers = train.program(cfg, models, optimizers), count()
 
     def step():
         number = next(numbers)
         found = torch.stack(train.gradients(net, cfg, [view.at(number) for view in views]))
         if device == "cpu":
             found.tolist()
-        solver.step()
+        optimizer.step()
 
     return step
 

@@ -20,7 +20,7 @@ from ..config import BiasnbError, Config, describe
 from ..operators import MIXERS
 from ..records import places
 from ..records.interrupts import watched
-from ..records.keys import floor_key, key
+from ..records.keys import baseline_key, key
 from ..records.locks import Held
 from ..records.processes import threads
 from ..records.progress import Progress
@@ -35,7 +35,7 @@ def train(configs, store):
     here on a GPU and for operators that only this process knows. Raises BiasnbError for the first that failed; an interrupt
     stops all workers, and their runs go on from their checkpoints the next time."""
     store.tidy()
-    needed = {(key(cfg), floor_key(cfg)): cfg for cfg in dict.fromkeys(configs)}
+    needed = {(key(cfg), baseline_key(cfg)): cfg for cfg in dict.fromkeys(configs)}
     missing = {keys: cfg for keys, cfg in needed.items() if lacks(keys, store)}
     if not missing:
         return
@@ -55,7 +55,7 @@ def here(groups, store):
 
     done, every = 0, sum(map(len, groups))
     for group in groups:
-        runs.floor(group[0], store)
+        runs.baseline(group[0], store)
         runs.run_together(group, store, f"run {done + 1}/{every}: ")
         done += len(group)
 
@@ -74,7 +74,7 @@ def cores():
 
 
 def lacks(keys, store):
-    """Whether a record is missing: of a run or of its floors."""
+    """Whether a record is missing: of a run or of its baselines."""
     return not all(store.has(k) for k in keys)
 
 
@@ -182,7 +182,7 @@ def train_in_turn(configs, store):
             continue
         try:
             runs.run(cfg, store)
-            runs.floor(cfg, store)
+            runs.baseline(cfg, store)
         except Held:
             continue
         except BiasnbError as error:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import ConfigError, full_path, nearest
-from ..records.keys import digest, floor_key, folder_signature, key, own, rate_key, relevant
-from ..records.store import Grid, Store
+from ..records.keys import baseline_key, digest, folder_signature, key, key_fields, own, search_key
+from ..records.store import Store, Sweep
 from . import executor as workers
 from . import grids
 
@@ -81,13 +81,13 @@ def configs_of(name, profile, overrides):
     store = Store(profile)
     configs = experiment(name).runs(profile, {field: value for field, value in overrides.items() if field != "lr"})
     for cfg in configs:
-        if cfg.pretext != "none" and not store.has(rate_key(cfg)):
+        if cfg.pretext != "none" and not store.has(search_key(cfg)):
             raise ConfigError(f"lr: 'tuned', but mixer {cfg.mixer!r} has no searched rate; run `biasnb tune {name}` first")
-    return [cfg if cfg.pretext == "none" else replace(cfg, lr=store.load(rate_key(cfg))["chosen"]) for cfg in configs]
+    return [cfg if cfg.pretext == "none" else replace(cfg, lr=store.load(search_key(cfg))["chosen"]) for cfg in configs]
 
 
 def plan(name, profile, overrides=None):
-    """The Grid of an experiment: what it asks for and what of it exists. Trains nothing. Raises ConfigError."""
+    """The Sweep of an experiment: what it asks for and what of it exists. Trains nothing. Raises ConfigError."""
     overrides = dict(overrides or {})
     configs = list({key(cfg): cfg for cfg in configs_of(name, profile, overrides)}.values())
     changed = {field: value for field, value in overrides.items() if field not in ("data_dir", "device")}
@@ -100,18 +100,20 @@ def plan(name, profile, overrides=None):
         changed["own"] = mine
     label = "-".join([name, *([data] if data and changed else []), *([digest(changed, 6)] if changed else [])])
     content = {
-        "experiment": name,
+        "notebook": name,
         "profile": profile,
         "data": data,
-        "overrides": changed,
-        "rates": sorted({rate_key(cfg) for cfg in configs if cfg.pretext != "none"}) if overrides.get("lr") == "tuned" else [],
-        "runs": [{"key": key(cfg), "floor": floor_key(cfg), **relevant(cfg)} for cfg in configs],
+        "changed": changed,
+        "searches": sorted({search_key(cfg) for cfg in configs if cfg.pretext != "none"})
+        if overrides.get("lr") == "tuned"
+        else [],
+        "runs": [{"key": key(cfg), "baseline": baseline_key(cfg), **key_fields(cfg)} for cfg in configs],
     }
-    return Grid(Store(profile), label, content), configs
+    return Sweep(Store(profile), label, content), configs
 
 
 def run(name, profile, overrides=None):
-    """Train what the experiment still lacks and return its Grid; everything is kept in runs/<profile>.
+    """Train what the experiment still lacks and return its Sweep; everything is kept in runs/<profile>.
 
     Finished runs are loaded, interrupted ones go on. Raises BiasnbError."""
     grid, configs = plan(name, profile, overrides)

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from ..config import BiasnbError
-from ..records.keys import key, rate_key, relevant
+from ..records.keys import key, key_fields, search_key
 from . import executor as workers
 
 LADDER = (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -29,7 +29,7 @@ def tune(configs, store):
     chosen}; searches that are saved are loaded. The runs are ordinary ones, kept like all others. Returns the records.
 
     Raises BiasnbError if all rates of one diverge."""
-    firsts = {rate_key(cfg): cfg for cfg in reversed(configs) if cfg.pretext != "none"}
+    firsts = {search_key(cfg): cfg for cfg in reversed(configs) if cfg.pretext != "none"}
     losses = {k: {} for k in firsts if not store.has(k)}
     while asked := {k: lr for k, found in losses.items() if (lr := next_rate(found))}:
         runs = {k: replace(firsts[k], lr=lr) for k, lr in asked.items()}
@@ -43,6 +43,6 @@ def tune(configs, store):
             raise BiasnbError(f"lr: every rate from {max(found)} to {min(found)} diverges for mixer {cfg.mixer!r}")
         rows = [{"lr": lr, "loss": loss if math.isfinite(loss) else None, "key": key(replace(cfg, lr=lr))}
                 for lr, loss in sorted(found.items())]  # fmt: skip
-        config = {name: value for name, value in relevant(cfg).items() if name != "lr"}
-        store.save({"kind": "rate", "key": k, "config": config, "rates": rows, "chosen": chosen})
+        config = {name: value for name, value in key_fields(cfg).items() if name != "lr"}
+        store.save({"kind": "search", "key": k, "config": config, "rates": rows, "chosen": chosen})
     return [store.load(k) for k in firsts]

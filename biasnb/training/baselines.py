@@ -1,4 +1,4 @@
-"""Reconstructions that train nothing, the floors of the masked PSNR, and the ceiling of a palette."""
+"""Reconstructions that train nothing, the baselines of the masked PSNR, and the ceiling of a palette."""
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def neighbour_mean(images, hidden):
 
 def nearest_visible(images, hidden):
     """Every hidden pixel becomes the visible pixel at the smallest Euclidean distance."""
-    from scipy.ndimage import distance_transform_edt  # only floors need it
+    from scipy.ndimage import distance_transform_edt  # only baselines need it
 
     filled = images.cpu().numpy().copy()
     for image, mask in zip(filled, hidden.cpu().numpy(), strict=True):

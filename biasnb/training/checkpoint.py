@@ -28,7 +28,7 @@ def seconds_between():
 
 
 class Checkpoints:
-    """The last two states of a run as `<step>-<sha256>.safetensors`: network, optimiser, rows so far.
+    """The last two states of a run as `<step>-<sha256>.safetensors`: network, optimizer, rows so far.
 
     A state is written under its final name at once or not at all, and read only if its content has its digest. `allowed`
     is called before a state is written and raises if this process has lost the run."""
@@ -41,13 +41,13 @@ class Checkpoints:
     def due(self, now):
         return now - self.saved >= self.seconds
 
-    def save(self, step, model, solver, log):
+    def save(self, step, model, optimizer, log):
         """Raises StoreError; the states before it stay then."""
         if self.allowed:
             self.allowed()
         tensors = {f"model.{name}": p for name, p in model.state_dict().items()}
-        for i, state in solver.state_dict()["state"].items():
-            tensors |= {f"solver.{i}.{name}": value for name, value in state.items()}
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
         content = save_tensors({n: t.contiguous() for n, t in tensors.items()},
                                {"step": str(step), "log": json.dumps(log), "about": json.dumps(self.about)})  # fmt: skip
         write_atomic(self.folder / f"{step:08d}-{digest(content)}.safetensors", content)
@@ -59,7 +59,7 @@ class Checkpoints:
         """Files of states, newest first."""
         return sorted((path for path in self.folder.glob("*.safetensors") if NAME.fullmatch(path.name)), reverse=True)
 
-    def resume(self, model, solver):
+    def resume(self, model, optimizer):
         """Load the newest intact state; returns (step, log), or None if there is none to go on from.
 
         Raises StoreError if there are states but none is intact, or if they are of other data, settings or an older
@@ -87,7 +87,7 @@ class Checkpoints:
                 other = sorted(name for name in about | self.about if about.get(name) != self.about.get(name))
                 raise StoreError(f"{path}: made with another {', '.join(other)}; delete {self.folder} to start anew")
             try:
-                fill(model, solver, tensors)
+                fill(model, optimizer, tensors)
             except (RuntimeError, ValueError, KeyError):
                 raise StoreError(f"{path}: state of another network; delete {self.folder} to start anew") from None
             for name in damaged:
@@ -105,13 +105,13 @@ def digest(content):
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def fill(model, solver, tensors):
-    """Put the tensors of a state into a network and its optimiser."""
+def fill(model, optimizer, tensors):
+    """Put the tensors of a state into a network and its optimizer."""
     model.load_state_dict({name[6:]: t for name, t in tensors.items() if name.startswith("model.")})
-    state = solver.state_dict()
+    state = optimizer.state_dict()
     state["state"] = {}
     for name, tensor in tensors.items():
-        if name.startswith("solver."):
+        if name.startswith("optimizer."):
             _, i, part = name.split(".")
             state["state"].setdefault(int(i), {})[part] = tensor
-    solver.load_state_dict(state)
+    optimizer.load_state_dict(state)

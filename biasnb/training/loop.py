@@ -1,4 +1,4 @@
-"""The training loop: schedule, optimiser, one page from batch to update; of one network, or of several seeds as one."""
+"""The training loop: schedule, optimizer, one page from batch to update; of one network, or of several seeds as one."""
 
 import math
 import statistics
@@ -30,7 +30,7 @@ def learning_rate(cfg, step):
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (cfg.steps - warm)))
 
 
-def optimiser(model, cfg):
+def make_optimizer(model, cfg):
     """AdamW; matrices decay, gains and embeddings do not, and what is frozen is left out."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     plain = [n for n in named if "norm" in n or n.endswith("gate") or n.startswith("embed.")]
@@ -65,12 +65,12 @@ class Views:
         return augmentation(cfg.batch, cfg.image_size, cfg.augment, rng)(self.pool.images[chosen]), given
 
 
-def program(cfg, models, solvers):
-    """(what is trained, its optimiser): of one network its own, of several a Stack and one for all."""
+def program(cfg, models, optimizers):
+    """(what is trained, its optimizer): of one network its own, of several a Stack and one for all."""
     if len(models) == 1:
-        return Single(models[0], cfg.steps), solvers[0]
-    net = Stack(models, solvers, cfg.steps)
-    return net, net.gather(optimiser(net.net, cfg))
+        return Single(models[0], cfg.steps), optimizers[0]
+    net = Stack(models, optimizers, cfg.steps)
+    return net, net.gather(make_optimizer(net.net, cfg))
 
 
 def gradients(net, cfg, views):
@@ -82,10 +82,10 @@ def gradients(net, cfg, views):
     return losses.detach(), net.clip(cfg.clip)
 
 
-def guard(solver, numbers):
-    """Let an optimiser update nothing from now on if a number is not finite, without waiting for the numbers."""
+def guard(optimizer, numbers):
+    """Let an optimizer update nothing from now on if a number is not finite, without waiting for the numbers."""
     lost = (~numbers.isfinite()).any().float()
-    solver.found_inf = lost.maximum(getattr(solver, "found_inf", lost))
+    optimizer.found_inf = lost.maximum(getattr(optimizer, "found_inf", lost))
 
 
 def pretrain(cfg, data, model, checkpoints=None, label=None, monitor=None):
@@ -104,12 +104,12 @@ def pretrain_together(jobs, label=None, monitors=None):
     checkpoints are of different steps."""
     cfg, data, _, checkpoints = jobs[0]
     views = [Views(one, its.pool) for one, its, *_ in jobs]
-    solvers = [optimiser(net, one) for one, _, net, _ in jobs]
-    found = [kept and kept.resume(net, solver) for (*_, net, kept), solver in zip(jobs, solvers, strict=True)]
+    optimizers = [make_optimizer(net, one) for one, _, net, _ in jobs]
+    found = [kept and kept.resume(net, optimizer) for (*_, net, kept), optimizer in zip(jobs, optimizers, strict=True)]
     steps, logs = zip(*(f or (0, {"history": [], "window": [], "speeds": [], "seconds": 0.0}) for f in found), strict=True)
     if len(set(steps)) > 1:
         raise Apart(f"checkpoints are of steps {sorted(set(steps))}")
-    net, solver = program(cfg, [job[2] for job in jobs], solvers)
+    net, optimizer = program(cfg, [job[2] for job in jobs], optimizers)
     step, every, at_once = steps[0], max(1, cfg.steps // 50), data.pool.images.device.type == "cpu"
     recent = []  # (step, losses and norms that are still on the device)
     losses, norms = ([math.nan] * len(jobs) for _ in range(2))  # the last that were looked at
@@ -129,15 +129,15 @@ def pretrain_together(jobs, label=None, monitors=None):
     mark, marked = time.perf_counter(), step
     with Interrupts() as interrupts:
         while step < cfg.steps:
-            for group in solver.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = learning_rate(cfg, step)
             recent.append((step, torch.stack(gradients(net, cfg, [view.at(step) for view in views]))))
             row = (step + 1) % every == 0 or step + 1 == cfg.steps
             if at_once or row:
                 look()
             else:
-                guard(solver, recent[-1][1])
-            solver.step()
+                guard(optimizer, recent[-1][1])
+            optimizer.step()
 
             step += 1
             now = time.perf_counter()
@@ -158,10 +158,10 @@ def pretrain_together(jobs, label=None, monitors=None):
                     monitor(step, cfg.steps, loss)
             if checkpoints and (interrupts.caught or checkpoints.due(now) or step == cfg.steps):
                 look()
-                net.scatter(solver)
-                for (*_, one, its), its_solver, log in zip(jobs, solvers, logs, strict=True):
-                    its.save(step, one, its_solver, log)
+                net.scatter(optimizer)
+                for (*_, one, its), its_optimizer, log in zip(jobs, optimizers, logs, strict=True):
+                    its.save(step, one, its_optimizer, log)
             interrupts.stop()
-    net.scatter(solver)
+    net.scatter(optimizer)
     report.finish(f"loss {logs[0]['history'][-1]['loss']:.4f}, trained")
     return list(logs)

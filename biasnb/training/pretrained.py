@@ -24,7 +24,7 @@ GRIDS = {"20_trio": TRIO, "21_cube": CUBE}  # whose networks are published
 COLUMNS = ("network", "metric", "recorded", "measured", "allowed", "agrees")
 SCORES = ("loss", "psnr", "accuracy", "probe")
 # What is measured again: metric -> (path in the record, factor, decimals that tables print, allowed difference), by default
-# half a unit of the last decimal. The probe's solver ends elsewhere on another processor: seen up to 0.4 points.
+# half a unit of the last decimal. The probe's optimizer ends elsewhere on another processor: seen up to 0.4 points.
 METRICS = {
     "PSNR, dB": (("psnr", "test"), 1, 2, 0.005),
     "loss": (("loss", "test"), 1, 3, 0.0005),

@@ -20,7 +20,7 @@ def layer_features(model, split):
 
 
 def pixel_features(split):
-    """((1, n, S*S*3), (n,)): the pixels themselves, the floor of every probe."""
+    """((1, n, S*S*3), (n,)): the pixels themselves, the baseline of every probe."""
     labelled = split.labels >= 0
     return split.images[labelled].float().flatten(1)[None], split.labels[labelled]
 
@@ -50,10 +50,10 @@ def fit_logistic(x, y, classes, penalties=PENALTIES, max_iter=100):
         u.grad = scale * ((p.flatten(1, 2) @ x).view_as(w) / n + strength * w)
         return (strength / 2 * w.square()).sum() - right.clamp(min=TINY).log().sum() / n
 
-    solver = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [u], max_iter=max_iter, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
     )
-    solver.step(closure)
+    optimizer.step(closure)
     w = (scale * u).permute(0, 3, 2, 1)
     return torch.cat([(axes @ w[:, :-1].flatten(2)).unflatten(2, w.shape[2:]), w[:, -1:]], 1)
 

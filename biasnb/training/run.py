@@ -17,7 +17,7 @@ from ..data import palette as palettes
 from ..data.datasets import load
 from ..networks.model import build, context_coverage, flop_per_image, parameters_by_part
 from ..records.files import StoreError, write_atomic
-from ..records.keys import floor_fields, floor_key, key, relevant
+from ..records.keys import baseline_fields, baseline_key, key, key_fields
 from ..records.locks import Held
 from ..records.progress import Monitor
 from ..records.provenance import environment
@@ -39,9 +39,9 @@ def pick_device(cfg):
     return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def floor(cfg, store):
-    """The record of the floors every network must beat, computed once per data set and masks."""
-    k = floor_key(cfg)
+def baseline(cfg, store):
+    """The record of the baselines every network must beat, computed once per data set and masks."""
+    k = baseline_key(cfg)
     if store.has(k):
         return store.load(k)
     device = pick_device(cfg)
@@ -49,11 +49,11 @@ def floor(cfg, store):
         if store.has(k):
             return store.load(k)
         data = load(replace(cfg, seed=0), device)
-        print(f"floors of {data.name}: baselines and raw-pixel probe", flush=True)
+        print(f"baselines of {data.name}: baselines and raw-pixel probe", flush=True)
         record = {
-            "kind": "floor",
+            "kind": "baseline",
             "key": k,
-            "config": floor_fields(cfg),
+            "config": baseline_fields(cfg),
             "data": data.summary(),
             "environment": stamp(device),
             "psnr": baseline_psnr(data.test, cfg, "test"),
@@ -95,7 +95,7 @@ def description(model, key, profile):
     cfg, palette = model.cfg, model.palette
     more = {"palette": palette.colours.tolist()} if palette else {}
     more |= {"classes": model.head.out_features} if cfg.pretext == "supervised" else {}
-    return {**relevant(cfg), "mean": model.mean.tolist(), "std": model.std.tolist(), **more, "key": key, "profile": profile}
+    return {**key_fields(cfg), "mean": model.mean.tolist(), "std": model.std.tolist(), **more, "key": key, "profile": profile}
 
 
 def restore(key, store, data_dir=""):
@@ -230,7 +230,7 @@ def _run(cfg, store, lock, together=1):
     data, model = prepare(cfg)
     palette, device = model.palette, model.mean.device
     about = {"data": data.fingerprint, "palette": palette.hash if palette else None, "device": device.type}
-    checkpoints = Checkpoints(store.checkpoints(k), relevant(cfg) | about, lock.check)
+    checkpoints = Checkpoints(store.checkpoints(k), key_fields(cfg) | about, lock.check)
     index = shown(data.test)
     images, seen = data.test.images[index], watched(data.test)
     init_probe = probe_network(model, data)
@@ -238,7 +238,7 @@ def _run(cfg, store, lock, together=1):
     record = {
         "kind": "run",
         "key": k,
-        "config": relevant(cfg),
+        "config": key_fields(cfg),
         "data": data.summary(),
         "palette": palette and {"hash": palette.hash, "psnr": palette_psnr(data.test.images, palette)},
         "environment": stamp(device.type),

@@ -78,16 +78,16 @@ class Single(nn.Module):
         """Scale the gradient down to a norm of `most`; returns the (1,) norm before."""
         return nn.utils.clip_grad_norm_(self.parameters(), most)[None]
 
-    def scatter(self, solver):
+    def scatter(self, optimizer):
         """The network has its parameters already."""
 
 
 class Stack(nn.Module):
     """S networks of one shape as one: every parameter of `net` has the seeds as its first axis, under its own name."""
 
-    def __init__(self, models, solvers, steps):
+    def __init__(self, models, optimizers, steps):
         super().__init__()
-        self.models, self.solvers = models, solvers
+        self.models, self.optimizers = models, optimizers
         self.scored = scored = Scored(copy.deepcopy(models[0]))
         for name, p in self.net.named_parameters():
             p.data = torch.stack([model.get_parameter(name).data for model in models])
@@ -121,28 +121,28 @@ class Stack(nn.Module):
             grad.mul_(scale.view(-1, *[1] * (grad.dim() - 1)))
         return norms
 
-    def gather(self, solver):
-        """Give an optimiser of `net` the states of the networks' own; returns it."""
-        for p, *own in zip(*map(trained, (solver, *self.solvers)), strict=True):
-            states = [one.state[q] for one, q in zip(self.solvers, own, strict=True)]
-            solver.state[p] = {name: value if name == "step" else torch.stack([state[name] for state in states])
+    def gather(self, optimizer):
+        """Give an optimizer of `net` the states of the networks' own; returns it."""
+        for p, *own in zip(*map(trained, (optimizer, *self.optimizers)), strict=True):
+            states = [one.state[q] for one, q in zip(self.optimizers, own, strict=True)]
+            optimizer.state[p] = {name: value if name == "step" else torch.stack([state[name] for state in states])
                                for name, value in states[0].items()}  # fmt: skip
-        return solver
+        return optimizer
 
     @torch.no_grad()
-    def scatter(self, solver):
-        """Give the networks their parameters back, and their optimisers the state of this one."""
+    def scatter(self, optimizer):
+        """Give the networks their parameters back, and their optimizers the state of this one."""
         for name, p in self.net.named_parameters():
             for model, value in zip(self.models, p, strict=True):
                 model.get_parameter(name).copy_(value)
-        for p, *own in zip(*map(trained, (solver, *self.solvers)), strict=True):
-            for i, (one, q) in enumerate(zip(self.solvers, own, strict=True)):
+        for p, *own in zip(*map(trained, (optimizer, *self.optimizers)), strict=True):
+            for i, (one, q) in enumerate(zip(self.optimizers, own, strict=True)):
                 one.state[q] = {name: value.clone() if name == "step" else value[i].clone()
-                                for name, value in solver.state[p].items()}  # fmt: skip
+                                for name, value in optimizer.state[p].items()}  # fmt: skip
 
 
-def trained(solver):
-    return [p for group in solver.param_groups for p in group["params"]]
+def trained(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def seen(model, images, given):
