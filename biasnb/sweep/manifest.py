@@ -1,7 +1,7 @@
 """What a notebook asks for: its question, its parameters, its runs, and the tables and figures that it shows.
 
-A notebook is read, not known: the cell tagged `parameters` holds literals, the cells tagged `sweep` build the list of runs, and they
-are run here, without a kernel, to learn which runs a notebook needs with given parameters."""
+A notebook is read, not known: the cell tagged `parameters` holds literals, the cells tagged `sweep` build the list of runs,
+and they are run here, without a kernel, to learn which runs a notebook needs with given parameters."""
 
 import ast
 import json
@@ -112,8 +112,8 @@ def declared(name, notebook=None):
 
 
 def factor_of(parameter):
-    """The factor whose levels a parameter lists, by its name: a Config field or its plural, such as `depths` or `patches`, or one
-    of them after a word, such as `cell_seeds`; None if there is none."""
+    """The factor whose levels a parameter lists, by its name: a Config field or its plural, such as `depths` or `patches`, or
+    one of them after a word, such as `cell_seeds`; None if there is none."""
     for factor in (parameter, parameter.removesuffix("s"), parameter.removesuffix("es")):
         if field_of(factor):
             return factor
@@ -164,8 +164,8 @@ def lint():
 def parameters(name, given=None):
     """All parameters of a notebook, checked and typed, from its defaults and given texts or values.
 
-    A Config field that is given goes to the parameter that lists its levels, if the notebook has one, else into its `settings`. Raises
-    ConfigError for an unknown, misspelt, mistyped or impossible one."""
+    A Config field that is given goes to the parameter that lists its levels, if the notebook has one, else into its
+    `settings`. Raises ConfigError for an unknown, misspelt, mistyped or impossible one."""
     values = declared(name)
     if "settings" in values:
         values["settings"] = dict(values["settings"])
@@ -194,8 +194,8 @@ def parameters(name, given=None):
 
 
 def accepted(name, given):
-    """The part of settings for all notebooks that this one has a use for. A list goes where the notebook varies that field; where only
-    others do, its first value is taken. Raises ConfigError for a setting that no notebook knows."""
+    """The part of settings for all notebooks that this one has a use for. A list goes where the notebook varies that field;
+    where only others do, its first value is taken. Raises ConfigError for a setting that no notebook knows."""
     values = declared(name)
     check_names(given, [*values, *fields_of()], "parameter")
     fields = {field_of(factor) for factor in factors_of(values).values()}

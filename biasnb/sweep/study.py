@@ -27,7 +27,9 @@ class Study:
         check_names(self.settings, fields_of(), "setting")
         for field, value in self.settings.items():
             if isinstance(value, list | tuple):
-                raise ConfigError(f"settings: {field}: {short(value)} is a list, but this notebook varies only {', '.join(factors)}")
+                raise ConfigError(
+                    f"settings: {field}: {short(value)} is a list, but this notebook varies only {', '.join(factors)}"
+                )
         sizes = check_profile(profile)
         self.fields, self.profile_levels = dict(sizes["config"]), {}
         for table in (sizes["levels"], sizes[base], sizes["levels"].get(name, {})):
@@ -62,8 +64,8 @@ class Study:
         return self.fields.get(field, Config.__dataclass_fields__[field].default)
 
     def every_combination(self, *factors, **levels):
-        """A Config for every combination of the levels of these factors and of the further fields whose levels are given, the last
-        one varying fastest."""
+        """A Config for every combination of the levels of these factors and of the further fields whose levels are given, the
+        last one varying fastest."""
         varied = {**{factor: self.levels[factor] for factor in factors}, **levels}
         points = product(*varied.values())
         return [Config(**{**self.fields, **dict(zip(varied, point, strict=True))}) for point in points]
@@ -136,7 +138,9 @@ class Study:
         found = []
         for cfg in runs:
             if cfg.pretext != "none" and not store.has(keys.search_key(cfg)):
-                raise ConfigError(f"lr: 'tuned', but mixer {cfg.mixer!r} has no searched rate; run `biasnb tune {self.name}` first")
+                raise ConfigError(
+                    f"lr: 'tuned', but mixer {cfg.mixer!r} has no searched rate; run `biasnb tune {self.name}` first"
+                )
             found.append(cfg if cfg.pretext == "none" else replace(cfg, lr=store.load(keys.search_key(cfg))["chosen"]))
         return found
 
