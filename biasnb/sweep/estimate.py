@@ -283,10 +283,15 @@ def predict(profile, given):
         )
     memory = workers * max((costs[k]["bytes"] for k in missing), default=0) / 1e9
     lines = [
-        f"{len(missing)} runs to train by {workers} at once: {clock(sum(seconds))}, up to {memory:.2g} GB beside what Python
-        itself " f"takes; {predictor.timed} of {len(predictor.found)} shapes of networks were timed" ] done =
-        [(costs[k]["training"], store.load(k)) for k in asked if k not in missing] off = [cost / record["wall_seconds"] for
-        cost, record in done if record["status"] == "done" and record["wall_seconds"]] if len(off) > 1: (low, *_, high),
-        middle = statistics.quantiles(off, n=10), statistics.median(off) lines.append( f"Of {len(off)} runs that are done
-        here, training was predicted at {middle:.2f} times what it took " f"(median; 80 % between {low:.2f} and {high:.2f})" )
-        return rows, lines
+        f"{len(missing)} runs to train by {workers} at once: {clock(sum(seconds))}, up to {memory:.2g} GB beside what Python "
+        f"itself takes; {predictor.timed} of {len(predictor.found)} shapes of networks were timed"
+    ]
+    done = [(costs[k]["training"], store.load(k)) for k in asked if k not in missing]
+    off = [cost / record["wall_seconds"] for cost, record in done if record["status"] == "done" and record["wall_seconds"]]
+    if len(off) > 1:
+        (low, *_, high), middle = statistics.quantiles(off, n=10), statistics.median(off)
+        lines.append(
+            f"Of {len(off)} runs that are done here, training was predicted at {middle:.2f} times what it took "
+            f"(median; 80 % between {low:.2f} and {high:.2f})"
+        )
+    return rows, lines
