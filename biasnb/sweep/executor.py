@@ -1,7 +1,7 @@
 """Several runs at once: on a CPU small networks train faster side by side, one thread each, than one after the other.
 
 `python -m biasnb.sweep.executor PROFILE` is one worker: it reads Configs as one line of JSON, trains each that nobody else has
-claimed, and stops, leaving a checkpoint, when its parent is gone."""
+under way, and ends when its parent is gone."""
 
 import contextlib
 import json
@@ -19,10 +19,7 @@ from functools import partial
 from ..config import BiasnbError, Config, describe
 from ..operators import MIXERS
 from ..records import places
-from ..records.interrupts import watched
 from ..records.keys import baseline_key, key
-from ..records.locks import Held
-from ..records.processes import threads
 from ..records.progress import Progress
 from ..records.store import Store
 
@@ -45,6 +42,8 @@ def train(configs, store):
     if apart:
         side_by_side(min(cores(), len(apart), AT_MOST), apart, store)
     if len(apart) < len(missing):
+        from ..training.loop import threads
+
         with threads(1):  # as a worker has, so that a run is the same wherever it is trained
             here([[cfg] for keys, cfg in missing.items() if keys not in apart], store)
 
@@ -131,7 +130,7 @@ def work(count, missing, store, report):
 def under_way(left, missing, store):
     """{run, step, loss, left} in words for each run that is being trained and for a second has been."""
     found = [(cfg, keys[0], store.progress(keys[0])) for keys, cfg in missing.items() if keys in left]
-    return [{"run": describe(cfg), **seen} for cfg, key, seen in found if seen and store.lock(key).owner()]
+    return [{"run": describe(cfg), **seen} for cfg, key, seen in found if seen and store.busy(key)]
 
 
 def latest(path):
@@ -143,7 +142,7 @@ def latest(path):
 
 @contextlib.contextmanager
 def stopping(workers):
-    """Whatever ends the block, no worker outlives it: each leaves a checkpoint and goes."""
+    """Whatever ends the block, no worker outlives it."""
     try:
         yield
     finally:
@@ -165,8 +164,7 @@ def main(profile):
     """One worker; the exit code says whether a run failed."""
     configs = [Config(**fields) for fields in json.loads(sys.stdin.readline())]
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    with watched():
-        return train_in_turn(configs, Store(profile))
+    return train_in_turn(configs, Store(profile))
 
 
 def train_in_turn(configs, store):
@@ -181,10 +179,9 @@ def train_in_turn(configs, store):
         if error.is_file() and error.stat().st_mtime > began:  # another worker has just tried
             continue
         try:
-            runs.run(cfg, store)
+            if not store.busy(key(cfg)):  # else another worker trains it
+                runs.run(cfg, store)
             runs.baseline(cfg, store)
-        except Held:
-            continue
         except BiasnbError as error:
             print(f"error: {error}", flush=True)
             code = 1
