@@ -111,7 +111,7 @@ class Sweep:
             f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
             f"profile {self.content['profile']}",
         ]
-        words += [f"{words_of_it} {run[name]}" for name, words_of_it in named.items() if name in shared]
+        words += [f"{label} {run[name]}" for name, label in named.items() if name in shared]
         words += [f"{run['steps']} steps"] if "steps" in shared else []
         words += [f"{name} {value}" for name, value in self.content["changed"].items() if name not in said]
         return ", ".join(words)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..config import ConfigError, full_path, nearest
 from ..records.keys import baseline_key, digest, folder_signature, key, key_fields, own, search_key
-from ..records.store import Store, Sweep
+from ..records.store import Store
+from ..records.sweep import Sweep
 from . import executor as workers
 from . import grids
 

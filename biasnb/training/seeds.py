@@ -130,7 +130,7 @@ class Stack(nn.Module):
 
     def gather(self, optimizer):
         """Give an optimizer of `net` the states of the networks' own; returns it."""
-        for stacked, own in self._parameters(optimizer):
+        for stacked, own in self._correspondence(optimizer):
             states = [one.state[p] for one, p in zip(self.optimizers, own, strict=True)]
             for name, value in states[0].items():
                 joined = value if name == "step" else torch.stack([state[name] for state in states])
@@ -143,13 +143,13 @@ class Stack(nn.Module):
         for name, stacked in self.net.named_parameters():
             for model, value in zip(self.models, stacked, strict=True):
                 model.get_parameter(name).copy_(value)
-        for stacked, own in self._parameters(optimizer):
+        for stacked, own in self._correspondence(optimizer):
             for i, (one, p) in enumerate(zip(self.optimizers, own, strict=True)):
                 one.state[p] = {}
                 for name, value in optimizer.state[stacked].items():
                     one.state[p][name] = value.clone() if name == "step" else value[i].clone()
 
-    def _parameters(self, optimizer):
+    def _correspondence(self, optimizer):
         """Each parameter of an optimizer of `net` with the tuple of the networks' own that it stands for."""
         own = zip(*(trained(one) for one in self.optimizers), strict=True)
         return zip(trained(optimizer), own, strict=True)
