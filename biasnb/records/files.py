@@ -1,6 +1,7 @@
 """Files that are whole at any moment: written beside their name and then renamed, and read with a check."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import io
@@ -10,9 +11,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ..config import BiasnbError
 from .processes import host, lives, myself
+
+PATIENCE = 1  # seconds of waiting for a lock before a line says so
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EROFS)  # what a file system without locks answers
 
 
 class StoreError(BiasnbError):
@@ -52,6 +57,40 @@ def sweep(folder, start=""):
         if here and not lives({"pid": int(pid), "start": int(began) if began.isdigit() else None}):
             with contextlib.suppress(OSError):
                 shutil.rmtree(attempt) if attempt.is_dir() else attempt.unlink()
+
+
+@contextlib.contextmanager
+def locked(path, waiting):
+    """Hold the lock file `path` within the block. While another process holds it this one waits, and prints the line `waiting`
+    once; the system releases the lock when its owner dies.
+
+    Yields whether the lock is held: on a file system without locks the block runs without one. Raises StoreError if the file
+    cannot be made."""
+    lock = FileLock(path, fallback_to_soft=False)
+    held = _acquire(lock, path, waiting)
+    try:
+        yield held
+    finally:
+        if held:
+            lock.release()
+
+
+def _acquire(lock, path, waiting):
+    """Whether the lock is now held; False on a file system without locks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            print(waiting, flush=True)
+            lock.acquire()
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        if error.errno in WITHOUT_LOCKS:
+            return False
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
+    return True
 
 
 def to_json(content):
