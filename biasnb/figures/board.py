@@ -6,7 +6,7 @@ import matplotlib
 import pandas as pd
 
 from ..config import PROFILES
-from ..evidence import claims
+from ..evidence import verdicts
 from ..evidence.contrasts import MARKS, METRICS, PAIRS
 from ..records.files import write_atomic
 from . import save, show_figure, show_table, tables
@@ -95,7 +95,7 @@ def table(found):
     """One row per finding, for display in full."""
     from IPython.display import Markdown
 
-    return Markdown(claims.summary(found).to_markdown(index=False))
+    return Markdown(verdicts.summary(found).to_markdown(index=False))
 
 
 def chapter(store, notebook, found):
@@ -181,11 +181,11 @@ def write(found, folder):
     """Write claims.md, .csv, .tex and the board to a folder. Returns the paths."""
     with matplotlib.rc_context({**STYLE, "savefig.dpi": 115}):
         paths = save(board(found), folder / "claims")
-    every = claims.tests(found)
+    every = verdicts.tests(found)
     for suffix, content in (
         (".md", page(found, every)),
         (".csv", every.to_csv(index=False, lineterminator="\n", float_format="%.6g")),
-        (".tex", tables.latex(claims.summary(found), "Claims and verdicts", "claims")),
+        (".tex", tables.latex(verdicts.summary(found), "Claims and verdicts", "claims")),
     ):
         paths.append(folder / f"claims{suffix}")
         write_atomic(paths[-1], content)
