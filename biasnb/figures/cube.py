@@ -4,7 +4,7 @@ import pandas as pd
 
 from ..evidence.stats import AXES, EFFECTS, factorial
 from ..operators import CUBE, MIXERS
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from .curves import base_words, metric_lines, with_values
 from .levels import METRICS, at_base, done_runs, percent
 from .style import GREY, LABELS, canvas, caption, faint_grid, interval_dots, mixers, place, traits

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ..evidence.stats import kendall, mean_interval
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from .levels import FIELDS, METRICS, at_base, done_runs, level_name, percent, with_baseline
 from .style import (
     BASELINES,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullFormatter
 
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from .levels import METRICS, baseline_dashes, done_runs, percent
 from .style import (
     COLOURS,

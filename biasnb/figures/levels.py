@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from .style import GREY, canvas, caption, faint_grid, interval_dots, legend, mixers
 
 METRICS = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %"}  # as axes name them
