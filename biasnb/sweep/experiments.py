@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import ConfigError, full_path, nearest
-from ..records.keys import baseline_key, digest, folder_signature, key, key_fields, own, search_key
+from ..records.keys import baseline_key, digest, folder_signature, key, key_fields, search_key, user_digest
 from ..records.store import Store, Sweep
 from . import executor as workers
 from . import grids
@@ -96,7 +96,7 @@ def plan(name, profile, overrides=None):
         folder = configs[0].data_dir if configs else overrides.get("data_dir", "")
         data = Path(folder).expanduser().resolve().name
         changed |= {"dataset": data, "files": folder_signature(folder)}
-    if mine := {cfg.mixer: own(cfg.mixer) for cfg in configs if own(cfg.mixer)}:
+    if mine := {cfg.mixer: user_digest(cfg.mixer) for cfg in configs if user_digest(cfg.mixer)}:
         changed["own"] = mine
     label = "-".join([name, *([data] if data and changed else []), *([digest(changed, 6)] if changed else [])])
     content = {
