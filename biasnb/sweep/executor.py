@@ -114,7 +114,7 @@ def client(workers, devices=()):
 
     with contextlib.ExitStack() as stack:
         where = os.environ.get(SCHEDULER) or stack.enter_context(cluster(workers, devices))
-        named = {"scheduler_file": where} if Path(where).suffix == ".json" else {"address": where}
+        named = {"scheduler_file": where} if Path(where).is_file() else {"address": where}
         try:
             yield stack.enter_context(Client(**named, timeout="30s", set_as_default=False))
         except OSError as error:
