@@ -262,7 +262,7 @@ def test_of_two_processes_at_once_one_downloads_and_the_other_waits(cifar, serve
     server.go.clear()
     fields = vars(cifar[1])
     both = [start(fields, server.known, root) for _ in range(2)]
-    until(lambda: any("waiting for another download of cifar10: already running on" in said(log) for _, log in both))
+    until(lambda: any("cifar10: another process downloads it; waiting" in said(log) for _, log in both))
     server.go.set()
     assert [ended(process) for process, _ in both] == [0, 0]
     assert server.asked == 1
@@ -280,8 +280,7 @@ def test_a_process_stopped_in_mid_download_leaves_nothing_that_is_taken_for_whol
     until(lambda: server.asked == 1 and partial.exists())
     time.sleep(0.1)
     os.kill(process.pid, number)
-    assert ended(process) == (-9 if number == signal.SIGKILL else 143)
-    assert number == signal.SIGKILL or "stopped by SIGTERM" in said(log)
+    assert ended(process) == -number
     assert not (root / "data" / TOP).exists()
     server.go.set()
     loads(cifar[1])
