@@ -27,16 +27,17 @@ class Progress:
         self.every = every or (0.5 if self.live else 10.0)
         self.start = self.last = time.monotonic()
 
-    def __call__(self, done, note="", rows=None):
-        """`rows` is a function that gives a dict for each part that is under way; JupyterLab shows them as a table."""
+    def __call__(self, done, note="", rows=(), left=None):
+        """`rows` are dicts of text, one for each part that is under way, which JupyterLab shows as a table; `left` are the
+        seconds that are left where they are known better than by the rate."""
         now = time.monotonic()
         if now - self.last >= self.every and done < self.total:
             self.last = now
-            self._write(self.line(done, now, note), rows() if rows and self.lab else ())
+            self._write(self.line(done, now, note, left), rows)
 
-    def line(self, done, now, note):
+    def line(self, done, now, note, left=None):
         rate = (done - self.first) / max(now - self.start, 1e-9)
-        left = (self.total - done) / rate if rate else float("inf")
+        left = left if left is not None else (self.total - done) / rate if rate else float("inf")
         share = 100 * done // self.total
         return f"{self.label}: {done}/{self.total} {self.unit}, {share} %, {rate:.1f} {self.unit}/s, {clock(left)} left, {note}"
 
