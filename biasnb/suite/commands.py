@@ -160,6 +160,7 @@ def run(profile, settings):
     from ..training import run
 
     store = Store(profile)
+    store.tidy()
     if os.environ.get(executor.SCHEDULER):
         executor.train([cfg], store)
     record = run.run(cfg, store)

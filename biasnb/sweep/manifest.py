@@ -60,7 +60,8 @@ def tagged(notebook, tag):
 
 
 def question(name):
-    """The question of a notebook: the first sentence behind **Question.** in its first cell. Raises NotebookError without one."""
+    """The question of a notebook: the first sentence behind **Question.** in its first cell. Raises NotebookError without
+    one."""
     found = re.search(r"\*\*Question\.\*\*\s+([^?]*\?)", read(name)["cells"][0]["source"])
     if not found:
         raise NotebookError(f"{name}: its first cell has no question; begin a paragraph there with **Question.**")
