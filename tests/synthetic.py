@@ -4,7 +4,7 @@ import numpy as np
 
 from biasnb.config import configure
 from biasnb.records.keys import baseline_fields, baseline_key, key, key_fields
-from biasnb.records.store import Sweep
+from biasnb.records.sweep import Sweep
 from biasnb.sweep.experiments import plan
 
 # Put before a script: torch cannot be found.
@@ -32,7 +32,7 @@ def probe(depth, best):
 
 
 def measures(cfg, scale):
-    """What `measure.network` gives of a network, in the same shapes; the errors grow with `scale`."""
+    """What `measures.network` gives of a network, in the same shapes; the errors grow with `scale`."""
     layers, heads = cfg.depth + 1, cfg.heads if "heads" in cfg.reads else 1
     return {
         "roll_error": [scale * 0.1 * i for i in range(layers)],
@@ -99,4 +99,4 @@ def saved_sweep(store, experiment="20_trio", **overrides):
         store.save(record_of(cfg, psnr=24.0 - 2 * mixers.index(cfg.mixer) + 0.1 * float(rng.normal())), arrays_of(cfg, rng))
         if not store.has(baseline_key(cfg)):
             store.save(baseline_record(cfg))
-    return Sweep(store, experiment, {**planned.content, "data": configs[0].dataset, "overrides": {}})
+    return Sweep(store, experiment, {**planned.content, "data": configs[0].dataset, "changed": {}})

@@ -17,7 +17,8 @@ from biasnb.evidence.claims import CLAIMS, Claim
 from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, Form, find, mean, runs_of, slope
 from biasnb.operators import CUBE, MIXERS, TRIO
 from biasnb.records.keys import key_fields
-from biasnb.records.store import Store, StoreError, Sweep
+from biasnb.records.store import Store, StoreError
+from biasnb.records.sweep import Sweep
 from biasnb.sweep.experiments import EXPERIMENTS, plan
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -235,7 +236,7 @@ def needed(claim, case):
     """(content of the sweep of a case, {key: Config} of the runs that its claim reads, {key: baseline} of these)."""
     planned = [plan(case.experiment, "smoke", {"seed": SEEDS, **case.overrides, **more}) for more in case.merged]
     runs = {run["key"]: run for one, _ in planned for run in one.runs}
-    content = {**planned[0][0].content, "data": "photographs", "overrides": {}, "runs": list(runs.values())}
+    content = {**planned[0][0].content, "data": "photographs", "changed": {}, "runs": list(runs.values())}
     found = Sweep(planned[0][0].store, case.experiment, content)
     e = Evidence(found, claim.metrics[0], runs_of(found))
     assert list(claim.tests(e))

@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from biasnb.records.locks import Held
+from biasnb.records.processes import host, myself
 from forked import CHECKOUT, pictures, zygote  # noqa: F401
 from safetensors.torch import load as load_tensors
 from synthetic import grid, run_record
@@ -32,8 +34,6 @@ from biasnb.networks import model
 from biasnb.operators import FAMILIES, MIXERS
 from biasnb.records import locks
 from biasnb.records.keys import baseline_key, key
-from biasnb.records.locks import Held
-from biasnb.records.processes import host, myself
 from biasnb.records.store import Store
 from biasnb.training import checkpoint, pretext, probe
 from biasnb.training import loop as train

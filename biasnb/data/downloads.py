@@ -1,14 +1,11 @@
 """torchvision's data sets: read if they are whole, else downloaded by one process and checked."""
 
-import itertools
 import socket
 import tarfile
-import time
 
 import numpy as np
 
-from ..records.files import StoreError
-from ..records.locks import Held, Lock
+from ..records.files import StoreError, locked
 from .images import DataError, reason, resize
 
 STALL = 60  # seconds without a byte after which a download has failed
@@ -57,27 +54,21 @@ def download(dataset, root, size):
 def _fetched(dataset, make, root, read):
     """What `read` gives once the data are whole: fetched by one process, for which others wait, and once again if they
     fail their check. Raises DataError."""
-    for second in itertools.count():
-        try:
-            with Lock(root / ".locks", dataset):
-                for fetch in (False, True, True):  # another process may just have done it
-                    try:
-                        if fetch:
-                            _fetch(make, root)
-                        return read()
-                    except Exception as error:
-                        why = reason(error)
-        except Held as held:
-            if second % STALL == 0:
-                print(f"waiting for another download of {held}", flush=True)
-            time.sleep(1)
-            continue
-        except StoreError as error:  # no lock can be made in a folder that is read-only
-            why = reason(error)
-        raise DataError(
-            f"{dataset}: not whole in {root} and cannot be downloaded ({why}); put {DOWNLOADS[dataset]} there, "
-            "set data_dir to where it is, or use dataset='folder' or 'photographs'"
-        )
+    try:
+        with locked(root / ".locks" / f"{dataset}.lock", f"{dataset}: another process downloads it; waiting for that"):
+            for fetch in (False, True, True):  # another process may just have done it
+                try:
+                    if fetch:
+                        _fetch(make, root)
+                    return read()
+                except Exception as error:
+                    why = reason(error)
+    except StoreError as error:  # no lock can be made in a folder that is read-only
+        why = reason(error)
+    raise DataError(
+        f"{dataset}: not whole in {root} and cannot be downloaded ({why}); put {DOWNLOADS[dataset]} there, "
+        "set data_dir to where it is, or use dataset='folder' or 'photographs'"
+    )
 
 
 def _fetch(make, root):

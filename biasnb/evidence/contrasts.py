@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from ..records.store import Sweep, with_columns
+from ..records.sweep import Sweep, with_columns
 from . import stats
 
 PAIRS = 5  # fewer decide nothing

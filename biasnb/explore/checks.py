@@ -8,7 +8,7 @@ from ..config import BiasnbError, Config, ConfigError
 from ..data.datasets import generator
 from ..networks.model import build, context_coverage
 from ..operators import MIXERS
-from ..records.processes import threads
+from ..training.loop import threads
 
 GRID, WINDOW = 5, 9  # tokens per side; tokens of the window
 STATS = torch.full((3,), 128.0), torch.full((3,), 64.0)

@@ -11,8 +11,8 @@ import torch
 from ..config import BiasnbError, short
 from ..data.datasets import generator
 from ..figures.style import LABELS, STYLE, footer
+from ..networks import pretrained
 from ..records.store import Store
-from ..training import pretrained
 from ..training.measures import mixing_row, rolled, sensitivity
 from ..training.pretext import draw_mask, pixel_mask, predicted_pixels, psnr, reconstruct
 

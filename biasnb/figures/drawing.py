@@ -12,7 +12,7 @@ from ..records import places, store
 from ..records.files import StoreError, read_json, to_json, write_atomic
 from ..records.keys import digest
 from ..records.provenance import code
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from . import portraits, studies, trends
 from .style import (
     BASELINES,

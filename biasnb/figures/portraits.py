@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullFormatter
 
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from .studies import NAMES, done_runs, interval_dots, legend, traits
 from .style import COLOURS, MARKERS, canvas, caption, maps, mixers, panels_of, plain_log
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from ..evidence.stats import AXES, EFFECTS, factorial, mean_interval
 from ..operators import CUBE, MIXERS
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from .style import COLOURS, LABELS, MARKERS, canvas, caption, mixers
 
 NAMES = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %"}

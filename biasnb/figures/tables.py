@@ -11,7 +11,7 @@ from ..config import fields_of, nearest
 from ..evidence.stats import EFFECTS, mean_interval
 from ..records import places
 from ..records.files import StoreError, write_atomic
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from .studies import cube_effects, shown, traits
 from .style import BASELINES, LABELS, depths_of, mixers
 

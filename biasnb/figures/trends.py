@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..evidence.stats import AXES, kendall, mean_interval
 from ..operators import CUBE, MIXERS
-from ..records.store import with_columns
+from ..records.sweep import with_columns
 from .studies import FIELDS, NAMES, at_base, done_runs, shown, traits
 from .style import COLOURS, LABELS, MARKERS, canvas, caption, depths_of, mixers
 

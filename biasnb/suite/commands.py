@@ -9,9 +9,7 @@ import time
 from ..config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, short
 from ..operators import MIXERS
 from ..records import places
-from ..records.interrupts import TIME_UP, Stopped, seconds_of, watched
 from ..records.keys import key
-from ..records.progress import tensorboard
 from ..records.store import Store
 from ..sweep.experiments import EXPERIMENTS, experiment
 
@@ -99,14 +97,13 @@ def proofs(args):
 def measure(args):
     from ..data.datasets import load
     from ..training import run
-    from ..training.compare import cka_layers, transfer
-    from ..training.measures import network
+    from ..training.measures import cka_layers, network, transfer
 
     given = typed(args.settings)
     check_names(given, ("dataset", "data_dir"), "setting of the data set to transfer to")
     store = Store(args.profile)
     record, data, model = run.restore(args.key, store, args.data_dir)
-    images = run.watched(data.test)
+    images = run.measured(data.test)
     measures, _ = network(model, images)
     print(f"{args.key}: {record['config']['mixer']}, depth {record['config']['depth']}, seed {record['config']['seed']}")
     print("\n".join(f"{name:18} {value}" for name, value in measures.items()))
@@ -115,7 +112,7 @@ def measure(args):
         print(f"cka with {args.other}")
         print("\n".join("  " + " ".join(f"{v:6.3f}" for v in row) for row in cka_layers(model, images, other).tolist()))
     if given:
-        found = transfer(model, load(run.second(model.cfg, **given), model.mean.device))
+        found = transfer(model, load(run.transfer_config(model.cfg, **given), model.mean.device))
         print(f"transfer: probe {100 * found['test']:.1f} % at layer {found['layer']}, LogME {found['logme']:.3f}")
 
 
@@ -180,7 +177,7 @@ def report(args):
 
 
 def verify(args):
-    from ..training.pretrained import verify
+    from .verify import verify
 
     rows = verify(args.profile, data_dir=args.data_dir)
     for row in rows:
@@ -227,7 +224,7 @@ def publish(args):
     if dirty:
         print(f"warning: {dirty} records were made from uncommitted code; run again from a clean commit to make them traceable")
     if args.networks:
-        from ..training.pretrained import publish as publish_networks
+        from .verify import publish as publish_networks
 
         print(f"weights of {', '.join(publish_networks(args.profile, args.data_dir))}")
     print(f"{count} records of {args.profile} published; now `biasnb figures` and `biasnb sheet`, look, and commit")
@@ -276,12 +273,7 @@ def parser():
         p.add_argument("--profile", default=profile, help=f"{', '.join(PROFILES)} (default: {profile or 'all published'})")
         return p
 
-    def limited(p):
-        words = f"stop after so many seconds with a state to go on from, exit code {TIME_UP}; the same command goes on"
-        p.add_argument("--time-limit", metavar="SECONDS", help=words)
-
     def training(p):
-        limited(p)
         p.add_argument(
             "--tensorboard", action="store_true", help="also write events to runs/PROFILE/tensorboard, a folder per run"
         )
@@ -362,17 +354,17 @@ def main(words=None):
         if getattr(args, "profile", None) is not None:
             check_profile(args.profile)
         if getattr(args, "tensorboard", False):
+            from ..training.checkpoint import tensorboard
+
             os.environ["BIASNB_TENSORBOARD"] = "1"  # processes that train inherit it
             tensorboard()
-        with watched(getattr(args, "time_limit", None) and seconds_of(args.time_limit)):
-            args.action(args)
+        args.action(args)
     except ConfigError as error:
         return trouble(f"error: {error}", 2)
     except BiasnbError as error:
         return trouble(f"error: {error}", getattr(error, "exit_code", 1))
-    except (KeyboardInterrupt, Stopped) as stop:
-        by = "interrupted" if isinstance(stop, KeyboardInterrupt) else f"stopped by {stop}"
-        return trouble(f"\n{by}; the same command goes on where it stopped", getattr(stop, "code", 130))
+    except KeyboardInterrupt:
+        return trouble("\ninterrupted; the same command goes on where it stopped", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

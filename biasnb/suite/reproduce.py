@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,6 @@ from ..evidence import claims
 from ..figures import board as verdicts
 from ..records import places
 from ..records.files import StoreError, write_atomic
-from ..records.processes import end_descendants, follow_parent
 from ..records.progress import clock
 from ..records.store import Store
 from ..sweep import executor as workers
@@ -113,7 +113,7 @@ def notebooks(asked, sweeps):
                 yield done
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            end_descendants(notebook.STOP_SECONDS)
+            notebook.end_descendants()
             pool.shutdown()
             for name in unfinished:
                 if notebook.state(sweeps[name].store, sweeps[name].name)[0] == "killed":
@@ -162,7 +162,14 @@ def alone(parent):
     """A process that draws: it goes with its parent, which sees to signals."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    follow_parent(parent)
+    threading.Thread(target=follow, args=(parent,), daemon=True).start()
+
+
+def follow(parent):
+    """End this process once its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def render_sweep(sweep, folder=None):

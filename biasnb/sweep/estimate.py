@@ -54,13 +54,13 @@ def stepper(cfg, device, seeds=1):
     from ..training import loop as train
 
     data, models = networks(cfg, device, 20 * cfg.batch, seeds)
-    views = [train.Views(replace(cfg, seed=seed), data.pool) for seed in range(seeds)]
+    pools = [train.Batches(replace(cfg, seed=seed), data.pool) for seed in range(seeds)]
     optimizers = [train.make_optimizer(model, cfg) for model in models]
     (net, optimizer), numbers = train.program(cfg, models, optimizers), count()
 
     def step():
         number = next(numbers)
-        found = torch.stack(train.gradients(net, cfg, [view.at(number) for view in views]))
+        found = torch.stack(train.gradients(net, cfg, [pool.at(number) for pool in pools]))
         if device == "cpu":
             found.tolist()
         optimizer.step()
@@ -132,7 +132,7 @@ def probe_rate():
     """FLOP/s of the linear probe."""
     import torch
 
-    from ..training.probe import PENALTIES, fit_logistic
+    from ..training.evaluation import PENALTIES, fit_logistic
 
     x, y = torch.randn(3, 1000, 64), torch.arange(1000) % 10
     start = time.perf_counter()
