@@ -8,7 +8,7 @@ from PIL import Image
 
 from biasnb.config import Config, ConfigError, configure
 from biasnb.data import datasets as data
-from biasnb.data import downloads, leaves, photographs
+from biasnb.data import downloads, embedded
 from biasnb.data.datasets import DataError
 from biasnb.networks import model
 from biasnb.records.keys import key
@@ -110,7 +110,7 @@ def test_a_failed_download_names_the_files_to_put_there(root, monkeypatch, name)
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", offline)
-    with pytest.raises(DataError, match=f"{name}.*{downloads.DOWNLOADS[name].split()[0].split('*')[0]}") as caught:
+    with pytest.raises(DataError, match=f"{name}.*{downloads.SOURCES[name].archives.split()[0].split('*')[0]}") as caught:
         data.load(Config(dataset=name))
     assert "\n" not in str(caught.value)
 
@@ -161,9 +161,9 @@ def test_train_val_and_test_crops_come_from_disjoint_tiles(monkeypatch):
         used.append({tile.tobytes() for tile in tiles})
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr(photographs, "_crop", crop)
-    photographs.crops(8)
-    per_photo = sum(photographs.CROPS.values())
+    monkeypatch.setattr(embedded, "_crop", crop)
+    embedded.photograph_crops(8)
+    per_photo = sum(embedded.CROPS.values())
     assert len(used) == 10 * per_photo
     for start in range(0, len(used), per_photo):
         parts = {frozenset(tiles) for tiles in used[start : start + per_photo]}
@@ -268,12 +268,12 @@ def test_supervised_training_and_its_evaluation_leave_out_images_without_a_label
 def test_generated_leaves_are_loaded_and_their_twin_is_recoloured(root):
     plain, coded = (data.load(Config(dataset=name, image_size=8)) for name in ("leaves", "leaves_coded"))
     assert sized(plain) == sized(coded) == [3000, 3000, 500, 1000]
-    assert plain.classes == coded.classes == tuple(leaves.SHAPES)
+    assert plain.classes == coded.classes == tuple(embedded.SHAPES)
     assert (plain.name, coded.name) == ("leaves", "leaves_coded")
     for part in ("pool", "train", "val", "test"):
         one, other = getattr(plain, part), getattr(coded, part)
         assert torch.equal(one.labels, other.labels)
-        assert (leaves.recolour(one.images.numpy()) == other.images.numpy()).all()
+        assert (embedded.recolour(one.images.numpy()) == other.images.numpy()).all()
     assert plain.fingerprint != coded.fingerprint
     assert key(Config(dataset="leaves")) != key(Config(dataset="leaves_coded"))
     assert len(list((root / "runs/cache").glob("leaves*-1-8.npz"))) == 2
@@ -319,6 +319,40 @@ def test_a_damaged_cache_is_made_anew(root):
     path.write_bytes(path.read_bytes()[:1000])
     data._arrays.cache_clear()
     assert data.load(cfg).fingerprint == good
+
+
+def test_a_downloaded_set_is_decoded_once_until_its_files_change(root, monkeypatch):
+    decoded = []
+
+    def download(dataset, folder, size):
+        decoded.append(size)
+        pixels = np.frombuffer((folder / "train_32x32.mat").read_bytes(), np.uint8).reshape(20, 8, 8, 3)
+        labels = np.arange(20) % 10
+        return ("a", "b"), {"train": pixels, "train_labels": labels, "test": pixels, "test_labels": labels}
+
+    monkeypatch.setattr(data, "download", download)
+    cfg = Config(dataset="svhn", image_size=8, batch=8)
+    content = np.random.default_rng(0).integers(0, 256, 20 * 8 * 8 * 3, np.uint8).tobytes()
+    file = root / "data/train_32x32.mat"
+    file.parent.mkdir()
+    found = []
+    for content in (content, content[::-1], content[::-1]):
+        file.write_bytes(content)
+        for _ in range(3):
+            data._arrays.cache_clear()  # as another process
+            found.append(data.load(cfg))
+    assert decoded == [8] * 3
+    assert len({d.fingerprint for d in found}) == 2 and {d.classes for d in found} == {("a", "b")}
+    assert torch.equal(found[0].test.images, found[1].test.images)
+    data._arrays.cache_clear()
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(root):
+    (root / "runs").write_text("a file")
+    data._arrays.cache_clear()
+    with pytest.warns(UserWarning, match="decoded images are not kept"):
+        assert len(data.load(configure("smoke")).test.labels) == 1000
+    data._arrays.cache_clear()
 
 
 def test_flip_mirrors_some_images_and_leaves_the_rest(images):

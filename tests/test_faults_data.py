@@ -262,12 +262,12 @@ def test_of_two_processes_at_once_one_downloads_and_the_other_waits(cifar, serve
     server.go.clear()
     fields = vars(cifar[1])
     both = [start(fields, server.known, root) for _ in range(2)]
-    until(lambda: any("waiting for another download of cifar10: already running on" in said(log) for _, log in both))
+    until(lambda: any("waiting for another process that prepares cifar10" in said(log) for _, log in both))
     server.go.set()
     assert [ended(process) for process, _ in both] == [0, 0]
     assert server.asked == 1
     assert {said(log).split()[-1] for _, log in both} == {loads(cifar[1]).fingerprint}
-    assert sorted(path.name for path in (root / "data").iterdir()) == [".locks", TOP, "cifar-10-python.tar.gz"]
+    assert sorted(path.name for path in (root / "data").iterdir()) == [".cifar10.lock", TOP, "cifar-10-python.tar.gz"]
 
 
 @pytest.mark.fault("F22")
@@ -280,8 +280,7 @@ def test_a_process_stopped_in_mid_download_leaves_nothing_that_is_taken_for_whol
     until(lambda: server.asked == 1 and partial.exists())
     time.sleep(0.1)
     os.kill(process.pid, number)
-    assert ended(process) == (-9 if number == signal.SIGKILL else 143)
-    assert number == signal.SIGKILL or "stopped by SIGTERM" in said(log)
+    assert ended(process) in (-number, 128 + number)
     assert not (root / "data" / TOP).exists()
     server.go.set()
     loads(cifar[1])
@@ -363,7 +362,7 @@ def test_a_read_only_folder_of_whole_data_loads_without_a_lock(cifar, server, ro
     fields = vars(cifar[1]) | {"data_dir": str(shared)}
     process, log = start(fields, server.known, root, lower=True)
     assert ended(process) == 0, said(log)
-    assert not (shared / ".locks").exists()
+    assert not list(shared.glob(".*"))
     os.truncate(shared / TOP / "data_batch_2", 100)
     process, log = start(fields, server.known, root, lower=True)
     assert ended(process) == 1
@@ -373,7 +372,7 @@ def test_a_read_only_folder_of_whole_data_loads_without_a_lock(cifar, server, ro
 
 def test_data_dir_that_is_a_file_is_refused(cifar, server, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(Config(dataset="cifar10", data_dir=str(tmp_path / "file")), "Not a directory", "set data_dir")
+    refused(Config(dataset="cifar10", data_dir=str(tmp_path / "file")), "data_dir", "is not a folder")
     refused(Config(dataset="folder", data_dir=str(tmp_path / "file")), "is not a folder", kind=ConfigError)
     assert server.asked == 0
 

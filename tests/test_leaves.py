@@ -4,21 +4,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from biasnb.data import leaves
+from biasnb.data import embedded as leaves
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return leaves.fields(16, coded=False)
+    return leaves.dead_leaves(16, coded=False)
 
 
 @pytest.fixture(scope="module")
 def twin():
-    return leaves.fields(16, coded=True)
+    return leaves.dead_leaves(16, coded=True)
 
 
 def test_the_same_leaves_fall_every_time(plain):
-    classes, arrays = leaves.fields(16, coded=False)
+    classes, arrays = leaves.dead_leaves(16, coded=False)
     assert classes == plain[0]
     assert all((arrays[name] == plain[1][name]).all() for name in plain[1])
 

@@ -1,7 +1,9 @@
 """Data sets as uint8 tensors on a device: (n, S, S, 3) images and (n,) labels; augmentation by explicit generators."""
 
+import contextlib
 import functools
 import hashlib
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +14,15 @@ import torch
 
 from ..config import IMAGE_SUFFIXES, VERSIONS
 from ..records import places
-from ..records.files import StoreError, arrays_digest, read_arrays, write_arrays
+from ..records.files import StoreError, arrays_digest, locked, read_arrays, write_atomic
 from ..records.keys import folder_signature
-from . import leaves, photographs
-from .downloads import download
+from .downloads import SOURCES, download, stamp
+from .embedded import EMBEDDED
 from .images import DataError, decode, printable, resize
 
 ALL = "."  # the class of images that are in none
 VAL_FRACTION = 0.1
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
-EMBEDDED = {
-    "photographs": photographs.crops,
-    "leaves": functools.partial(leaves.fields, coded=False),
-    "leaves_coded": functools.partial(leaves.fields, coded=True),
-}
 
 
 class Split(NamedTuple):
@@ -72,9 +69,11 @@ def load(cfg, device="cpu"):
         signature = folder_signature(cfg.data_dir, content=True) if cfg.dataset == "folder" else ""
         name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
     except OSError as error:
-        raise DataError(f"{error.filename or cfg.data_dir}: {error.strerror or error}; mend or remove it") from None
-    split = {part: (torch.from_numpy(arrays[part]), torch.from_numpy(arrays[f"{part}_labels"]))
-             for part in ("train", "val", "test") if part in arrays}  # fmt: skip
+        raise DataError(f"{error.filename or cfg.data_dir}: {error.strerror or error}; repair or remove it") from None
+    split = {}
+    for part in ("train", "val", "test"):
+        if part in arrays:
+            split[part] = torch.from_numpy(arrays[part]), torch.from_numpy(arrays[f"{part}_labels"])
     if "val" not in split:
         images, labels = split["train"]
         order = torch.randperm(len(labels), generator=generator("cpu", cfg.seed, "validation split"))
@@ -106,36 +105,53 @@ def subset(split, count, seed, field):
     return images[order[:count]], labels[order[:count]]
 
 
+# ---- decoded once for all processes --------------------------------------------------------------------------------
+
+
 @functools.lru_cache(maxsize=2)
 def _arrays(dataset, data_dir, size, signature):
-    """(name, classes, arrays, fingerprint), decoded once and kept in runs/cache for data that take long to decode."""
-    if dataset == "folder":
-        top = Path(data_dir).expanduser()
-        kept = f"{signature}-{size}"
-        classes, arrays = _kept(kept, lambda: read_folder(top, size))
-        name = printable(top.resolve().name)
-    elif dataset in EMBEDDED:
-        name = dataset
-        classes, arrays = _kept(f"{dataset}-{VERSIONS[dataset]}-{size}", lambda: EMBEDDED[dataset](size))
-    else:
-        name = dataset
-        classes, arrays = download(dataset, Path(data_dir).expanduser() if data_dir else places.root() / "data", size)
+    """(name, classes, arrays, fingerprint) of a data set; `signature` tells a folder's files from others."""
+    top = Path(data_dir).expanduser() if data_dir else places.root() / "data"
+    classes, arrays = _decoded(dataset, top, size, signature)
+    name = printable(top.resolve().name) if dataset == "folder" else dataset
     return name, classes, arrays, arrays_digest(arrays)[:16]
 
 
-def _kept(name, make):
-    """Arrays from the cache, or made and put there; a damaged or unwritable cache only costs time."""
-    path = places.root() / "runs" / "cache" / f"{name}.npz"
-    try:
-        arrays = read_arrays(path)
-        return tuple(arrays.pop("classes").tolist()), arrays
-    except (StoreError, KeyError):
-        classes, arrays = make()
-    try:
-        write_arrays(path, {**arrays, "classes": np.array(classes)})
-    except (StoreError, OSError) as error:
-        warnings.warn(f"decoded images are not kept: {error}", stacklevel=2)
+def _decoded(dataset, top, size, signature):
+    """(classes, arrays) from runs/cache, or made by one process, for which others wait, and put there. A damaged or
+    unwritable cache only costs time."""
+    cache = places.root() / "runs" / "cache"
+    with contextlib.suppress(StoreError, KeyError):
+        return _read(cache / _entry(dataset, top, size, signature))
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(StoreError):  # the cache is read-only
+            stack.enter_context(locked(cache / f".{dataset}-{size}.lock", f"waiting for another process that prepares {dataset}"))
+        with contextlib.suppress(StoreError, KeyError):
+            return _read(cache / _entry(dataset, top, size, signature))
+        if dataset == "folder":
+            classes, arrays = read_folder(top, size)
+        elif dataset in SOURCES:
+            classes, arrays = download(dataset, top, size)
+        else:
+            classes, arrays = EMBEDDED[dataset](size)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays, classes=np.array(classes))  # compressed, it would take longer to read than to decode again
+        try:
+            write_atomic(cache / _entry(dataset, top, size, signature), buffer.getbuffer())
+        except (StoreError, OSError) as error:
+            warnings.warn(f"decoded images are not kept: {error}", stacklevel=2)
     return classes, arrays
+
+
+def _entry(dataset, top, size, signature):
+    """Name in the cache. Other files of a folder or a downloaded set, or another version of a generated set, have another."""
+    version = signature or (stamp(dataset, top) if dataset in SOURCES else VERSIONS[dataset])
+    return f"{dataset}-{version}-{size}.npz"
+
+
+def _read(path):
+    arrays = read_arrays(path)
+    return tuple(arrays.pop("classes").tolist()), arrays
 
 
 # ---- a folder of class folders ------------------------------------------------------------------------------------
@@ -143,9 +159,8 @@ def _kept(name, make):
 
 def read_folder(top, size):
     """Images of `top/<class>/*` or `top/{train,val,test}/<class>/*` as (classes, arrays); of a folder without class folders
-    all are one class. JPEG and PNG, grey or RGB, as
-    they are stored: 16 bits are cut to 8, an EXIF orientation is not applied. Images of other sizes are cut to the
-    central square and resized, with a warning.
+    all are one class. JPEG and PNG, grey or RGB, as they are stored: 16 bits are cut to 8, an EXIF orientation is not
+    applied. Images of other sizes are cut to the central square and resized, with a warning.
 
     Raises DataError naming the folder or file and what is wrong with it, OSError for a folder that cannot be listed."""
     parts = {part: top / part for part in ("train", "val", "test") if (top / part).is_dir()}
@@ -153,23 +168,16 @@ def read_folder(top, size):
         raise DataError(f"{top}: has {sorted(parts)} but not both train and test; add the other or use class folders only")
     arrays, classes, sizes = {}, None, set()
     for part, folder in (parts or {"all": top}).items():
-        found = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")))
-        if not found and any(f.suffix.lower() in IMAGE_SUFFIXES for f in folder.iterdir()):
-            found = (ALL,)
-        if not found:
-            raise DataError(f"{folder}: holds neither JPEG or PNG images nor class folders of them; add some")
+        found = _class_names(folder)
         if classes not in (None, found):
             raise DataError(f"{folder}: classes {sorted(set(found) ^ set(classes))} are not in every split")
         classes, images, labels = found, [], []
-        for label, name in enumerate(found):
-            files = sorted(f for f in (folder / name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-            if not files:
-                raise DataError(f"{folder / name}: holds no JPEG or PNG image; add some or remove the folder")
-            for file in files:
+        for label, name in enumerate(classes):
+            for file in _image_files(folder / name):
                 image = decode(file)
                 sizes.add(image.shape[:2])
                 images.append(resize(image[None], size)[0])
-            labels += [label] * len(files)
+                labels.append(label)
         arrays[part], arrays[f"{part}_labels"] = np.stack(images), np.array(labels, np.int64)
     if len(sizes) > 1 or any(h != w for h, w in sizes):
         seen = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)[:3]) + (", ..." if len(sizes) > 3 else "")
@@ -182,6 +190,22 @@ def read_folder(top, size):
         for part, index in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
             arrays[part], arrays[f"{part}_labels"] = images[index], labels[index]
     return tuple(printable(top.resolve().name if name == ALL else name) for name in classes), arrays
+
+
+def _class_names(folder):
+    names = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")))
+    if not names and any(f.suffix.lower() in IMAGE_SUFFIXES for f in folder.iterdir()):
+        names = (ALL,)
+    if not names:
+        raise DataError(f"{folder}: holds neither JPEG or PNG images nor class folders of them; add some")
+    return names
+
+
+def _image_files(folder):
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: holds no JPEG or PNG image; add some or remove the folder")
+    return files
 
 
 # ---- augmentation -------------------------------------------------------------------------------------------------
@@ -197,9 +221,14 @@ def augmentation(n, size, kind, generator):
     if kind == "crop":
         reach = size // 8
         shift = torch.randint(-reach, reach + 1, (2, n, 1), generator=generator, device=device)
-        rows, columns = ((grid + s).abs() for grid, s in zip((rows, columns), shift, strict=True))
-        rows, columns = (torch.where(i >= size, 2 * (size - 1) - i, i) for i in (rows, columns))
+        rows, columns = _reflected(rows + shift[0], size), _reflected(columns + shift[1], size)
     flip = torch.rand(n, 1, generator=generator, device=device) < 0.5
     columns = torch.where(flip, columns.flip(1), columns)
     image = torch.arange(n, device=device)[:, None, None]
     return lambda x: x[image, rows[:, :, None], columns[:, None, :]]
+
+
+def _reflected(index, size):
+    """Indices beyond either border of an image, reflected at it."""
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)

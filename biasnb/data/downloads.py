@@ -1,44 +1,53 @@
-"""torchvision's data sets: read if they are whole, else downloaded by one process and checked."""
+"""torchvision's data sets: read if they are whole, else downloaded by one process and checked by torchvision's md5 sums."""
 
+import contextlib
 import socket
 import tarfile
+from typing import NamedTuple
 
 import numpy as np
 
 from ..records.files import StoreError, locked
+from ..records.keys import digest
 from .images import DataError, reason, resize
 
 STALL = 60  # seconds without a byte after which a download has failed
-DOWNLOADS = {
-    "cifar10": "cifar-10-python.tar.gz",
-    "cifar100": "cifar-100-python.tar.gz",
-    "svhn": "train_32x32.mat and test_32x32.mat",
-    "stl10": "stl10_binary.tar.gz",
-    "fashionmnist": "FashionMNIST/raw/*-ubyte.gz",
-}
+
+
+class Source(NamedTuple):
+    kind: str  # class in torchvision.datasets
+    train: dict  # what selects its training images
+    test: dict
+    files: tuple  # files, or folders of files, that are read
+    archives: str  # what to put into the data folder where there is no network
+
+
+SOURCES = {
+    "cifar10": Source("CIFAR10", {"train": True}, {"train": False}, ("cifar-10-batches-py",), "cifar-10-python.tar.gz"),
+    "cifar100": Source("CIFAR100", {"train": True}, {"train": False}, ("cifar-100-python",), "cifar-100-python.tar.gz"),
+    "svhn": Source("SVHN", {"split": "train"}, {"split": "test"}, ("train_32x32.mat", "test_32x32.mat"),
+                   "train_32x32.mat and test_32x32.mat"),
+    "stl10": Source("STL10", {"split": "train+unlabeled"}, {"split": "test"}, ("stl10_binary",), "stl10_binary.tar.gz"),
+    "fashionmnist": Source("FashionMNIST", {"train": True}, {"train": False}, ("FashionMNIST/raw",),
+                           "FashionMNIST/raw/*-ubyte.gz"),
+}  # fmt: skip
+
+
+def stamp(dataset, root):
+    """Digest of the names, sizes and time stamps of the files that a data set is read from."""
+    found = []
+    for name in SOURCES[dataset].files:
+        path = root / name
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file():
+                found.append((file.name, file.stat().st_size, file.stat().st_mtime_ns))
+    return digest(found)
 
 
 def download(dataset, root, size):
     """(classes, arrays) of a torchvision data set, downloaded to `root` on first use. STL-10 trains on its unlabelled
     images too (label -1). Raises DataError saying what to put where."""
-    from torchvision import datasets
-
-    make, *choices = {
-        "cifar10": (datasets.CIFAR10, {"train": True}, {"train": False}),
-        "cifar100": (datasets.CIFAR100, {"train": True}, {"train": False}),
-        "svhn": (datasets.SVHN, {"split": "train"}, {"split": "test"}),
-        "stl10": (datasets.STL10, {"split": "train+unlabeled"}, {"split": "test"}),
-        "fashionmnist": (datasets.FashionMNIST, {"train": True}, {"train": False}),
-    }[dataset]
-
-    def read():
-        return [make(str(root), download=False, **choice) for choice in choices]
-
-    try:
-        found = read()
-    except Exception:  # missing, torn or tampered with; torchvision raises many kinds
-        found = _fetched(dataset, make, root, read)
-    arrays = {}
+    arrays, found = {}, _whole(dataset, root)
     for part, split in zip(("train", "test"), found, strict=True):
         images = np.asarray(split.data)
         if dataset in ("svhn", "stl10"):  # (n, 3, h, w)
@@ -51,46 +60,65 @@ def download(dataset, root, size):
     return tuple(str(c) for c in classes), arrays
 
 
-def _fetched(dataset, make, root, read):
-    """What `read` gives once the data are whole: fetched by one process, for which others wait, and once again if they
-    fail their check. Raises DataError."""
+def _whole(dataset, root):
+    """The training and the test images as torchvision reads them, which checks the files. What is missing, torn or tampered
+    with is fetched by one process, for which others wait, and fetched once again if it fails its check."""
+    from torchvision import datasets
+
+    if root.exists() and not root.is_dir():
+        raise DataError(f"data_dir: {root} is not a folder; set it to the folder where {dataset} is, or where it is to go")
+    source = SOURCES[dataset]
+    kind = getattr(datasets, source.kind)
+
+    def read():
+        return [kind(str(root), download=False, **choice) for choice in (source.train, source.test)]
+
+    with contextlib.suppress(Exception):  # torchvision raises many kinds
+        return read()
     try:
-        with locked(root / ".locks" / f"{dataset}.lock", f"{dataset}: another process downloads it; waiting for that"):
+        with locked(root / f".{dataset}.lock", f"waiting for another process that downloads {dataset}"):
             for fetch in (False, True, True):  # another process may just have done it
                 try:
                     if fetch:
-                        _fetch(make, root)
+                        _fetch(kind, root)
                     return read()
                 except Exception as error:
                     why = reason(error)
-    except StoreError as error:  # no lock can be made in a folder that is read-only
+    except StoreError as error:  # the folder is read-only
         why = reason(error)
     raise DataError(
-        f"{dataset}: not whole in {root} and cannot be downloaded ({why}); put {DOWNLOADS[dataset]} there, "
+        f"{dataset}: not whole in {root} and cannot be downloaded ({why}); put {source.archives} there, "
         "set data_dir to where it is, or use dataset='folder' or 'photographs'"
     )
 
 
-def _fetch(make, root):
-    """Download the files of a torchvision data set that are missing or fail their md5, and extract them, even over what
-    is there: torchvision itself takes a torn file of Fashion-MNIST for whole. Nothing is written outside the folder."""
-    from torchvision.datasets.utils import download_url, extract_archive
+def _fetch(kind, root):
+    """Download the files of a torchvision data set that are missing or fail their md5, and extract them, even over what is
+    there: the classes themselves take a torn file of Fashion-MNIST, and torn class names of CIFAR, for whole."""
+    from torchvision.datasets.utils import download_and_extract_archive, download_url
 
-    if hasattr(make, "split_list"):  # SVHN
-        files = [(root, *make.split_list[part]) for part in ("train", "test")]
-    elif hasattr(make, "resources"):  # Fashion-MNIST
-        files = [(root / make.__name__ / "raw", make.mirrors[0] + name, name, md5) for name, md5 in make.resources]
-    else:
-        files = [(root, make.url, make.filename, make.tgz_md5)]
-    before = socket.getdefaulttimeout()
+    with _guarded():
+        if hasattr(kind, "split_list"):  # SVHN
+            for part in ("train", "test"):
+                url, name, md5 = kind.split_list[part]
+                download_url(url, root, name, md5)
+        elif hasattr(kind, "resources"):  # Fashion-MNIST
+            for name, md5 in kind.resources:
+                folder = root / kind.__name__ / "raw"
+                download_and_extract_archive(kind.mirrors[0] + name, folder, filename=name, md5=md5)
+        else:
+            download_and_extract_archive(kind.url, root, filename=kind.filename, md5=kind.tgz_md5)
+
+
+@contextlib.contextmanager
+def _guarded():
+    """Within the block a server that stalls is given up, and an archive that reaches outside its folder is refused, which
+    Python does by default from 3.14 on."""
+    timeout, extraction = socket.getdefaulttimeout(), tarfile.TarFile.extraction_filter
     socket.setdefaulttimeout(STALL)
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
-        for folder, url, name, md5 in files:
-            download_url(url, folder, name, md5)
-            if name.endswith(".tar.gz"):
-                with tarfile.open(folder / name) as archive:
-                    archive.extractall(folder, filter="data")
-            elif name.endswith(".gz"):
-                extract_archive(str(folder / name))
+        yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout)
+        tarfile.TarFile.extraction_filter = extraction and staticmethod(extraction)

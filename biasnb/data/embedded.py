@@ -1,0 +1,164 @@
+"""The embedded and the generated data set: crops of ten photographs, and dead leaves with their column-coded twin. Both are
+deterministic and need no download."""
+
+from functools import partial
+from itertools import permutations
+from math import pi, sqrt
+
+import numpy as np
+from PIL import Image
+
+from ..config import LEAVES_VERSION, PHOTOGRAPHS_VERSION
+
+# ---- photographs --------------------------------------------------------------------------------------------------
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "hubble", "immunohistochemistry", "motorcycle",
+               "retina", "rocket")  # fmt: skip
+SHORT_SIDE, TILE = 300, 60  # every photograph is reduced to this short side and cut into tiles of this side, pixels
+CROPS = {"train": 300, "val": 50, "test": 100}  # per photograph
+
+
+def photograph_crops(size):
+    """Crops of ten colour photographs that ship inside scikit-image and scikit-learn, labelled by photograph.
+
+    Train, val and test come from disjoint tiles (1/2, 1/6, 1/3 of them); a crop covers 24 to 60 pixels of the photograph.
+    Random exposure and tint make the mean colour a weak clue. Near-uniform crops (black sky) are drawn again.
+    Returns (classes, arrays).
+    """
+    crops = {part: [] for part in CROPS}
+    for label, name in enumerate(PHOTOGRAPHS):
+        rng = np.random.default_rng([PHOTOGRAPHS_VERSION, label])
+        tiles = _tiles(_photograph(name))
+        tiles = [tiles[i] for i in rng.permutation(len(tiles)) if tiles[i].std() > 12]
+        half, third = len(tiles) // 2, len(tiles) // 3
+        parts = {"train": tiles[:half], "val": tiles[half:-third], "test": tiles[-third:]}
+        for part, count in CROPS.items():
+            crops[part] += [_crop(parts[part], size, rng) for _ in range(count)]
+    arrays = {}
+    for part, count in CROPS.items():
+        arrays[part] = np.stack(crops[part])
+        arrays[f"{part}_labels"] = np.repeat(np.arange(len(PHOTOGRAPHS)), count)
+    return PHOTOGRAPHS, arrays
+
+
+def _photograph(name):
+    """(h, w, 3) uint8, reduced to SHORT_SIDE."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    if name in ("china", "flower"):
+        photo = load_sample_image(f"{name}.jpg")
+    elif name == "motorcycle":
+        photo = skimage.data.stereo_motorcycle()[0]
+    else:
+        photo = getattr(skimage.data, {"hubble": "hubble_deep_field"}.get(name, name))()
+    height, width = photo.shape[:2]
+    scale = SHORT_SIDE / min(height, width)
+    size = round(width * scale), round(height * scale)
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
+
+
+def _tiles(photo):
+    tiles = []
+    for y in range(0, photo.shape[0] - TILE + 1, TILE):
+        for x in range(0, photo.shape[1] - TILE + 1, TILE):
+            tiles.append(photo[y : y + TILE, x : x + TILE])
+    return tiles
+
+
+def _crop(tiles, size, rng):
+    for _ in range(20):
+        tile = tiles[rng.integers(len(tiles))]
+        side = int(rng.integers(24, TILE + 1))
+        y, x = rng.integers(0, TILE - side + 1, 2)
+        crop = tile[y : y + side, x : x + side]
+        if crop.std() > 8:
+            break
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    small = Image.fromarray(crop).resize((size, size), Image.Resampling.BOX)
+    light = rng.uniform(0.6, 1.25) * rng.uniform(0.8, 1.2, 3)
+    return np.clip(np.asarray(small) * light, 0, 255).round().astype(np.uint8)
+
+
+# ---- dead leaves --------------------------------------------------------------------------------------------------
+
+SHAPES = {  # of area pi and symmetric under x -> -x; (x, y) from the centre in radii, y downwards
+    "disc": lambda x, y: x * x + y * y < 1,
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) < sqrt(pi / 4),
+    "diamond": lambda x, y: abs(x) + abs(y) < sqrt(pi / 2),
+    "triangle": lambda x, y: (abs(y) < sqrt(pi / 2)) & (2 * abs(x) < y + sqrt(pi / 2)),
+    "cross": lambda x, y: (np.minimum(abs(x), abs(y)) < sqrt(pi / 20)) & (np.maximum(abs(x), abs(y)) < 3 * sqrt(pi / 20)),
+    "bar": lambda x, y: (abs(x) < sqrt(3 * pi / 4)) & (abs(y) < sqrt(pi / 12)),
+}
+REACH = sqrt(3 * pi / 4)  # no shape goes further along x or y, radii
+SMALLEST, LARGEST = 8, 3  # radii are between 1/8 and 1/3 of the image's side
+COUNTS = {"train": 3000, "val": 500, "test": 1000}
+
+
+def dead_leaves(size, coded):
+    """Dead leaves, labelled by the one shape that all leaves of an image have; `coded`: the same images recoloured.
+
+    Opaque leaves fall until they cover the image (Matheron 1968). Their radii have density r^-3 between two cut-offs (Lee,
+    Mumford & Huang 2001, Occlusion Models for Natural Images), their colours are uniform in RGB, and their centres are
+    uniform over the window of the image and a margin that the largest leaf cannot cross, as if over the plane. The field is
+    therefore stationary: its law is invariant to translation. It is not a torus. All shapes have equal area, so that colour
+    hardly tells the class, and are their own mirror images. Pixels are sampled at their centres.
+    Returns (classes, arrays).
+    """
+    arrays = {}
+    for index, (part, count) in enumerate(COUNTS.items()):
+        rng = np.random.default_rng([LEAVES_VERSION, index])
+        labels = np.arange(count, dtype=np.int64) * len(SHAPES) // count
+        per_shape = zip(SHAPES.values(), np.bincount(labels), strict=True)
+        images = np.concatenate([cover(inside, n, size, rng) for inside, n in per_shape])
+        arrays[part], arrays[f"{part}_labels"] = recolour(images) if coded else images, labels
+    return tuple(SHAPES), arrays
+
+
+def cover(inside, n, size, rng):
+    """n images covered by leaves of one shape, (n, size, size, 3) uint8.
+
+    Leaves are laid from the top: a pixel keeps its first, which has the law of the endless fall (Kendall & Thönnes 1999).
+    """
+    images = np.empty((n, size, size, 3), np.uint8)
+    image, y, x = np.indices((n, size, size)).reshape(3, -1)  # of the pixels that are still bare
+    while len(image):
+        cx, cy, radius, colour = draw(n, size, rng)
+        hit = inside((x + 0.5 - cx[image]) / radius[image], (y + 0.5 - cy[image]) / radius[image])
+        images[image[hit], y[hit], x[hit]] = colour[image[hit]]
+        image, y, x = image[~hit], y[~hit], x[~hit]
+    return images
+
+
+def draw(n, size, rng):
+    """One leaf for each of n images: centre x, y and radius in pixels, each (n,), and colour (n, 3) uint8.
+
+    Only operations that IEEE 754 rounds exactly, so that every platform draws the same leaves.
+    """
+    margin = REACH * size / LARGEST
+    cx, cy = rng.random((2, n)) * (size + 2 * margin) - margin
+    radius = size / np.sqrt(LARGEST**2 + (SMALLEST**2 - LARGEST**2) * rng.random(n))  # r^-2 uniform: r has density r^-3
+    return cx, cy, radius, rng.integers(0, 256, (n, 3), np.uint8)
+
+
+def recolour(images, inverse=False):
+    """Give every column of (..., H, W, 3) uint8 images its own fixed bijection of colours, or take it back.
+
+    Column c permutes the channels and inverts some (v -> 255 - v): one of 48 codes, never that of column c - 1. Uniform
+    colours stay uniform and no information is lost, but what holds between two columns does not hold one column further.
+    """
+    rng = np.random.default_rng([LEAVES_VERSION, len(COUNTS)])
+    code = rng.integers(1, 48, images.shape[-2]).cumsum() % 48  # steps of 1 to 47 change it
+    column = np.arange(len(code))[:, None]
+    order = np.array(list(permutations(range(3))))[code // 8]
+    inverted = np.where(code[:, None] >> np.arange(3) & 1, 255, 0).astype(np.uint8)  # v ^ 255 = 255 - v
+    images = (images ^ inverted)[..., column, order.argsort(1)] if inverse else images[..., column, order] ^ inverted
+    return np.ascontiguousarray(images)
+
+
+EMBEDDED = {  # name -> function from the side of the images to (classes, arrays)
+    "photographs": photograph_crops,
+    "leaves": partial(dead_leaves, coded=False),
+    "leaves_coded": partial(dead_leaves, coded=True),
+}
