@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from synthetic import arrays_of, baseline_record, record_of, saved_sweep
 
-from biasnb.evidence import claims, stats
+from biasnb.evidence import claims, stats, verdicts
 from biasnb.evidence import contrasts as evidence
 from biasnb.evidence.claims import CLAIMS, Claim
-from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, Form, find, mean, runs_of, slope
+from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, Form, mean, runs_of, slope
+from biasnb.evidence.verdicts import find
 from biasnb.operators import CUBE, MIXERS, TRIO
 from biasnb.records.keys import key_fields
 from biasnb.records.store import Store, StoreError
@@ -740,9 +741,9 @@ def test_tables_have_a_row_per_finding_and_per_test_in_whole_words(root):
         resave(made, first(made, mixer="igpt", depth=1, seed=seed), psnr=1.0)
     found = claims.findings([made.store])
     assert {f.verdict for f in found} == set(MARKS)
-    summary, tests = claims.summary(found), claims.tests(found)
+    summary, tests = verdicts.summary(found), verdicts.tests(found)
     assert len(summary) == len(found) >= sum(len(claim.metrics) for claim in CLAIMS)
-    assert len(tests) == sum(len(f.tests) for f in found) and len(claims.tests([])) == 0
+    assert len(tests) == sum(len(f.tests) for f in found) and len(verdicts.tests([])) == 0
     for frame, words in ((summary, list(summary)), (tests, [name for name in tests if tests[name].dtype == object])):
         for name in words:
             assert frame[name].notna().all() and not frame[name].astype(str).str.contains(r"\b(?:nan|inf|None)\b").any(), name
@@ -758,7 +759,7 @@ def test_signs_are_flipped_about_what_the_goal_is_tested_against(root):
     x = [0.3, -0.1, 0.02, 0.2, 0.05]
     f = by_hand(root, *(hand(x, goal, 0.1) for goal in ("above", "below", "differs", "within")), hand(x, "not below", -0.1))
     zero, margin, minus = stats.sign_flip(x), stats.sign_flip(x, 0.1), stats.sign_flip(x, -0.1)
-    assert zero != margin and list(claims.tests([f]).p_sign_flip) == [margin, margin, zero, zero, minus]
+    assert zero != margin and list(verdicts.tests([f]).p_sign_flip) == [margin, margin, zero, zero, minus]
 
 
 def test_an_effect_is_written_with_its_interval_unit_and_brackets_where_no_run_counts(root):

@@ -145,7 +145,7 @@ def check_complete(stores):
 def figures(args):
     from .reproduce import published, render, render_reference
 
-    paths = render(Store(args.profile), anew=True) if args.runs else render_reference([args.profile] if args.profile else None)
+    paths = render(Store(args.profile)) if args.runs else render_reference([args.profile] if args.profile else None)
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
     check_complete([Store(args.profile)] if args.runs else [Store(name, "results") for name in published(args.profile)])
 
@@ -190,13 +190,6 @@ def verify(args):
         raise BiasnbError(f"{len(wrong)} of {len(rows)} numbers differ from the records: {', '.join(wrong)}")
     if all(row["agrees"] is None for row in rows):
         raise BiasnbError(f"profile: nothing of {args.profile!r} could be verified, as its data are not here; give --data-dir")
-
-
-def bench(args):
-    from ..bench import PARTS, bench
-
-    check_names({name: name for name in args.parts}, PARTS, "part")
-    print(bench(args.parts or list(PARTS)))
 
 
 def cost(args):
@@ -323,10 +316,6 @@ def parser():
         "plan --profile laptop",
     )
     settable(p)
-    p = commands.add_parser("bench", help="training speed of this machine beside timm's parts; writes runs/bench.json",
-                            epilog="Example: biasnb bench operators suite")  # fmt: skip
-    p.set_defaults(action=bench)
-    p.add_argument("parts", nargs="*", metavar="PART", help="operators, sizes, seeds, suite (default: all)")
     p = commands.add_parser("lint", help="check that every notebook can be run with parameters", epilog="Example: biasnb lint")
     p.set_defaults(action=lint)
     p = commands.add_parser("sheet", help="fill REPRODUCIBILITY.md from the committed records", epilog="Example: biasnb sheet")

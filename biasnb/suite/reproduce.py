@@ -140,22 +140,16 @@ def executed(name, given, sweep, kernel):
     return name, state, time.monotonic() - began, path, stream.getvalue()
 
 
-def render(store, sweeps=None, folder=None, anew=False):
-    """Draw all tables and figures of a store's sweeps (None: all) into runs/<profile>/{figures,tables}, but not again where
-    they are there and their records have not changed, unless asked for `anew`; for the committed reference into
-    figures/<profile>. Returns the paths. Reads records only; many sweeps are drawn side by side."""
-    from ..figures import drawing as figures
-
+def render(store, sweeps=None, folder=None):
+    """Draw all tables and figures of a store's sweeps (None: all) into runs/<profile>/{figures,tables}; for the committed
+    reference into figures/<profile>. Returns the paths. Reads records only; many sweeps are drawn side by side."""
     sweeps, draw = store.sweeps() if sweeps is None else sweeps, partial(render_sweep, folder=folder)
-    found = {sweep.name: [] if folder or anew else figures.drawn(sweep) for sweep in sweeps}
-    new = [sweep for sweep in sweeps if not found[sweep.name]]
-    if len(new) <= FEW:
-        paths = list(map(draw, new))
+    if len(sweeps) <= FEW:
+        paths = list(map(draw, sweeps))
     else:
         with ProcessPoolExecutor(initializer=alone, initargs=(os.getpid(),)) as pool:
-            paths = list(pool.map(draw, new))
-    found |= dict(zip((sweep.name for sweep in new), paths, strict=True))
-    return [path for paths in found.values() for path in paths]
+            paths = list(pool.map(draw, sweeps))
+    return [path for found in paths for path in found]
 
 
 def alone(parent):
@@ -173,17 +167,10 @@ def follow(parent):
 
 
 def render_sweep(sweep, folder=None):
-    from ..figures import drawing as figures
-    from ..figures import tables
+    from ..figures import write_figures, write_tables
 
-    if folder:
-        return figures.write(sweep, folder) + tables.write(sweep, folder)
-    made_of = figures.source(sweep)
-    figures.note(sweep).unlink(missing_ok=True)  # it holds no more, whatever becomes of what is drawn now
-    paths = figures.write(sweep, sweep.store.folder / "figures") + tables.write(sweep, sweep.store.folder / "tables")
-    if made_of:
-        figures.write_note(sweep, made_of, paths)
-    return paths
+    own = sweep.store.folder
+    return write_figures(sweep, folder or own / "figures") + write_tables(sweep, folder or own / "tables")
 
 
 def newest(profile):
