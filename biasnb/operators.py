@@ -2,10 +2,15 @@
 
 from typing import NamedTuple
 
+USER = "user"  # the family of operators that are not the suite's
+
 
 class Mixer(NamedTuple):
     """A mixing operator: its name in figures, its class in `mixing` (or the class itself), the Config fields that only
-    some operators read, this one among them, and which constraints its mixing matrix A obeys."""
+    some operators read, this one among them, and which constraints its mixing matrix A obeys.
+
+    The keys of the runs of a user-defined operator follow its code, so that an edited operator is trained again. Where its
+    `version` is set it takes the place of the code, and whoever edits the operator changes the version."""
 
     label: str
     operator: str | type
@@ -15,7 +20,8 @@ class Mixer(NamedTuple):
     dynamic: bool = False  # A is computed from the input
     biased: bool = False  # attention with a table of positions beside its content
     frozen: bool = False  # A is random and never trained
-    family: str = "own"  # see FAMILIES; an operator of one's own stands beside each of them
+    family: str = USER  # see FAMILIES; a user-defined operator stands beside each of them
+    version: str = ""  # of a user-defined operator: says which code it is, where its code is not to be compared
 
 
 HEADS, LOCAL, SHARED = ("heads",), ("heads", "kernel", "padding"), ("heads", "padding")
@@ -57,11 +63,13 @@ FAMILIES = {
         "conv_two_stream": Mixer("conv, two streams", "TwoStream", ("kernel",), local=True, shared=True),
     },
 }
-MIXERS = {name: op._replace(family=kin) for kin, ops in FAMILIES.items() for name, op in ops.items()}
-CUBE = tuple(name for name, op in MIXERS.items() if op.family == "cell")
-TRIO = tuple(name for name, op in MIXERS.items() if op.family == "trio")
+MIXERS = {}
+for _family, _members in FAMILIES.items():
+    MIXERS |= {name: op._replace(family=_family) for name, op in _members.items()}
+CUBE = tuple(FAMILIES["cell"])
+TRIO = tuple(FAMILIES["trio"])
 
 
 def family(*names):
     """Operators of these families in their order, and whatever has been added to MIXERS."""
-    return tuple(name for name, op in MIXERS.items() if op.family in (*names, "own"))
+    return tuple(name for name, op in MIXERS.items() if op.family in (*names, USER))

@@ -1,11 +1,14 @@
 """Records of runs that were never trained, to test what is made from records."""
 
+import json
+
 import numpy as np
 
 from biasnb.config import configure
 from biasnb.records.keys import baseline_fields, baseline_key, key, key_fields
+from biasnb.records.places import CHECKOUT
+from biasnb.records.store import Store
 from biasnb.records.sweep import Sweep
-from biasnb.sweep.experiments import plan
 
 # Put before a script: torch cannot be found.
 NO_TORCH = """
@@ -32,7 +35,7 @@ def probe(depth, best):
 
 
 def measures(cfg, scale):
-    """What `measures.network` gives of a network, in the same shapes; the errors grow with `scale`."""
+    """What `measure.network` gives of a network, in the same shapes; the errors grow with `scale`."""
     layers, heads = cfg.depth + 1, cfg.heads if "heads" in cfg.reads else 1
     return {
         "roll_error": [scale * 0.1 * i for i in range(layers)],
@@ -89,14 +92,35 @@ def baseline_record(cfg):
     }  # fmt: skip
 
 
-def saved_sweep(store, experiment="20_trio", **overrides):
-    """The sweep of an experiment under its own name, with all its records: PSNR falls with the mixer's place and differs a
+def shown_by(notebook):
+    """{"figures", "tables"}: the names that a notebook shows, as its committed sweep says."""
+    content = json.loads((CHECKOUT / "results" / "quick" / "sweeps" / f"{notebook}.json").read_text())
+    return {name: content[name] for name in ("figures", "tables")}
+
+
+def configs_of(notebook, profile, **overrides):
+    """The Configs that a notebook asks for with a profile and other levels of its factors."""
+    from biasnb.sweep.experiments import plan
+
+    return plan(notebook, profile, overrides)[1]
+
+
+def sweep_of(notebook, profile="smoke", **overrides):
+    """(Sweep of a notebook under its own name, without records; the Configs of its runs)."""
+    configs = list({key(cfg): cfg for cfg in configs_of(notebook, profile, **overrides)}.values())
+    runs = [{"key": key(cfg), "baseline": baseline_key(cfg), **key_fields(cfg)} for cfg in configs]
+    content = {"notebook": notebook, "profile": profile, "data": configs[0].dataset, "changed": {}, "searches": []}
+    return Sweep(Store(profile), notebook, {**content, "runs": runs, **shown_by(notebook)}), configs
+
+
+def saved_sweep(store, notebook="20_trio", **overrides):
+    """The sweep of a notebook under its own name, with all its records: PSNR falls with the mixer's place and differs a
     little by run."""
     rng = np.random.default_rng(0)
-    planned, configs = plan(experiment, store.profile, overrides)
+    sweep, configs = sweep_of(notebook, store.profile, **overrides)
     mixers = list(dict.fromkeys(cfg.mixer for cfg in configs))
     for cfg in configs:
         store.save(record_of(cfg, psnr=24.0 - 2 * mixers.index(cfg.mixer) + 0.1 * float(rng.normal())), arrays_of(cfg, rng))
         if not store.has(baseline_key(cfg)):
             store.save(baseline_record(cfg))
-    return Sweep(store, experiment, {**planned.content, "data": configs[0].dataset, "changed": {}})
+    return Sweep(store, sweep.name, sweep.content)

@@ -118,9 +118,9 @@ def test_families_hold_every_operator_once_and_its_fields_exist():
     assert {name for op in MIXERS.values() for name in op.reads} <= {f.name for f in dataclasses.fields(Config)}
 
 
-def test_an_operator_of_ones_own_stands_beside_every_family(monkeypatch):
-    own = MIXERS["conv"]._replace(family="own")
-    monkeypatch.setitem(MIXERS, "mine", own)
+def test_a_user_defined_operator_stands_beside_every_family(monkeypatch):
+    mine = MIXERS["conv"]._replace(family="user")
+    monkeypatch.setitem(MIXERS, "mine", mine)
     assert family("trio") == (*TRIO, "mine")
     assert key(Config(mixer="mine")) != key(Config(mixer="conv"))
 

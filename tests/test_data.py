@@ -326,7 +326,7 @@ def test_a_downloaded_set_is_decoded_once_until_its_files_change(root, monkeypat
 
     def download(dataset, folder, size):
         decoded.append(size)
-        pixels = np.frombuffer((folder / "train_32x32.mat").read_bytes(), np.uint8).reshape(20, 8, 8, 3)
+        pixels = np.frombuffer((folder / "train_32x32.mat").read_bytes(), np.uint8).reshape(20, 8, 8, 3).copy()
         labels = np.arange(20) % 10
         return ("a", "b"), {"train": pixels, "train_labels": labels, "test": pixels, "test_labels": labels}
 

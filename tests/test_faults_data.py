@@ -633,7 +633,7 @@ def test_a_cut_image_is_refused_or_whole_and_a_damaged_one_never_crashes(tmp_pat
 def test_what_is_no_file_is_refused_by_name(root, tmp_path, make, words):
     cfg = pets(tmp_path)
     make(tmp_path / "pets/dog/x.png")
-    refused(cfg, f"{tmp_path}/pets/dog/x.png: ", words)
+    refused(cfg, f"{tmp_path}/pets/dog/x.png: ", words, kind=BiasnbError)
 
 
 def test_a_linked_image_is_read(root, tmp_path):

@@ -120,12 +120,12 @@ def _arrays(dataset, data_dir, size, signature):
 def _decoded(dataset, top, size, signature):
     """(classes, arrays) from runs/cache, or made by one process, for which others wait, and put there. A damaged or
     unwritable cache only costs time."""
-    cache = places.root() / "runs" / "cache"
+    cache, waiting = places.root() / "runs" / "cache", f"waiting for another process that prepares {dataset}"
     with contextlib.suppress(StoreError, KeyError):
         return _read(cache / _entry(dataset, top, size, signature))
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(StoreError):  # the cache is read-only
-            stack.enter_context(locked(cache / f".{dataset}-{size}.lock", f"waiting for another process that prepares {dataset}"))
+            stack.enter_context(locked(cache / f".{dataset}-{size}.lock", waiting))
         with contextlib.suppress(StoreError, KeyError):
             return _read(cache / _entry(dataset, top, size, signature))
         if dataset == "folder":

@@ -87,6 +87,8 @@ def cube_effects(sweep):
 def effects(sweep):
     """Main effects and interactions as a forest plot, PSNR and probe."""
     table, names = cube_effects(sweep), list(EFFECTS.values())
+    if not set(CUBE) & set(mixers(sweep)):
+        return None, table
     figure, panels = task_panels(sweep, 1.2, 2.4)
     for task, metric, ax in panels:
         part = table[(table.pretext == task) & (table.metric == metric)]

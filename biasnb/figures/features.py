@@ -32,11 +32,12 @@ TWINS = {"leaves": "leaves\n(prior true)", "leaves_coded": "column-coded twin\n(
 
 
 def reconstructions(sweep):
-    """Figure 1's arrangement: the original, the masked input, then one row per network."""
-    records = sweep.records()
+    """Figure 1's arrangement: the original, the masked input, then one row per network of the first depth and seed."""
+    records = [record for record in sweep.records() if record["psnr"]["test"] is not None]
     if not records:
         return None, pd.DataFrame(columns=["mixer", "depth", "seed", "psnr"])
     depth, seed = records[0]["config"]["depth"], records[0]["config"]["seed"]
+    records = [record for record in records if (record["config"]["depth"], record["config"]["seed"]) == (depth, seed)]
     figure = image_rows(sweep, records, "reconstruction")
     footer(figure, f"{sweep.caption()}, depth {depth}, seed {seed}", "the test image of highest contrast in each tenth, "
            "the same masks for every network; dB: PSNR on the hidden pixels of the whole test split")  # fmt: skip
@@ -156,6 +157,9 @@ def switch(sweep):
     """Static cells where the translation prior is true and where it is false."""
     runs = done_runs(sweep)
     runs = runs[runs.dataset.isin(TWINS)]
+    table = runs[["mixer", "dataset", "seed", "psnr", "probe", "init_probe"]]
+    if not any(run["dataset"] in TWINS for run in sweep.runs):
+        return None, table
     figure, axes = canvas(8.6, 4.0, 2, sharey=False)
     names = [mixer for mixer in mixers(sweep) if mixer in set(runs.mixer)] or ["conv"]
     for ax, metric in zip(axes, METRICS, strict=True):
@@ -169,7 +173,7 @@ def switch(sweep):
         ax.set_ylabel(METRICS[metric].replace("\n", " "))
     legend(figure, names)
     caption(figure, sweep, "the generated field and its twin; dashes: visible-neighbour mean, raw pixels; ", "dead leaves")
-    return figure, runs[["mixer", "dataset", "seed", "psnr", "probe", "init_probe"]]
+    return figure, table
 
 
 def spectrum(sweep):

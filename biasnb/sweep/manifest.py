@@ -60,15 +60,12 @@ def tagged(notebook, tag):
 
 
 def question(name):
-    """The question of a notebook, from its first cell."""
-    text = read(name)["cells"][0]["source"]
-    found = re.search(r"\*\*Question\.?\*\*(.*?)(?:\n\n|$)", text, re.S)
+    """The question of a notebook: the first sentence behind **Question.** in its first cell. Raises NotebookError without
+    one."""
+    found = re.search(r"\*\*Question\.\*\*\s+([^?]*\?)", read(name)["cells"][0]["source"])
     if not found:
-        raise NotebookError(f"{name}: its first cell has no **Question**; write one there")
-    sentences = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", found[1]).strip(" .")
-    sentences = re.sub(r"^\([^?]*?\)\.?\s*", "", sentences)
-    asked = re.findall(r"[^.?!]*\?", sentences)
-    return " ".join((asked[0] if asked else sentences).split())
+        raise NotebookError(f"{name}: its first cell has no question; begin a paragraph there with **Question.**")
+    return " ".join(found[1].split())
 
 
 def shown(name):

@@ -18,7 +18,7 @@ class Study:
     `name` is the notebook's file name without its suffix. `settings` are Config fields that replace those of the profile;
     lr "tuned" takes the rate of every run from the searches of `biasnb tune`. `base` is the part of the profile that
     the runs start from: "study", or "trio" for the longer runs. `factors` are lists of levels; None stands for the setting of
-    that name, if there is one, else for the levels of the profile.
+    that name, if there is one, else for the levels of the profile. A factor with a single level has it in all runs.
 
     Raises ConfigError for an unknown profile or setting, and for levels that are no list, none, or named twice."""
 
@@ -43,6 +43,7 @@ class Study:
         if self.tuned:
             del self.fields["lr"]
         self.levels = {factor: self._levels(factor, given) for factor, given in factors.items()}
+        self.fields |= {factor: found[0] for factor, found in self.levels.items() if len(found) == 1 and factor in fields_of()}
 
     def _levels(self, factor, given):
         fixed = [self.settings[factor]] if factor in self.settings else None
@@ -72,13 +73,11 @@ class Study:
 
     def one_factor_at_a_time(self, *factors, over=("seed", "mixer")):
         """The base point and every level of each factor, the others at their base, for every combination of the factors in
-        `over`. A factor with a single level is held there."""
-        held = {factor: self.levels[factor] for factor in factors if len(self.levels[factor]) == 1}
-        runs = self.every_combination(*over, **held)
+        `over`."""
+        *outer, last = over
+        runs = self.every_combination(*over)
         for factor in factors:
-            if factor not in held:
-                *outer, last = over
-                runs += self.every_combination(*outer, factor, last, **held)
+            runs += self.every_combination(*outer, factor, last)
         return list(dict.fromkeys(runs))
 
     def with_positions(self, runs):

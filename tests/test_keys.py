@@ -1,0 +1,391 @@
+"""What the keys of runs follow: folders of images, and the code of user-defined operators."""
+
+import os
+import subprocess
+import sys
+import types
+from dataclasses import replace
+
+import cloudpickle
+import pytest
+
+from biasnb.config import Config, ConfigError
+from biasnb.operators import MIXERS, Mixer
+from biasnb.records import keys
+from biasnb.records.keys import key, search_key, user_digest
+from biasnb.records.places import CHECKOUT
+
+# ---- folders of images --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """The Config of a folder of images (whose content no key reads)."""
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return Config(dataset="folder", data_dir=str(tmp_path))
+
+
+@pytest.fixture
+def listings(monkeypatch):
+    """The folders that were listed."""
+    found, walk = [], os.walk
+
+    def counting(top, **options):
+        found.append(str(top))
+        return walk(top, **options)
+
+    monkeypatch.setattr(keys.os, "walk", counting)
+    return found
+
+
+def test_a_thousand_keys_of_a_snapshot_list_the_folder_once(pets, listings, tmp_path):
+    with keys.snapshot():
+        found = {key(replace(pets, seed=seed)) for seed in range(1000)}
+        with keys.snapshot():
+            keys.baseline_key(pets)
+        (tmp_path / "dog/2.png").write_bytes(b"x")
+        assert key(replace(pets, seed=0)) in found
+    assert len(found) == 1000 and listings == [str(tmp_path)]
+    assert key(replace(pets, seed=0)) not in found
+    assert len(listings) == 2
+
+
+def test_a_snapshot_that_fails_is_over(pets, listings):
+    with pytest.raises(ZeroDivisionError), keys.snapshot():
+        _ = key(pets), 1 / 0
+    key(pets), key(pets)
+    assert len(listings) == 3
+
+
+def test_an_image_that_is_rewritten_in_place_gives_another_key_at_once(pets, tmp_path):
+    before = key(pets)
+    file = tmp_path / "cat/1.png"
+    old = file.stat()
+    file.write_bytes(b"xy")
+    os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert key(pets) != before
+    file.write_bytes(b"x")
+    assert key(pets) == before
+
+
+def test_a_folder_that_cannot_be_listed_is_named(pets, tmp_path):
+    (tmp_path / "cat/gone.png").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"gone.png: No such file or directory; repair or remove it"):
+        key(pets)
+
+
+# ---- user-defined operators ---------------------------------------------------------------------------------------
+
+SOURCE = '''
+import collections, contextlib, enum, functools, math, threading
+import numpy as np
+import torch
+from dataclasses import dataclass, field
+from biasnb.networks import mixing
+
+SCALE = 0.5
+TABLE = {"a": [1, 2, {3, 4}], "b": (None, ..., 2.5)}
+WORDS = {"one", "two", "three"}
+
+
+class Kind(enum.Enum):
+    NEAR = 1
+    FAR = 2
+
+
+@dataclass
+class Setting:
+    gain: float = 1.5
+    names: list = field(default_factory=lambda: ["x"])
+
+
+class Plain:
+    def __init__(self, value):
+        self.value, self.me = value, self
+
+
+Pair = collections.namedtuple("Pair", "left right")
+PLAIN = Plain(7)
+SETTING = Setting()
+
+
+def inner(x):
+    return x * 3
+
+
+def helper(x, power=2):
+    """A docstring."""
+    def nested(y):
+        return inner(y) ** power if y in {1, 2, 3} else TABLE["a"]
+    return nested(x)
+
+
+def decorated(function):
+    @functools.wraps(function)
+    def call(*given):
+        return function(*given)
+    return call
+
+
+@functools.lru_cache(maxsize=16)
+def cached(n):
+    return n + 10
+
+
+@contextlib.contextmanager
+def context():
+    yield 20
+
+
+half = functools.partial(helper, power=4)
+
+
+class Base(mixing.Static):
+    inherited = 5
+
+
+class Cross(Base):
+    """Each position reads its own row and column."""
+
+    sizes = [1, 2]
+    matrix_of_numbers = np.arange(3)
+    tensor = torch.ones(2)
+    kind = Kind.NEAR
+    act = torch.nn.GELU()
+
+    class Inner:
+        depth = 6
+
+    def __init__(self, cfg, layer=0, *, bias=8):
+        super().__init__(cfg, layer)
+        self.allowed = self.allowed & (mixing.offsets(cfg) == 0).any(2)  # a comment
+
+    @staticmethod
+    def fixed():
+        return 30
+
+    @classmethod
+    def made(cls):
+        return cls.fixed() + 40
+
+    @property
+    def width(self):
+        return 50
+
+    @functools.cached_property
+    def height(self):
+        return 60
+
+    @decorated
+    def forward(self, x, query=None):
+        local = lambda y: math.sqrt(y) + SCALE
+        try:
+            values = [cached(i) for i in range(3) if i in WORDS]
+        except ValueError:
+            values = half(1)
+        with context() as c:
+            return local(helper(x)) + PLAIN.value + SETTING.gain + Pair(1, 2).left + Cross.__name__.count("a") + c
+
+    @torch.no_grad()
+    def favour_self(self):
+        return np.tanh(70)
+'''
+
+
+def executed(source, name="notebook", file="<cell>"):
+    """The namespace of a cell that was run."""
+    module = types.ModuleType(name)
+    exec(compile(source, file, "exec"), vars(module))
+    return vars(module)
+
+
+def digest_of(source, **fields):
+    entry = Mixer("cross", executed(source)["Cross"], ("heads",), **fields)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MIXERS, "cross", entry)
+        return user_digest("cross")
+
+
+EDITS = {
+    "a method": ("any(2)", "any(1)"),
+    "a helper": ("inner(y) **", "inner(y) +"),
+    "a helper of a helper": ("x * 3", "x * 4"),
+    "a constant": ("SCALE = 0.5", "SCALE = 0.25"),
+    "a constant of a helper": ("2.5)", "2.75)"),
+    "a list in a constant": ("[1, 2, {3, 4}]", "[1, 2, {3, 5}]"),
+    "a set": ('"three"}', '"four"}'),
+    "a default": ("power=2", "power=3"),
+    "a default of a method": ("layer=0, *", "layer=1, *"),
+    "a keyword default": ("bias=8", "bias=9"),
+    "a partial function": ("power=4", "power=5"),
+    "a static method": ("return 30", "return 31"),
+    "a class method": ("cls.fixed() + 40", "cls.fixed() + 41"),
+    "a property": ("return 50", "return 51"),
+    "a cached property": ("return 60", "return 61"),
+    "a cached function": ("n + 10", "n + 11"),
+    "the size of a cache": ("maxsize=16", "maxsize=17"),
+    "a decorator": ("return function(*given)", "return function(*given) or 1"),
+    "a function decorated by a package": ("np.tanh(70)", "np.tanh(71)"),
+    "a function of a package": ("np.tanh", "np.tan"),
+    "a decorator of a package": ("@torch.no_grad()", "@torch.enable_grad()"),
+    "a context manager": ("yield 20", "yield 21"),
+    "a nested class": ("depth = 6", "depth = 7"),
+    "an inherited attribute": ("inherited = 5", "inherited = 6"),
+    "a base": ("class Base(mixing.Static)", "class Base(mixing.StaticSoftmax)"),
+    "a list": ("sizes = [1, 2]", "sizes = [1, 2, 3]"),
+    "the kind of a number": ("sizes = [1, 2]", "sizes = [1, 2.0]"),
+    "an array": ("np.arange(3)", "np.arange(4)"),
+    "the type of an array": ("np.arange(3)", "np.arange(3, dtype=np.int8)"),
+    "a tensor": ("torch.ones(2)", "torch.zeros(2)"),
+    "a member of an enumeration": ("kind = Kind.NEAR", "kind = Kind.FAR"),
+    "a value of an enumeration": ("NEAR = 1", "NEAR = 3"),
+    "a module of torch": ("GELU()", 'GELU("tanh")'),
+    "a lambda": ("math.sqrt(y) + SCALE", "math.sqrt(y) - SCALE"),
+    "a handled exception": ("except ValueError", "except KeyError"),
+    "a comprehension": ("in range(3)", "in range(4)"),
+    "an object": ("Plain(7)", "Plain(8)"),
+    "the class of an object": ("self.value, self.me = value, self", "self.value, self.me = value + 1, self"),
+    "a data class": ("gain: float = 1.5", "gain: float = 1.25"),
+    "a factory of a data class": ('["x"]', '["y"]'),
+    "a named tuple": ('"left right"', '"left wrong"'),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_every_edit_of_an_operator_gives_another_key(edit):
+    before, after = EDITS[edit]
+    assert SOURCE.count(before) == 1
+    assert digest_of(SOURCE.replace(before, after)) != digest_of(SOURCE)
+
+
+SILENT_EDITS = {
+    "nothing": ("", ""),
+    "a comment": ("# a comment", "# another one"),
+    "a line": ("\nclass Cross", "\n\n\n# moved\nclass Cross"),
+    "the docstring of a function": ("A docstring.", "Another."),
+    "the docstring of a class": ("Each position", "Any position"),
+    "an unused global": ("SCALE = 0.5", "SCALE = 0.5\nUNUSED = open"),
+}
+
+
+@pytest.mark.parametrize("edit", SILENT_EDITS)
+def test_what_an_operator_does_not_do_is_not_in_its_key(edit):
+    assert digest_of(SOURCE.replace(*SILENT_EDITS[edit], 1)) == digest_of(SOURCE)
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_the_same_source_has_the_same_key_in_another_process_and_file(tmp_path, seed):
+    folder = tmp_path / seed
+    folder.mkdir()
+    (folder / f"mine{seed}.py").write_text("#\n" * int(seed) + SOURCE)
+    script = (f"from biasnb.operators import MIXERS, Mixer\nfrom biasnb.records.keys import user_digest\n"
+              f"import mine{seed}\nMIXERS['cross'] = Mixer('cross', mine{seed}.Cross, ('heads',))\n"
+              f"first = user_digest('cross')\nassert first == user_digest('cross')\nprint(first)")  # fmt: skip
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([str(folder), str(CHECKOUT)])}
+    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == digest_of(SOURCE)
+
+
+def test_a_module_of_the_user_counts_with_all_it_holds_and_one_of_a_package_by_its_name(monkeypatch):
+    helpers = types.ModuleType("helpers_of_mine")
+    monkeypatch.setitem(sys.modules, "helpers_of_mine", helpers)
+    source = (
+        "import helpers_of_mine, json\nclass Cross:\n    def forward(self, x):\n        return helpers_of_mine.f(json.loads(x))"
+    )
+    found = []
+    for text in ("def f(x): return g(x)\ndef g(x): return 1", "def f(x): return g(x)\ndef g(x): return 2"):
+        exec(text, vars(helpers))
+        found += [digest_of(source), digest_of(source)]
+    assert found[0] == found[1] != found[2] == found[3]
+    monkeypatch.setattr("json.loads", lambda x: x)
+    assert digest_of(source) == found[2]
+
+
+def test_a_global_that_is_not_there_yet_counts_once_it_is():
+    source = "class Cross:\n    def forward(self, x):\n        return later(x)"
+    assert digest_of(source) != digest_of(source + "\ndef later(x): return x")
+
+
+def test_a_value_that_cannot_be_read_is_trained_again_in_every_process():
+    source = "import threading\nlock = threading.Lock()\nclass Cross:\n    def forward(self, x):\n        return lock"
+    entry = Mixer("cross", executed(source)["Cross"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MIXERS, "cross", entry)
+        once = user_digest("cross")
+        assert user_digest("cross") == once  # in one process the runs of an operator keep their keys
+        patch.setattr(keys, "THIS_PROCESS", "another")
+        assert user_digest("cross") != once
+    assert digest_of(source) != digest_of(source) != once
+
+
+def test_what_holds_itself_or_is_nested_too_deeply_is_no_trouble():
+    source = (
+        "loop = [1]\nloop.append(loop)\nclass Cross:\n    me = loop\n    def forward(self): return Cross\nCross.mine = Cross"
+    )
+    assert digest_of(source) == digest_of(source) != digest_of(source.replace("[1]", "[2]"))
+    deep = "deep = []\nfor _ in range(5000): deep = [deep]\nclass Cross:\n    me = deep"
+    assert digest_of(deep) != digest_of(deep)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "same"), [("label", "plus", True), ("local", True, False), ("reads", ("heads", "kernel"), False)]
+)
+def test_the_entry_of_an_operator_counts_but_for_its_label(field, value, same):
+    cross = executed(SOURCE)["Cross"]
+    entry = Mixer("cross", cross, ("heads",))
+    with pytest.MonkeyPatch.context() as patch:
+        found = []
+        for one in (entry, entry._replace(**{field: value})):
+            patch.setitem(MIXERS, "cross", one)
+            found.append(user_digest("cross"))
+    assert (found[0] == found[1]) is same
+
+
+def test_only_operators_of_the_suite_as_they_are_have_no_digest(monkeypatch):
+    assert [mixer for mixer in MIXERS if user_digest(mixer)] == []
+    plain = key(Config(mixer="conv"))
+    for changed in (MIXERS["conv"]._replace(operator=executed(SOURCE)["Cross"]), MIXERS["conv"]._replace(local=False)):
+        monkeypatch.setitem(MIXERS, "conv", changed)
+        assert user_digest("conv") and key(Config(mixer="conv")) != plain
+
+
+def test_keys_of_runs_and_of_searches_follow_the_operator_and_those_of_baselines_do_not(monkeypatch):
+    found = []
+    for source in (SOURCE, SOURCE.replace("return 30", "return 31")):
+        monkeypatch.setitem(MIXERS, "cross", Mixer("cross", executed(source)["Cross"]))
+        cfg = Config(mixer="cross")
+        found.append((key(cfg), search_key(cfg), keys.baseline_key(cfg)))
+    (one, search, baseline), (other, other_search, other_baseline) = found
+    assert one != other and search != other_search and baseline == other_baseline
+
+
+def test_a_version_takes_the_place_of_the_code_also_in_a_process_that_received_the_class(monkeypatch, tmp_path):
+    source = ("from biasnb.networks.mixing import Static\ndef helper(x): return x + 1\n"
+              "class Cross(Static):\n    def forward(self, x, query=None): return helper(x)")  # fmt: skip
+    space = executed(source, "__main__")
+    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", space["Cross"], ("heads",)))
+    entry = MIXERS["cross"]._replace(version=user_digest("cross"))
+    (tmp_path / "entry").write_bytes(cloudpickle.dumps(entry))
+    script = ("import cloudpickle, sys\nfrom biasnb.config import Config\nfrom biasnb.operators import MIXERS\n"
+              "from biasnb.records.keys import key\nMIXERS['cross'] = cloudpickle.load(open(sys.argv[1], 'rb'))\n"
+              "print(key(Config(mixer='cross')))")  # fmt: skip
+    command = [sys.executable, "-c", script, str(tmp_path / "entry")]
+    said = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == key(Config(mixer="cross"))
+    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", object, version="1"))
+    one = key(Config(mixer="cross"))
+    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", dict, version="1"))
+    assert key(Config(mixer="cross")) == one
+    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", dict, version="2"))
+    assert key(Config(mixer="cross")) != one
+
+
+def test_within_a_snapshot_an_operator_is_read_once(monkeypatch):
+    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", executed(SOURCE)["Cross"]))
+    read, digest = [], keys._entry_digest
+    monkeypatch.setattr(keys, "_entry_digest", lambda entry: read.append(entry) or digest(entry))
+    with keys.snapshot():
+        assert len({key(Config(mixer="cross", seed=seed)) for seed in range(20)}) == 20
+    assert len(read) == 1
