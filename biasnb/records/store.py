@@ -1,6 +1,7 @@
 """Records: one JSON file per run with small arrays beside it. Written atomically, validated, read without torch."""
 
 import contextlib
+import os
 import re
 import shutil
 
@@ -143,12 +144,19 @@ class Store:
             return "running", ", ".join(filter(None, self.progress(key).values()))
         if error := read_text(self.path(key, ".error")):
             return "failed", error
-        steps = [int(path.name.partition("-")[0]) for path in self.checkpoints(key).glob("[0-9]*-*.safetensors")]
-        if steps:
+        if steps := self._steps(key):
             return "interrupted", f"goes on from step {max(steps)}"
         if self.path(key, ".progress").exists():
             return "interrupted", "starts anew"
         return "missing", ""
+
+    def _steps(self, key):
+        """Numbers of the steps of which there are states."""
+        try:
+            names = os.listdir(self.checkpoints(key))
+        except OSError:  # none, or its run has just come to its end
+            return []
+        return [int(name.partition("-")[0]) for name in names if re.fullmatch(r"\d+-\w+\.safetensors", name)]
 
     def progress(self, key):
         """How far a run that is being trained is, in words: {"step", "loss", "left"}; {} before its first second."""

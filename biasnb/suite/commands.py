@@ -56,6 +56,7 @@ def run(args):
     from ..training import run
 
     store = Store(args.profile)
+    store.tidy()
     record = run.run(cfg, store)
     if record["status"] == "diverged":
         raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")

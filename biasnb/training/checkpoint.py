@@ -44,7 +44,11 @@ class Checkpoints:
 
     def found(self):
         """Files of states, newest first."""
-        return sorted((path for path in self.folder.glob("*.safetensors") if NAME.fullmatch(path.name)), reverse=True)
+        try:
+            names = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [self.folder / name for name in sorted(names, reverse=True) if NAME.fullmatch(name)]
 
     def resume(self, model, optimizer):
         """Load the newest intact state; returns (step, log), or None if there is none to go on from.
