@@ -18,8 +18,8 @@ from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, F
 from biasnb.evidence.verdicts import find
 from biasnb.operators import CUBE, MIXERS, TRIO
 from biasnb.records import places
-from biasnb.records.keys import key_fields
 from biasnb.records.files import StoreError
+from biasnb.records.keys import key_fields
 from biasnb.records.store import Store
 from biasnb.records.sweep import Sweep
 
@@ -152,9 +152,9 @@ CASES = {
                 verdicts={"psnr": {**USUAL, NONE: "contradicted"}, "loss": USUAL})],  # none is less than the margin of .1 dB
     "P2": [Case("20_trio", {"depth": [1, 2, 4]}, from_three(-1, 2),
                 lambda cfg, t: (t * np.log2(cfg.depth) - 3) * (cfg.mixer == "igpt"))],
-    "P3": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, scaled(2), lambda cfg, t: 2 * t * (cfg.mixer != "attn"))],
+    "P3": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(2), lambda cfg, t: 2 * t * (cfg.mixer != "attn"))],
     "P4": [Case("22_representation", {}, scaled(-2), lambda cfg, t: -t * ("rgb", "quantised", "palette").index(cfg.input))],
-    "F1": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, scaled(1, 0, 0, 0, 0, 0, 0),
+    "F1": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(1, 0, 0, 0, 0, 0, 0),
                 lambda cfg, t: t / 2 if MIXERS[cfg.mixer].local else -t / 2, verdicts=EITHER)],
     "F2": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, scaled(3),
                 lambda cfg, t: 2 * t * MIXERS[cfg.mixer].dynamic + t * MIXERS[cfg.mixer].local)],
@@ -208,7 +208,7 @@ LACKS = {  # sweeps that were not made for a claim
     "L4": [({"mixer": ["conv", "attn"]}, "mixer gconv")],
     "L5": [({"mask_rate": RATES[:2], "patch": 2}, "3 levels of mask_rate, has 2"), ({"pretext": "ar"}, "mask_rate, has 0")],
     "D1": [({"images": 64}, "2 levels of images")],
-    "D2": [({"dataset": "leaves"}, "dataset leaves, padding zeros"), ({"padding": "circular"}, "padding zeros")],
+    "D2": [({"dataset": "leaves", "fields": []}, "dataset leaves, padding zeros"), ({"padding": "circular"}, "padding zeros")],
     "D3": [({}, "2 levels of depth, has 1")],
     "D4": [({"patch": 2}, "two budgets of equal FLOP")],
     "N1": [({"precision": ["fp32"]}, "precision bf16")],

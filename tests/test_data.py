@@ -336,8 +336,8 @@ def test_a_downloaded_set_is_decoded_once_until_its_files_change(root, monkeypat
     file = root / "data/train_32x32.mat"
     file.parent.mkdir()
     found = []
-    for content in (content, content[::-1], content[::-1]):
-        file.write_bytes(content)
+    for pixels in (content, content[::-1], content[::-1]):
+        file.write_bytes(pixels)
         for _ in range(3):
             data._arrays.cache_clear()  # as another process
             found.append(data.load(cfg))

@@ -227,7 +227,7 @@ def test_denoising_sees_noisy_pixels_and_predicts_clean_ones(images, seen, targe
     given = pretext.draw(net.cfg, torch.zeros(4), generator("cpu", 0))
     assert given.shape == (4, 8, 8, 3)
     assert given.std().item() == pytest.approx(1, rel=0.1)
-    noisy = pretext.spoilt(net, x, given)
+    noisy = pretext.corrupted(net, x, given)
     assert torch.allclose(noisy, x.float() + 0.1 * 60 * given, atol=1e-4)
     predicted = net.head(net(net.encode(noisy)))
     assert not torch.equal(predicted, net.head(net(net.encode(x))))
@@ -241,7 +241,7 @@ def test_denoising_sees_noisy_pixels_and_predicts_clean_ones(images, seen, targe
 
 def test_noise_never_leaves_the_scale_of_pixels(images):
     x = images(4, 8)
-    noisy = pretext.spoilt(network(x, pretext="denoise", noise=10.0), x, torch.randn(4, 8, 8, 3))
+    noisy = pretext.corrupted(network(x, pretext="denoise", noise=10.0), x, torch.randn(4, 8, 8, 3))
     assert noisy.min() == 0 and noisy.max() == 255
 
 
@@ -332,7 +332,7 @@ def test_examples_show_what_the_network_gets_and_what_it_makes_of_it(images, tas
     shown = {name: torch.from_numpy(array) for name, array in pretext.examples(net, x, given).items()}
     assert all(array.shape == x.shape and array.dtype == torch.uint8 for array in shown.values())
     if task == "denoise":
-        noisy = pretext.spoilt(net, net.arrange(x), given)
+        noisy = pretext.corrupted(net, net.arrange(x), given)
         assert torch.equal(net.arrange(shown["input"]), noisy.round().byte())
         return
     hidden = given if task == "bert" else (raster(4) >= 8).expand(3, 4, 4)

@@ -174,7 +174,7 @@ def test_parameters_are_typed_by_the_field_that_they_list(notebook, given, expec
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"mixerz": "conv"}, "mixerz: no such parameter .* did you mean 'mixers'"),
+        ({"seedz": "1"}, "seedz: no such parameter .* did you mean 'seeds?'"),
         ({"seeds": "one"}, "'one' is not a whole number"),
         ({"profile": "smok"}, "profile: 'smok' is not one of .* did you mean 'smoke'"),
         ({"mixers": "con"}, "mixer: 'con' is not one of"),

@@ -178,8 +178,9 @@ def _entry_digest(entry):
 
 # Members of a class and its kind that say nothing of what it does, or that Python and libraries add when it is used.
 SILENT = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "__dict__", "__weakref__",
-          "__slotnames__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__type_params__",
-          "__orig_bases__", "__parameters__", "_abc_impl", "_backward_cls"}  # fmt: skip
+          "__slotnames__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
+          "__conditional_annotations__", "__type_params__", "__orig_bases__", "__parameters__", "_abc_impl",
+          "_backward_cls"}  # fmt: skip
 ATOMS = (type(None), type(...), type(NotImplemented), bool, float, complex, str, bytes)
 BY_NAME = (types.BuiltinFunctionType, types.MethodWrapperType, types.MethodDescriptorType, types.WrapperDescriptorType,
            types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType)  # fmt: skip

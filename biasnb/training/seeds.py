@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .pretext import LOSSES, spoilt, targets
+from .pretext import LOSSES, corrupted, targets
 
 COMPILED_STEPS = 2000  # fewer would not pay for the time that compiling takes
 
@@ -164,7 +164,7 @@ def encoded_batch(model, images, given):
     """What a Scored takes, of images (B, S, S, 3) and what `pretext.draw` gave: encoded images, (B * N, ...) targets or (B,)
     labels, and under 'bert' the mask (B, H, W)."""
     images = model.arrange(images)
-    encoded = model.encode(spoilt(model, images, given))
+    encoded = model.encode(corrupted(model, images, given))
     if model.cfg.pretext == "supervised":
         return encoded, given, None
     return encoded, targets(model, images).flatten(0, 2), given if model.cfg.pretext == "bert" else None
