@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 
 def load(name, profile="quick"):
     """A trained network: a published one, biasnb.load("conv"), one of your runs by its key, or that of a folder. See
-    `pretrained.network`."""
-    from .training.pretrained import network
+    `networks.pretrained.network`."""
+    from .networks.pretrained import network
 
     return network(name, profile)

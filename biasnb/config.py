@@ -1,7 +1,8 @@
-"""One flat, frozen, validated configuration per run; the profiles as plain data."""
+"""One flat, frozen, validated configuration per run; the profiles are data, in profiles.toml."""
 
 import difflib
 import math
+import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -227,60 +228,7 @@ def _checked(f, value):
     return value + 0.0 if f.type is float else value  # 1 and -0.0 are 1.0 and 0.0
 
 
-# A profile is a set of Config fields, the sizes of the trio's grid, the base point of the studies around it with their
-# seeds, and the levels that the studies vary.
-PROFILES = {
-    "smoke": {
-        "about": "seconds, for tests",
-        "config": {"image_size": 8, "depth": 1, "width": 8, "heads": 2, "kernel": 3, "steps": 4, "batch": 16, "colours": 8,
-                   "labelled": 200},
-        "depths": (1, 2),
-        "seeds": (0, 1),
-        "study": {},
-        "study_seeds": (0,),
-        "levels": {"cube_seed": (0, 1), "cube_pretext": ("bert", "ar"), "rank": (1, 2), "colours": (8, 16), "depth": (1, 2),
-                   "width": (8, 16), "patch": (2, 4), "kernel": (1, 3), "mask_rate": (0.5, 0.75), "skip_depth": (1,),
-                   "permute": ("none", "patches", "pixels"), "images": (64, 0), "labelled": (100, 200)},
-    },
-    "quick": {
-        "about": "embedded photographs, minutes on two CPU cores",
-        "config": {"mlp_ratio": 2, "batch": 32, "steps": 400, "lr": 8e-3},
-        "depths": (1, 3),
-        "seeds": (0, 1, 2),
-        "study": {"depth": 2, "width": 32, "steps": 120, "heads": 2, "labelled": 1000},
-        "study_seeds": (0,),
-        "levels": {"cube_seed": (0, 1, 2), "cube_pretext": ("bert",), "rank": (1, 64), "colours": (8, 64),
-                   "depth": (1, 2, 4), "width": (32, 64), "patch": (2, 4), "kernel": (3, 5),
-                   "mask_rate": (0.15, 0.5, 0.75), "skip_depth": (2,), "permute": ("none", "patches"),
-                   "images": (100, 0), "labelled": (100, 1000)},
-    },
-    "laptop": {
-        "about": "CIFAR-10 at 16x16, about a day on two CPU cores",
-        "config": {"dataset": "cifar10", "augment": "flip", "mlp_ratio": 2, "steps": 4000, "lr": 3e-3},
-        "depths": (2, 4),
-        "seeds": (0, 1, 2, 3, 4),
-        "study": {"steps": 1000},
-        "study_seeds": (0, 1, 2),
-        "levels": {"cube_seed": (0, 1, 2, 3, 4), "cube_pretext": ("bert",), "rank": (1, 2, 4, 64), "colours": (8, 64, 512),
-                   "depth": (2, 4, 8), "width": (32, 64, 128), "patch": (1, 2, 4), "kernel": (3, 5, 9),
-                   "mask_rate": (0.15, 0.3, 0.5, 0.75), "skip_depth": (2, 4), "permute": ("none", "patches", "pixels"),
-                   "images": (500, 2500, 10_000, 0), "labelled": (500, 2500, 0)},
-    },
-    "paper": {
-        "about": "CIFAR-10 at 32x32, one GPU",
-        "config": {"dataset": "cifar10", "image_size": 32, "patch": 1, "width": 256, "heads": 8, "augment": "flip",
-                   "mask_rate": 0.15, "steps": 35_000, "batch": 128, "lr": 1e-3, "precision": "bf16"},
-        "depths": (2, 4, 8, 16),
-        "seeds": (0, 1, 2, 3, 4),
-        "study": {"patch": 2, "width": 128},
-        "study_seeds": (0, 1, 2, 3, 4),
-        "levels": {"cube_seed": (0, 1, 2, 3, 4), "cube_pretext": ("bert", "ar"), "rank": (1, 2, 4, 256),
-                   "colours": (8, 64, 512), "depth": (2, 4, 8, 16), "width": (64, 128, 256, 512), "patch": (1, 2, 4),
-                   "kernel": (3, 5, 9), "mask_rate": (0.05, 0.15, 0.3, 0.5, 0.75), "skip_depth": (2, 4, 8),
-                   "permute": ("none", "pixels", "patches", "in_patch"), "images": (500, 2500, 10_000, 0),
-                   "labelled": (500, 2500, 0)},
-    },
-}  # fmt: skip
+PROFILES = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(encoding="utf-8"))
 
 
 def check_profile(name):

@@ -3,7 +3,7 @@
     python tests/chaos.py --kills 100 --seed 1 reproduce --profile smoke steps=60
 
 Both runs have a folder of their own with the same code. All records, arrays, weights, figures and tables must be equal, none
-missing, none torn, nothing left over; whoever is asked to stop must be gone within ten seconds with its exit code."""
+missing, none torn, nothing left over; whoever gets a signal must be gone within ten seconds."""
 
 import argparse
 import collections

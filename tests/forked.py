@@ -133,11 +133,14 @@ def warm():
     from biasnb.data import datasets as data
     from biasnb.records import keys
     from biasnb.records.store import Store
-    from biasnb.training import probe, run
+    from biasnb.training import evaluation, run
 
     for module in pkgutil.walk_packages(biasnb.__path__, "biasnb."):
         importlib.import_module(module.name)
-    probe.fit_logistic.__defaults__ = (probe.PENALTIES, 5)  # a search of few steps: half of the time of these small runs
+    evaluation.fit_logistic.__defaults__ = (
+        evaluation.PENALTIES,
+        5,
+    )  # a short search
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     with tempfile.TemporaryDirectory() as folder:
         live_in(folder)
@@ -145,8 +148,10 @@ def warm():
         for more in ({"input": "palette", "target": "palette"}, {"mixer": "igpt", "pretext": "ar", "augment": "crop"}):
             run.run(configure("smoke", **fields, **more), Store("smoke"))
         run.baseline(configure("smoke", **fields), Store("smoke"))
-    data._arrays.cache_clear()
-    keys._quick_signature.cache_clear()
+    for module in (data, keys):
+        for member in vars(module).values():
+            if hasattr(member, "cache_clear"):
+                member.cache_clear()
     gc.collect()
     gc.freeze()
 

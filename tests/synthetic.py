@@ -4,8 +4,9 @@ import numpy as np
 
 from biasnb.config import configure
 from biasnb.records.keys import baseline_fields, baseline_key, key, key_fields
-from biasnb.records.store import Sweep
-from biasnb.sweep.experiments import plan
+from biasnb.records.store import Store
+from biasnb.records.sweep import Sweep
+from biasnb.sweep import manifest
 
 # Put before a script: torch cannot be found.
 NO_TORCH = """
@@ -89,14 +90,20 @@ def baseline_record(cfg):
     }  # fmt: skip
 
 
-def saved_sweep(store, experiment="20_trio", **overrides):
-    """The sweep of an experiment under its own name, with all its records: PSNR falls with the mixer's place and differs a
+def sweep_of(notebook, profile="smoke", **given):
+    """(Sweep of a notebook with these parameters under its own name, without records; the Configs of its runs)."""
+    planned = manifest.plan(notebook, manifest.parameters(notebook, {"profile": profile, **given}))
+    return Sweep(Store(profile), notebook, {**planned.content, "changed": {}}), list(planned.configs)
+
+
+def saved_sweep(store, notebook="20_trio", **overrides):
+    """The sweep of a notebook under its own name, with all its records: PSNR falls with the mixer's place and differs a
     little by run."""
     rng = np.random.default_rng(0)
-    planned, configs = plan(experiment, store.profile, overrides)
+    sweep, configs = sweep_of(notebook, store.profile, **overrides)
     mixers = list(dict.fromkeys(cfg.mixer for cfg in configs))
     for cfg in configs:
         store.save(record_of(cfg, psnr=24.0 - 2 * mixers.index(cfg.mixer) + 0.1 * float(rng.normal())), arrays_of(cfg, rng))
         if not store.has(baseline_key(cfg)):
             store.save(baseline_record(cfg))
-    return Sweep(store, experiment, {**planned.content, "data": configs[0].dataset, "overrides": {}})
+    return Sweep(store, sweep.name, sweep.content)

@@ -9,16 +9,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from synthetic import arrays_of, baseline_record, record_of, saved_sweep
+from synthetic import arrays_of, baseline_record, record_of, saved_sweep, sweep_of
 
-from biasnb.evidence import claims, stats
+from biasnb.evidence import claims, stats, verdicts
 from biasnb.evidence import contrasts as evidence
 from biasnb.evidence.claims import CLAIMS, Claim
-from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, Form, find, mean, runs_of, slope
+from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, Form, mean, runs_of, slope
+from biasnb.evidence.verdicts import find
 from biasnb.operators import CUBE, MIXERS, TRIO
+from biasnb.records import places
+from biasnb.records.files import StoreError
 from biasnb.records.keys import key_fields
-from biasnb.records.store import Store, StoreError, Sweep
-from biasnb.sweep.experiments import EXPERIMENTS, plan
+from biasnb.records.store import Store
+from biasnb.records.sweep import Sweep
 
 SEEDS = [0, 1, 2, 3, 4]
 CLAIM = {claim.id: claim for claim in CLAIMS}
@@ -34,7 +37,7 @@ DESIGN = [*(f"{family}{i + 1}" for family, n in (("P", 4), ("F", 5), ("S", 5), (
 class Case:
     """Records for a claim. `t` is 1 where it is true of them, 0 where they have no effect, -1 where it has the wrong sign."""
 
-    experiment: str
+    notebook: str
     overrides: dict
     effects: Callable  # (t, metric) -> effects of the deciding tests
     shift: Callable = lambda cfg, t: 0.0  # by how much a run is better: dB, points, hundredths of the loss
@@ -149,9 +152,9 @@ CASES = {
                 verdicts={"psnr": {**USUAL, NONE: "contradicted"}, "loss": USUAL})],  # none is less than the margin of .1 dB
     "P2": [Case("20_trio", {"depth": [1, 2, 4]}, from_three(-1, 2),
                 lambda cfg, t: (t * np.log2(cfg.depth) - 3) * (cfg.mixer == "igpt"))],
-    "P3": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, scaled(2), lambda cfg, t: 2 * t * (cfg.mixer != "attn"))],
+    "P3": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(2), lambda cfg, t: 2 * t * (cfg.mixer != "attn"))],
     "P4": [Case("22_representation", {}, scaled(-2), lambda cfg, t: -t * ("rgb", "quantised", "palette").index(cfg.input))],
-    "F1": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, scaled(1, 0, 0, 0, 0, 0, 0),
+    "F1": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(1, 0, 0, 0, 0, 0, 0),
                 lambda cfg, t: t / 2 if MIXERS[cfg.mixer].local else -t / 2, verdicts=EITHER)],
     "F2": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, scaled(3),
                 lambda cfg, t: 2 * t * MIXERS[cfg.mixer].dynamic + t * MIXERS[cfg.mixer].local)],
@@ -205,7 +208,7 @@ LACKS = {  # sweeps that were not made for a claim
     "L4": [({"mixer": ["conv", "attn"]}, "mixer gconv")],
     "L5": [({"mask_rate": RATES[:2], "patch": 2}, "3 levels of mask_rate, has 2"), ({"pretext": "ar"}, "mask_rate, has 0")],
     "D1": [({"images": 64}, "2 levels of images")],
-    "D2": [({"dataset": "leaves"}, "dataset leaves, padding zeros"), ({"padding": "circular"}, "padding zeros")],
+    "D2": [({"dataset": "leaves", "fields": []}, "dataset leaves, padding zeros"), ({"padding": "circular"}, "padding zeros")],
     "D3": [({}, "2 levels of depth, has 1")],
     "D4": [({"patch": 2}, "two budgets of equal FLOP")],
     "N1": [({"precision": ["fp32"]}, "precision bf16")],
@@ -233,21 +236,23 @@ def quick_writes(monkeypatch):
 @functools.cache
 def needed(claim, case):
     """(content of the sweep of a case, {key: Config} of the runs that its claim reads, {key: baseline} of these)."""
-    planned = [plan(case.experiment, "smoke", {"seed": SEEDS, **case.overrides, **more}) for more in case.merged]
-    runs = {run["key"]: run for one, _ in planned for run in one.runs}
-    content = {**planned[0][0].content, "data": "photographs", "overrides": {}, "runs": list(runs.values())}
-    found = Sweep(planned[0][0].store, case.experiment, content)
+    runs, configs = {}, {}
+    for more in case.merged:
+        sweep, asked = sweep_of(case.notebook, seed=SEEDS, **{**case.overrides, **more})
+        runs |= {run["key"]: run for run in sweep.runs}
+        configs |= {run["key"]: cfg for run, cfg in zip(sweep.runs, asked, strict=True)}
+    found = replace(sweep, content={**sweep.content, "data": "photographs", "runs": list(runs.values())})
     e = Evidence(found, claim.metrics[0], runs_of(found))
     assert list(claim.tests(e))
-    configs = {run["key"]: cfg for one, configs in planned for run, cfg in zip(one.runs, configs, strict=True)}
-    return content, {key: configs[key] for key in runs if key in e.used}, {key: runs[key]["baseline"] for key in e.used}
+    used = {key: configs[key] for key in runs if key in e.used}
+    return found.content, used, {key: runs[key]["baseline"] for key in e.used}
 
 
 def planted(claim, case, t=TRUE):
     """A Sweep with the records that the claim reads, each with its planted values, and the seed's, which are far larger."""
     content, used, baselines = needed(claim, case)
     bulk = {"history": []} | ({} if set(claim.metrics) & MEASURED else {"measures": {}, "init_measures": {}})
-    made, rng = Sweep(Store("smoke"), case.experiment, content), np.random.default_rng(0)
+    made, rng = Sweep(Store("smoke"), case.notebook, content), np.random.default_rng(0)
     for cfg in used.values():
         shift, seed = case.shift(cfg, t), 2.0 * (2 * cfg.seed % 5 - 2)
         of = {name: wobble(cfg) + (shift[name] if isinstance(shift, dict) else shift) for name in ("psnr", "loss", "probe")}
@@ -295,9 +300,9 @@ def test_claims_are_those_of_the_design_and_name_what_exists():
     assert [claim.id for claim in CLAIMS] == DESIGN
     assert set(CASES) == set(LACKS) == set(DESIGN)
     for claim in CLAIMS:
-        assert claim.notebooks and set(claim.notebooks) <= set(EXPERIMENTS)
+        assert claim.notebooks and set(claim.notebooks) <= {path.stem for path in places.notebooks().glob("*.ipynb")}
         assert claim.metrics and set(claim.metrics) <= set(METRICS)
-        assert {case.experiment for case in CASES[claim.id]} == set(claim.notebooks)
+        assert {case.notebook for case in CASES[claim.id]} == set(claim.notebooks)
         assert claim.text.endswith(".") and claim.source and claim.rule and not claim.rule.endswith(".")
 
 
@@ -314,7 +319,7 @@ def test_a_planted_effect_gives_its_verdict_size_and_n(root, claim, case, t):
         assert {test.n for test in deciding(f)} == {f.n} == {PAIRS}
         assert t != TRUE or claim.any or {test.verdict for test in deciding(f)} == {f.verdict}
         assert {test.margin for test in deciding(f)} == MARGINS.get(claim.id, {}).get(f.metric, {0.0})
-        assert (f.evidence, f.profile, f.left_out) == (case.experiment, "smoke", "")
+        assert (f.evidence, f.profile, f.left_out) == (case.notebook, "smoke", "")
 
 
 @pytest.mark.parametrize("claim, case", EVERY)
@@ -343,12 +348,12 @@ def test_a_true_claim_needs_five_pairs_in_any_order(root, claim, case):
 def test_a_true_claim_is_never_supported_by_runs_below_their_baselines(root, claim, case):
     """A run below, then all; they are counted, and the effect of all runs is shown in brackets."""
     made = planted(claim, case)
-    baselineed = set(claim.metrics) - {"roll_error"}
+    with_baseline = set(claim.metrics) - {"roll_error"}
     _, used, baselines = needed(claim, case)
     of_all = ("attn",) if claim.id == "P3" else {cfg.mixer for cfg in used.values()}  # P3 goes on without another cell
     resave(made, next(key for key, cfg in used.items() if cfg.seed == 2 and cfg.mixer in of_all), psnr=10.0, probe=0.3)
     for metric, f in decided(claim, made).items():
-        if metric in baselineed:
+        if metric in with_baseline:
             assert (f.verdict, f.n) == ("undecided", 4) and f.why == f"4 pairs, 5 needed ({f.left_out})"
             assert f.left_out.startswith(f"1 of {len(used)} runs untrained: ")
             assert min(len(test.every) for test in deciding(f)) == PAIRS
@@ -356,7 +361,7 @@ def test_a_true_claim_is_never_supported_by_runs_below_their_baselines(root, cla
     for key in set(baselines.values()):
         resave(made, key, neighbours=99.0, pixels=0.99)
     for metric, f in decided(claim, made).items():
-        if metric in baselineed:
+        if metric in with_baseline:
             assert (f.verdict, f.n) == ("undecided", 0) and f.why == f"0 pairs, 5 needed ({f.left_out})"
             assert f.left_out.startswith(f"{len(used)} of {len(used)} runs untrained: ")
             assert f.effect.startswith(f"({f.key_test.label}: ") and f.effect.endswith(")") and len(f.key_test.every) == PAIRS
@@ -365,20 +370,20 @@ def test_a_true_claim_is_never_supported_by_runs_below_their_baselines(root, cla
 
 
 @pytest.mark.parametrize("claim, case", EVERY)
-def test_a_grid_without_records_says_so(root, claim, case):
+def test_a_sweep_without_records_says_so(root, claim, case):
     content, used, _ = needed(claim, case)
-    Sweep(Store("smoke"), case.experiment, content).save()
+    Sweep(Store("smoke"), case.notebook, content).save()
     for f in claims.findings([Store("smoke")], [claim]):
         assert (f.verdict, f.n, f.effect, f.why) == ("not run", 0, "—", f"{len(used)} of {len(used)} runs missing")
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
-def test_a_grid_that_was_not_made_for_a_claim_says_what_it_lacks(root, claim):
+def test_a_sweep_that_was_not_made_for_a_claim_says_what_it_lacks(root, claim):
     assert [f.why for f in claims.findings([Store("smoke")], [claim])] == [f"no run of {' or '.join(claim.notebooks)}"] * len(
         claim.metrics
     )
     for i, (overrides, words) in enumerate(LACKS[claim.id]):
-        made, _ = plan(claim.notebooks[-1], "smoke", {"seed": [0], **overrides})
+        made, _ = sweep_of(claim.notebooks[-1], **{"seed": [0], **overrides})
         replace(made, store=Store(f"smoke-{i}")).save()
         for f in claims.findings([Store(f"smoke-{i}")], [claim]):
             assert (f.verdict, f.n, f.effect, f.tests) == ("not run", 0, "—", ())
@@ -459,8 +464,8 @@ def test_psnr_has_a_baseline_under_bert_only(root):
 
 @pytest.mark.parametrize("pretext", ["supervised", "none"])
 def test_a_pretext_without_a_metric_decides_nothing_by_it(root, pretext):
-    for experiment in ("21_cube", "24_geometry", "27_sample_size"):
-        made = saved_sweep(Store("smoke"), experiment, pretext=pretext, seed=[0, 1])
+    for notebook in ("21_cube", "24_geometry", "27_sample_size"):
+        made = saved_sweep(Store("smoke"), notebook, pretext=pretext, seed=[0, 1])
         made.save()
     found = {(f.claim.id, f.metric): f for f in claims.findings([made.store])}
     f = found["F1", "psnr"]
@@ -469,10 +474,10 @@ def test_a_pretext_without_a_metric_decides_nothing_by_it(root, pretext):
     assert all(f.verdict in ("undecided", "not run") for f in found.values())
 
 
-def test_several_grids_are_each_decided_and_one_that_fits_silences_those_that_do_not(root):
+def test_several_sweeps_are_each_decided_and_one_that_fits_silences_those_that_do_not(root):
     made = planted(CLAIM["F3"], CASES["F3"][0])
     replace(made, name="21_cube-again").save()
-    replace(plan("21_cube", "smoke", {"mixer": ["conv"]})[0], name="21_cube-less").save()
+    replace(sweep_of("21_cube", mixer=["conv"])[0], name="21_cube-less").save()
     found = claims.findings([made.store], [CLAIM["F3"]])
     assert [(f.metric, f.evidence) for f in found] == list(itertools.product(("probe", "psnr"), ("21_cube", "21_cube-again")))
 
@@ -498,7 +503,9 @@ def hand(values=(1.0,) * 5, goal="above", margin=0.0, label="x", unit="", **rest
 
 
 def test_holm_makes_two_tests_harder_than_each_alone(root):
-    of = lambda p, **rest: hand(p=(p, 1.0), **rest)  # noqa: E731
+    def of(p, **rest):
+        return hand(p=(p, 1.0), **rest)
+
     both = by_hand(root, of(0.03), of(0.04))
     assert [test.adjusted[0] for test in both.tests] == pytest.approx([0.06, 0.06])
     assert both.verdict == by_hand(root, of(0.03), of(0.04), any=True).verdict == "undecided"
@@ -601,7 +608,10 @@ def test_p3_is_the_permutation_of_the_largest_contrast_of_cells_with_enough_pair
     made = planted(CLAIM["P3"], CASES["P3"][0])
     values = runs_of(made).set_index(["seed", "mixer"]).probe
     gains = 100 * np.array([[values[seed, cell] - values[seed, "attn"] for cell in CUBE if cell != "attn"] for seed in SEEDS])
-    t = lambda x: x.mean(0) / (x.std(0, ddof=1) / len(x) ** 0.5)  # noqa: E731
+
+    def t(x):
+        return x.mean(0) / (x.std(0, ddof=1) / len(x) ** 0.5)
+
     largest = [t(gains * np.array(signs)[:, None]).max() for signs in itertools.product((1, -1), repeat=5)]
     f = decided(CLAIM["P3"], made)["probe"]
     (test,) = deciding(f)
@@ -654,7 +664,7 @@ def test_d1_takes_the_number_of_all_images_from_a_run_that_has_them(root):
 
 
 def test_of_holds_other_factors_at_their_base(root):
-    made, _ = plan("24_geometry", "smoke", {"seed": SEEDS})
+    made, _ = sweep_of("24_geometry", seed=SEEDS)
     e = Evidence(made, "probe", runs_of(made))
     fields = {run["key"]: run for run in made.runs}
     form = e.of(mixer="igpt", depth=2)
@@ -694,7 +704,10 @@ def test_values_are_weighted_sums_of_runs_that_count(root):
     resave(made, first(made, mixer="attn", seed=1), probe=0.2)
     e = Evidence(made, "probe", runs_of(made))
     difference = e.of(mixer="attn") - 0.5 * e.of(mixer="full")
-    probe = lambda mixer, seed: made.store.load(first(made, mixer=mixer, seed=seed))["probe"]["chosen"]["test"]  # noqa: E731
+
+    def probe(mixer, seed):
+        return made.store.load(first(made, mixer=mixer, seed=seed))["probe"]["chosen"]["test"]
+
     known = {seed: 100 * (probe("attn", seed) - 0.5 * probe("full", seed)) for seed in SEEDS}
     assert e.values(difference, baselines=False) == pytest.approx(known)
     assert e.values(difference) == pytest.approx({seed: value for seed, value in known.items() if seed != 1})
@@ -705,7 +718,10 @@ def test_values_are_weighted_sums_of_runs_that_count(root):
 def test_the_loss_is_turned_and_its_change_is_relative(root):
     made = planted(CLAIM["F3"], CASES["F3"][0])
     e = Evidence(made, "loss", runs_of(made))
-    loss = lambda mixer, seed: made.store.load(first(made, mixer=mixer, seed=seed))["loss"]["test"]  # noqa: E731
+
+    def loss(mixer, seed):
+        return made.store.load(first(made, mixer=mixer, seed=seed))["loss"]["test"]
+
     attention, plain = e.of(mixer="attn"), e.of(mixer="full")
     assert e.values(attention) == pytest.approx({seed: -loss("attn", seed) for seed in SEEDS})
     known = {seed: 100 * (loss("full", seed) - loss("attn", seed)) / loss("full", seed) for seed in SEEDS}
@@ -739,9 +755,9 @@ def test_tables_have_a_row_per_finding_and_per_test_in_whole_words(root):
         resave(made, first(made, mixer="igpt", depth=1, seed=seed), psnr=1.0)
     found = claims.findings([made.store])
     assert {f.verdict for f in found} == set(MARKS)
-    summary, tests = claims.summary(found), claims.tests(found)
+    summary, tests = verdicts.summary(found), verdicts.tests(found)
     assert len(summary) == len(found) >= sum(len(claim.metrics) for claim in CLAIMS)
-    assert len(tests) == sum(len(f.tests) for f in found) and len(claims.tests([])) == 0
+    assert len(tests) == sum(len(f.tests) for f in found) and len(verdicts.tests([])) == 0
     for frame, words in ((summary, list(summary)), (tests, [name for name in tests if tests[name].dtype == object])):
         for name in words:
             assert frame[name].notna().all() and not frame[name].astype(str).str.contains(r"\b(?:nan|inf|None)\b").any(), name
@@ -757,7 +773,7 @@ def test_signs_are_flipped_about_what_the_goal_is_tested_against(root):
     x = [0.3, -0.1, 0.02, 0.2, 0.05]
     f = by_hand(root, *(hand(x, goal, 0.1) for goal in ("above", "below", "differs", "within")), hand(x, "not below", -0.1))
     zero, margin, minus = stats.sign_flip(x), stats.sign_flip(x, 0.1), stats.sign_flip(x, -0.1)
-    assert zero != margin and list(claims.tests([f]).p_sign_flip) == [margin, margin, zero, zero, minus]
+    assert zero != margin and list(verdicts.tests([f]).p_sign_flip) == [margin, margin, zero, zero, minus]
 
 
 def test_an_effect_is_written_with_its_interval_unit_and_brackets_where_no_run_counts(root):

@@ -597,10 +597,10 @@ def full_disk(folder, way):
     [[exit code, stderr, files that changed, leftovers], ...]."""
     import torch
 
-    from biasnb.training import probe, run  # noqa: F401  in the parent of the forks
+    from biasnb.training import evaluation, run  # noqa: F401  in the parent of the forks
 
     torch.set_num_threads(1)
-    probe.fit_logistic.__defaults__ = (probe.PENALTIES, 2)  # a quick probe
+    evaluation.fit_logistic.__defaults__ = (evaluation.PENALTIES, 2)  # a quick probe
     runs, top = folder / "runs", folder / "runs/smoke"
     if way == "disk":
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", runs], check=True)

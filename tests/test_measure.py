@@ -13,7 +13,6 @@ from biasnb.config import Config
 from biasnb.data import palette
 from biasnb.data.datasets import Split
 from biasnb.networks import model
-from biasnb.training import compare
 from biasnb.training import measures as measure
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
@@ -116,7 +115,7 @@ def test_random_positions_raise_the_lie_error_of_a_convolution():
 def shifted(x, t, dim):
     """x sampled t places further along a dimension, |t| < 1, by Keys' cubic interpolation, reflected at the border."""
     n = x.shape[dim]
-    start = int(np.baseline(t))
+    start = int(np.floor(t))
     u = t - start
     weights = (-u / 2 + u**2 - u**3 / 2, 1 - 2.5 * u**2 + 1.5 * u**3, u / 2 + 2 * u**2 - 1.5 * u**3, (u**3 - u**2) / 2)
     at = torch.arange(n) + start
@@ -276,13 +275,13 @@ def features(n, width, seed=0):
 def test_cka_of_a_representation_with_itself_is_one_whatever_its_rotation_and_scale():
     x = features(40, 10)
     rotation, _ = torch.linalg.qr(features(10, 10, 1))
-    assert compare.cka(x, x) == pytest.approx(1)
-    assert compare.cka(x, 7 * x @ rotation + 3) == pytest.approx(1)
-    assert compare.cka(x.float(), x @ features(10, 10, 2)) < 0.95
+    assert measure.cka(x, x) == pytest.approx(1)
+    assert measure.cka(x, 7 * x @ rotation + 3) == pytest.approx(1)
+    assert measure.cka(x.float(), x @ features(10, 10, 2)) < 0.95
 
 
 def test_cka_of_unrelated_features_is_zero_on_average():
-    values = [compare.cka(features(16, 64, 2 * s), features(16, 32, 2 * s + 1)) for s in range(200)]
+    values = [measure.cka(features(16, 64, 2 * s), features(16, 32, 2 * s + 1)) for s in range(200)]
     assert abs(np.mean(values)) < 3 * np.std(values) / 200**0.5
     assert min(values) < 0 < max(values)
 
@@ -300,18 +299,18 @@ def test_cka_averages_the_unbiased_hsic_over_batches():
     parts = list(zip(x.split(10), y.split(10), strict=True))
     xy, xx, yy = (np.mean([hsic(*pick(a, b)) for a, b in parts])
                   for pick in (lambda a, b: (a, b), lambda a, b: (a, a), lambda a, b: (b, b)))  # fmt: skip
-    assert compare.cka(x, y, batch=10) == pytest.approx(xy / (xx * yy) ** 0.5)
-    assert compare.cka(x, y) == pytest.approx(hsic(x, y) / (hsic(x, x) * hsic(y, y)) ** 0.5)
-    assert compare.cka(x, y) == compare.cka(x, y, batch=30)
-    assert compare.cka(x, y, batch=28) == compare.cka(x[:28], y[:28])  # two images have no unbiased HSIC
+    assert measure.cka(x, y, batch=10) == pytest.approx(xy / (xx * yy) ** 0.5)
+    assert measure.cka(x, y) == pytest.approx(hsic(x, y) / (hsic(x, x) * hsic(y, y)) ** 0.5)
+    assert measure.cka(x, y) == measure.cka(x, y, batch=30)
+    assert measure.cka(x, y, batch=28) == measure.cka(x[:28], y[:28])  # two images have no unbiased HSIC
 
 
 def test_cka_between_layers_of_two_networks(images):
     one, other, x = network(depth=2), network(depth=1, seed=1), images(16, 8)
-    own, across = compare.cka_layers(one, x), compare.cka_layers(one, x, other)
+    own, across = measure.cka_layers(one, x), measure.cka_layers(one, x, other)
     assert own.shape == (3, 3) and across.shape == (3, 2)
     assert torch.allclose(own.diagonal(), torch.ones(3).double()) and torch.allclose(own, own.T)
-    expected = compare.cka(model.features(one, x)[:, 2].detach(), model.features(other, x)[:, 1].detach())
+    expected = measure.cka(model.features(one, x)[:, 2].detach(), model.features(other, x)[:, 1].detach())
     assert float(across[2, 1]) == pytest.approx(expected)
 
 
@@ -340,21 +339,21 @@ def evidence(x, y):
 def test_logme_is_the_maximum_of_the_evidence(width):
     x, y = labelled(24, width)
     expected = np.mean([evidence(x.numpy(), (y == c).numpy().astype(float)) for c in range(3)])
-    assert compare.logme(x, y, 3) == pytest.approx(expected, abs=1e-6)
-    assert compare.logme(x.float(), y, 5) == pytest.approx(expected, abs=1e-5)  # classes without an image do not count
+    assert measure.logme(x, y, 3) == pytest.approx(expected, abs=1e-6)
+    assert measure.logme(x.float(), y, 5) == pytest.approx(expected, abs=1e-5)  # classes without an image do not count
 
 
 def test_logme_ranks_features_by_what_they_tell():
     x, y = labelled(120, 8)
     noise = features(120, 8, 5)
-    values = [compare.logme(z, y, 3) for z in (noise, x + 4 * noise, x + noise, x)]
+    values = [measure.logme(z, y, 3) for z in (noise, x + 4 * noise, x + noise, x)]
     assert values == sorted(values)
 
 
 def test_logme_is_finite_for_features_that_tell_all_or_nothing():
     y = torch.arange(30) % 3
     for x in (torch.zeros(30, 4), torch.ones(30, 4), F.one_hot(y).float()):
-        assert np.isfinite(compare.logme(x, y, 3))
+        assert np.isfinite(measure.logme(x, y, 3))
 
 
 def test_transfer_probes_another_data_set():
@@ -364,7 +363,7 @@ def test_transfer_probes_another_data_set():
         return Split((noise + 100 * y[:, None, None, None] * torch.tensor([1, 0, 0])).byte(), y)
 
     data = SimpleNamespace(train=split(60, 0), val=split(20, 1), test=split(40, 2), classes=("grey", "red"))
-    result = compare.transfer(network(), data)
+    result = measure.transfer(network(), data)
     assert result["test"] == 1 and len(result["logme_layers"]) == 3 and result["logme"] == max(result["logme_layers"])
 
 

@@ -15,9 +15,9 @@ from biasnb.explore import playground, scene
 from biasnb.explore.checks import STATS
 from biasnb.explore.playground import Controls, Panel
 from biasnb.explore.scene import MASKS, Scene, Sheet, networks, respond
+from biasnb.networks import pretrained
 from biasnb.networks.model import build
 from biasnb.training import measures as measure
-from biasnb.training import pretrained
 from biasnb.training.pretext import pixel_mask, psnr
 
 NAMES = ["conv", "attn", "mixer"]

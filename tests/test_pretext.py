@@ -7,7 +7,7 @@ from biasnb.data import palette
 from biasnb.data.datasets import Split, generator
 from biasnb.networks import embed, model
 from biasnb.operators import MIXERS, TRIO
-from biasnb.training import baselines, pretext
+from biasnb.training import evaluation, pretext
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
 FORMS = [("rgb", "rgb"), ("quantised", "rgb"), ("palette", "palette"), ("rgb", "palette"), ("palette", "rgb")]
@@ -227,7 +227,7 @@ def test_denoising_sees_noisy_pixels_and_predicts_clean_ones(images, seen, targe
     given = pretext.draw(net.cfg, torch.zeros(4), generator("cpu", 0))
     assert given.shape == (4, 8, 8, 3)
     assert given.std().item() == pytest.approx(1, rel=0.1)
-    noisy = pretext.spoilt(net, x, given)
+    noisy = pretext.corrupted(net, x, given)
     assert torch.allclose(noisy, x.float() + 0.1 * 60 * given, atol=1e-4)
     predicted = net.head(net(net.encode(noisy)))
     assert not torch.equal(predicted, net.head(net(net.encode(x))))
@@ -241,7 +241,7 @@ def test_denoising_sees_noisy_pixels_and_predicts_clean_ones(images, seen, targe
 
 def test_noise_never_leaves_the_scale_of_pixels(images):
     x = images(4, 8)
-    noisy = pretext.spoilt(network(x, pretext="denoise", noise=10.0), x, torch.randn(4, 8, 8, 3))
+    noisy = pretext.corrupted(network(x, pretext="denoise", noise=10.0), x, torch.randn(4, 8, 8, 3))
     assert noisy.min() == 0 and noisy.max() == 255
 
 
@@ -332,7 +332,7 @@ def test_examples_show_what_the_network_gets_and_what_it_makes_of_it(images, tas
     shown = {name: torch.from_numpy(array) for name, array in pretext.examples(net, x, given).items()}
     assert all(array.shape == x.shape and array.dtype == torch.uint8 for array in shown.values())
     if task == "denoise":
-        noisy = pretext.spoilt(net, net.arrange(x), given)
+        noisy = pretext.corrupted(net, net.arrange(x), given)
         assert torch.equal(net.arrange(shown["input"]), noisy.round().byte())
         return
     hidden = given if task == "bert" else (raster(4) >= 8).expand(3, 4, 4)
@@ -410,7 +410,7 @@ def test_restore_inverts_arrange(images, kind):
 def test_baselines_equal_their_slow_loops(images):
     x = images(3, 6).float()
     hidden = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.7
-    mean, neighbours, nearest = (fill(x, hidden) for fill in baselines.BASELINES.values())
+    mean, neighbours, nearest = (fill(x, hidden) for fill in evaluation.BASELINES.values())
     for b in range(3):
         seen = [(r, c) for r in range(6) for c in range(6) if not hidden[b, r, c]]
         for r, c in hidden[b].nonzero().tolist():
@@ -427,7 +427,7 @@ def test_baselines_equal_their_slow_loops(images):
 
 def test_baselines_survive_an_image_with_nothing_visible(images):
     x, hidden = images(1, 4).float(), torch.ones(1, 4, 4, dtype=torch.bool)
-    for fill in baselines.BASELINES.values():
+    for fill in evaluation.BASELINES.values():
         assert torch.isfinite(fill(x, hidden)).all()
 
 
@@ -435,10 +435,10 @@ def test_baselines_survive_an_image_with_nothing_visible(images):
 def test_baselines_fill_what_the_network_has_to_predict(images, permute):
     split = Split(images(7, 8), torch.zeros(7))
     net = network(split.images, permute=permute)
-    found = baselines.baseline_psnr(split, net.cfg, "test", chunk=3)
+    found = evaluation.baseline_psnr(split, net.cfg, "test", chunk=3)
     mask = pretext.evaluation_masks(split, net.cfg, "test")
     x, hidden = net.arrange(split.images).float(), pretext.pixel_mask(mask, 2)
-    for name, fill in baselines.BASELINES.items():
+    for name, fill in evaluation.BASELINES.items():
         error = float((fill(x, hidden) - x).square().sum())
         assert found[name] == pytest.approx(pretext.psnr(error, int(hidden.sum()) * 3), rel=1e-5)
 
@@ -448,7 +448,7 @@ def test_the_ceiling_of_a_palette_is_the_error_of_its_nearest_colours(images):
     colours = palette.fit(x, 8)
     nearest = torch.cdist(x.view(-1, 3).float(), colours.colours).amin(1)
     expected = pretext.psnr(float(nearest.square().sum()), 5 * 64 * 3)
-    assert baselines.palette_psnr(x, colours) == pytest.approx(expected, rel=1e-4)
+    assert evaluation.palette_psnr(x, colours) == pytest.approx(expected, rel=1e-4)
 
 
 def test_psnr_of_a_known_error():

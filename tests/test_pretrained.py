@@ -11,13 +11,16 @@ from safetensors.torch import load, save
 import biasnb
 from biasnb.config import configure
 from biasnb.data.datasets import DataError
+from biasnb.networks import pretrained
 from biasnb.networks.model import features
 from biasnb.operators import CUBE, TRIO
 from biasnb.records import places
-from biasnb.records.keys import baseline_key, key
-from biasnb.records.store import Store, StoreError, Sweep
+from biasnb.records.keys import baseline_key, key, key_fields
+from biasnb.records.store import Store, StoreError
+from biasnb.records.sweep import Sweep
+from biasnb.suite import verify
 from biasnb.sweep.experiments import plan
-from biasnb.training import pretrained, run
+from biasnb.training import run
 from biasnb.training.pretext import evaluate
 
 CHECKOUT = places.CHECKOUT
@@ -35,8 +38,8 @@ def trained(tmp_path_factory, decoded):
         here = Store("smoke")
         for name, wanted in RUNS.items():
             configs = [configure("smoke", **fields) for fields in wanted]
-            asked = [{"key": key(cfg), "baseline": baseline_key(cfg), **run.key_fields(cfg)} for cfg in configs]
-            Sweep(here, name, {"overrides": {}, "runs": asked}).save()
+            asked = [{"key": key(cfg), "baseline": baseline_key(cfg), **key_fields(cfg)} for cfg in configs]
+            Sweep(here, name, {"changed": {}, "runs": asked}).save()
             for cfg in configs:
                 run.run(cfg, here)
         shutil.copytree(here.folder, root / "results" / "smoke", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -55,13 +58,13 @@ def off(rows):
 
 def test_a_profile_publishes_the_deepest_of_each_preset_and_every_cell(root):
     with pytest.raises(StoreError, match="neither 20_trio nor 21_cube asks for a network"):
-        pretrained.networks(Store("smoke"))
+        verify.networks(Store("smoke"))
     runs = {}
     for name in ("20_trio", "21_cube", "24_geometry"):
         grid, configs = plan(name, "smoke")
         grid.save()
         runs |= {key(cfg): cfg for cfg in configs}
-    chosen = {mixer: runs[k] for mixer, k in pretrained.networks(Store("smoke")).items()}
+    chosen = {mixer: runs[k] for mixer, k in verify.networks(Store("smoke")).items()}
     assert list(chosen) == [*TRIO, *CUBE]
     assert all((cfg.mixer, cfg.seed, cfg.pretext) == (mixer, 0, "bert") for mixer, cfg in chosen.items())
     assert [chosen[mixer].depth for mixer in (*TRIO, *CUBE)] == [2] * 3 + [1] * 8
@@ -69,15 +72,15 @@ def test_a_profile_publishes_the_deepest_of_each_preset_and_every_cell(root):
 
 
 def test_published_weights_give_the_recorded_numbers_again(made):
-    assert pretrained.publish("smoke") == ["igpt", "conv", "lc"]
+    assert verify.publish("smoke") == ["igpt", "conv", "lc"]
     log = io.StringIO()
     threads = torch.get_num_threads()
-    rows = pretrained.verify("smoke", log)
+    rows = verify.verify("smoke", log)
     assert off(rows) == set()
-    assert {row["metric"] for row in rows} == {"data", *pretrained.METRICS} - {"accuracy, %"}
+    assert {row["metric"] for row in rows} == {"data", *verify.METRICS} - {"accuracy, %"}
     assert log.getvalue().split("\n")[:3] == ["[1/3] conv", "[2/3] igpt", "[3/3] lc"]
     assert torch.get_num_threads() == threads
-    record, _, model = pretrained.loaded("smoke", "igpt")
+    record, _, model = verify.loaded("smoke", "igpt")
     assert (record["key"], model.cfg.seed) == (key(configure("smoke", mixer="igpt")), 0)
     about = json.loads((made / "results/smoke/networks/igpt/config.json").read_text())
     assert about == {**record["config"], "key": record["key"], "profile": "smoke",
@@ -85,12 +88,12 @@ def test_published_weights_give_the_recorded_numbers_again(made):
 
 
 def test_a_weight_changed_by_hand_is_found_by_the_metrics_that_moved(made):
-    pretrained.publish("smoke")
+    verify.publish("smoke")
     path = pretrained.folder("smoke") / "conv" / "model.safetensors"
     tensors = load(path.read_bytes())
     tensors["head.weight"][0] += 1.0
     path.write_bytes(save(tensors))
-    assert off(pretrained.verify("smoke", io.StringIO())) == {("conv", "PSNR, dB"), ("conv", "loss")}
+    assert off(verify.verify("smoke", io.StringIO())) == {("conv", "PSNR, dB"), ("conv", "loss")}
 
 
 def test_values_agree_up_to_what_is_allowed_and_not_beyond():
@@ -99,8 +102,8 @@ def test_values_agree_up_to_what_is_allowed_and_not_beyond():
     near = {**record, "loss": {"test": 1.0004}, "probe": {"chosen": {"test": 0.509, "knn": 0.5004}}}
     far = {**record, "loss": {"test": float("nan")}, "accuracy": {"test": 0.501}, "data": {"fingerprint": "b"}}
     far["probe"] = {"chosen": {"test": 0.511, "knn": 0.501}}
-    assert {row[0]: row[-1] for row in pretrained.compare(record, near)} == dict.fromkeys(["data", *SUPERVISED], True)
-    assert {row[0]: row[-1] for row in pretrained.compare(record, far)} == dict.fromkeys(["data", *SUPERVISED], False)
+    assert {row[0]: row[-1] for row in verify.compare(record, near)} == dict.fromkeys(["data", *SUPERVISED], True)
+    assert {row[0]: row[-1] for row in verify.compare(record, far)} == dict.fromkeys(["data", *SUPERVISED], False)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +116,11 @@ def test_values_agree_up_to_what_is_allowed_and_not_beyond():
     ids=["truncated", "foreign", "missing"],
 )
 def test_weights_that_cannot_be_loaded_are_named_in_a_line(made, spoil, reason):
-    pretrained.publish("smoke")
+    verify.publish("smoke")
     path = pretrained.folder("smoke") / "lc" / "model.safetensors"
     spoil(path)
     with pytest.raises(StoreError, match=reason) as caught:
-        pretrained.verify("smoke", io.StringIO())
+        verify.verify("smoke", io.StringIO())
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
@@ -127,17 +130,17 @@ def changed(path, **fields):
 
 def test_a_network_whose_config_is_not_that_of_its_record_is_refused(made):
     with pytest.raises(StoreError, match="no published networks"):
-        pretrained.verify("smoke")
-    pretrained.publish("smoke")
+        verify.verify("smoke")
+    verify.publish("smoke")
     path = pretrained.folder("smoke") / "lc" / "config.json"
     changed(path, mixer="conv")
     with pytest.raises(StoreError, match=r"lc/config\.json: another config than"):
-        pretrained.loaded("smoke", "lc")
+        verify.loaded("smoke", "lc")
     path.write_text("[]")
     with pytest.raises(StoreError, match=r"lc/config\.json: lacks the key"):
-        pretrained.loaded("smoke", "lc")
+        verify.loaded("smoke", "lc")
     with pytest.raises(StoreError, match=r"'hyena' is not published in .*; there are conv, igpt, lc"):
-        pretrained.loaded("smoke", "hyena")
+        verify.loaded("smoke", "hyena")
 
 
 @pytest.mark.parametrize(
@@ -154,25 +157,25 @@ def test_what_does_not_belong_together_is_not_published(made, spoil, reason):
     k = key(configure("smoke", **RUNS["21_cube"][1]))
     spoil(*(made / base / "smoke" / k for base in ("runs", "results")))
     with pytest.raises(StoreError, match=reason) as caught:
-        pretrained.publish("smoke")
+        verify.publish("smoke")
     assert k in str(caught.value) and "\n" not in str(caught.value)
     assert not pretrained.folder("smoke").exists()
 
 
 def test_a_diverged_network_has_no_weights_to_publish(made):
     changed(made / "runs" / "smoke" / f"{key(configure('smoke', mixer='igpt'))}.json", status="diverged")
-    assert pretrained.publish("smoke") == ["conv", "lc"]
+    assert verify.publish("smoke") == ["conv", "lc"]
 
 
 def test_data_that_are_not_here_are_said_to_be_missing(made, monkeypatch):
-    pretrained.publish("smoke")
+    verify.publish("smoke")
 
     def prepare(cfg):
         raise DataError(f"no data in {cfg.data_dir}")
 
-    monkeypatch.setattr(pretrained, "prepare", prepare)
+    monkeypatch.setattr(verify, "prepare", prepare)
     log = io.StringIO()
-    rows = pretrained.verify("smoke", log, "elsewhere")
+    rows = verify.verify("smoke", log, "elsewhere")
     assert [(row["network"], row["agrees"]) for row in rows] == [("conv", None), ("igpt", None), ("lc", None)]
     assert "data not here" in rows[0]["measured"] and "no data in elsewhere" in log.getvalue()
 
@@ -188,8 +191,8 @@ def test_committed_networks_are_small_and_belong_to_committed_records():
 
 def test_a_network_is_loaded_in_one_line_and_by_the_hubs_own_way_without_a_network_connection(made, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", None)
-    pretrained.publish("smoke")
-    _, data, model = pretrained.loaded("smoke", "igpt")
+    verify.publish("smoke")
+    _, data, model = verify.loaded("smoke", "igpt")
     one = biasnb.load("igpt", "smoke")
     other = pretrained.Pretrained.from_pretrained(pretrained.folder("smoke") / "igpt")
     images = data.test.images[:4]
@@ -207,7 +210,7 @@ def test_a_network_of_palette_colours_and_one_of_labels_come_back_whole(root):
         cfg = configure("smoke", **fields)
         data, model = run.prepare(cfg)
         torch.nn.init.normal_(model.head.weight)
-        settings = run.description(model, "k", "smoke")
+        settings = pretrained.description(model, "k", "smoke")
         network = pretrained.Pretrained(**settings)
         network.load_state_dict(model.state_dict())
         network.save_pretrained(root / cfg.pretext)
@@ -219,7 +222,7 @@ def test_a_network_of_palette_colours_and_one_of_labels_come_back_whole(root):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "'conv' is neither published .* nor a folder"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: not what is said"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: not a description"),
         (lambda folder: changed(folder / "config.json", mean=[[1.0], [1.0, 2.0]]), "not one of this suite"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: changed(folder / "config.json", depht=2), "not one of this suite .*depht"),
@@ -229,7 +232,7 @@ def test_a_network_of_palette_colours_and_one_of_labels_come_back_whole(root):
     ids=["no config", "a list", "ragged mean", "broken config", "unknown field", "no weights", "other weights"],
 )
 def test_a_broken_folder_of_a_network_is_named_in_one_line(made, spoil, message):
-    pretrained.publish("smoke")
+    verify.publish("smoke")
     spoil(pretrained.folder("smoke") / "conv")
     with pytest.raises(StoreError, match=message) as caught:
         biasnb.load("conv", "smoke")

@@ -6,18 +6,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import NO_TORCH, record_of, run_record, saved_sweep
+from synthetic import NO_TORCH, record_of, run_record, saved_sweep, shown_by
 
 from biasnb.config import Config
-from biasnb.figures import drawing as figures
-from biasnb.figures import studies, style, tables, trends
+from biasnb.figures import FIGURES, TABLES, curves, levels, show_figure, show_table, style, tables, write_figures, write_tables
 from biasnb.figures.style import BASELINES
+from biasnb.operators import CUBE
 from biasnb.records import places, store
 from biasnb.records.store import Store, StoreError
-from biasnb.suite import reproduce as suite
 
 CHECKOUT = places.CHECKOUT
-DRAWN = sorted({*figures.FIGURES, *tables.TABLES})
+STUDIES = [path.stem for path in sorted((CHECKOUT / "results/quick/sweeps").glob("*.json"))]
 
 
 def test_summary_shows_mean_interval_n_and_baselines(root):
@@ -87,23 +86,28 @@ def broken(g):
     return {"n": len(g.runs) - 1 - len(lost), "diverged": 1, "failed": failed, "missing": len(lost) - failed}
 
 
+def test_every_figure_and_table_is_shown_by_a_committed_sweep():
+    shown = [shown_by(study) for study in STUDIES]
+    assert {name for names in shown for name in names["figures"]} == set(FIGURES)
+    assert {name for names in shown for name in names["tables"]} == set(TABLES)
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("experiment", DRAWN)
-def test_all_that_an_experiment_shows_is_written_and_drawn_again_alike(root, monkeypatch, experiment):
-    """SVG and PDF take long and are left empty here; see the next test but one."""
+@pytest.mark.parametrize("study", STUDIES)
+def test_all_that_a_study_shows_is_written_and_drawn_again_alike(root, monkeypatch, study):
+    """SVG and PDF take long and are left empty here; the next test but one has them."""
     monkeypatch.setitem(style.STYLE, "savefig.dpi", 60)
     save = style.Picture.savefig
     monkeypatch.setattr(style.Picture, "savefig", lambda *a, format, **k: format == "png" and save(*a, format=format, **k))
-    g = saved_sweep(Store("smoke"), experiment)
-    pictures, written = figures.write(g, root / "figures"), tables.write(g, root / "tables")
-    names = figures.FIGURES[experiment]
-    assert not set(names) & set(tables.TABLES[experiment])
-    assert [p.name for p in pictures] == [f"{experiment}-{n}{s}" for n in names for s in (".png", ".svg", ".pdf", ".csv")]
-    pages = tables.TABLES[experiment]
-    assert [p.name for p in written] == [f"{experiment}-{n}{s}" for n in pages for s in (".md", ".csv", ".tex")]
-    assert all(p.read_text().count("\n") > 1 for p in (*pictures, *written) if p.suffix in (".csv", ".md"))
-    again = figures.write(g, root / "again") + tables.write(g, root / "again")
-    for one, other in zip((*pictures, *written), again, strict=True):
+    g = saved_sweep(Store("smoke"), study)
+    paths = write_figures(g, root / "all") + write_tables(g, root / "all")
+    pictures = [f"{study}-{n}{s}" for n in g.content["figures"] for s in (".png", ".svg", ".pdf", "-numbers.csv")]
+    pages = [f"{study}-{n}{s}" for n in g.content["tables"] for s in (".md", ".csv", ".tex")]
+    assert [path.name for path in paths] == pictures + pages
+    assert len(set(paths)) == len(paths), "a figure and a table in one file"
+    assert all(path.read_text().count("\n") > 1 for path in paths if path.suffix in (".csv", ".md"))
+    again = write_figures(g, root / "again") + write_tables(g, root / "again")
+    for one, other in zip(paths, again, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
@@ -113,82 +117,73 @@ def rows(table):
     return [row for row in first if not row.startswith(tuple(BASELINES.values()))]
 
 
+def tables_of(g):
+    return {name: TABLES[name](g) for name in g.content["tables"]}
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("experiment", DRAWN)
-def test_an_experiment_with_gaps_is_drawn_and_its_tables_count_them(root, experiment):
-    g = saved_sweep(Store("smoke"), experiment)
-    whole = {name: rows(make(g)) for name, make in tables.TABLES[experiment].items()}
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_with_gaps_is_drawn_and_its_tables_count_them(root, study):
+    g = saved_sweep(Store("smoke"), study)
+    whole = {name: rows(table) for name, table in tables_of(g).items()}
     states, runs = broken(g), len(g.runs)
-    for name, make in tables.TABLES[experiment].items():
-        table = make(g)
+    for name, table in tables_of(g).items():
         assert rows(table) == whole[name], name
         if "missing" in table:
             assert {state: table[state].sum() for state in states} == states, name
-    for name in figures.FIGURES[experiment]:
-        figures.draw(name, g)
+    for name in g.content["figures"]:
+        show_figure(name, g)
     for path in g.store.folder.glob("*.json"):
         path.unlink()
-    for name, make in tables.TABLES[experiment].items():
-        table = make(g)
+    for name, table in tables_of(g).items():
         assert rows(table) == whole[name], name
         assert "missing" not in table or table["missing"].sum() == runs - states["failed"], name
         assert "n" not in table or table["n"].sum() == 0, name
-    for name in figures.FIGURES[experiment]:
-        figures.draw(name, g)
-    assert tables.write(g, root / "tables")
+    for name in g.content["figures"]:
+        show_figure(name, g)
+    assert write_tables(g, root / "tables")
 
 
-def test_rendering_twice_gives_identical_bytes(root):
-    for experiment in ("27_sample_size", "40_reconstructions"):
-        g = saved_sweep(Store("smoke"), experiment)
-        g.save()
-    one, other = suite.render(g.store, folder=root / "one"), suite.render(g.store, folder=root / "other")
-    assert {p.suffix for p in one} == {".png", ".svg", ".pdf", ".md", ".csv", ".tex"}
-    assert [p.name for p in one] == [p.name for p in other]
-    for a, b in zip(one, other, strict=True):
-        assert a.read_bytes() == b.read_bytes(), a.name
-
-
-def test_a_figure_is_drawn_once_and_shown_from_its_file_until_what_it_follows_from_changes(root):
+def test_a_notebook_shows_what_is_written_and_that_of_your_own_runs_is_kept(root):
     g = saved_sweep(Store("smoke"), "40_reconstructions")
-    g.save()
-    assert isinstance(figures.show("rows", g), style.Picture)  # nothing has been written yet
-    paths = suite.render(g.store)
-    picture = root / "runs/smoke/figures/40_reconstructions-rows.png"
-    picture.write_bytes(changed := picture.read_bytes() + b"kept")
-    assert suite.render(g.store) == paths and picture.read_bytes() == changed
-    shown = figures.show("rows", g)
-    assert shown.data == changed and shown.width == pytest.approx(10.5 * style.STYLE["figure.dpi"], abs=1)
-    record = g.store.load(g.runs[0]["key"])
-    g.store.save({**record, "psnr": {**record["psnr"], "test": 1.0}}, g.store.arrays(record["key"]))
-    assert isinstance(figures.show("rows", g), style.Picture)
-    assert suite.render(g.store) == paths and picture.read_bytes() != changed
-    for lost in (picture, g.store.path(record["key"])):
-        assert figures.drawn(g) == paths
-        content = lost.read_bytes()
-        lost.unlink()
-        assert not figures.drawn(g)
-        lost.write_bytes(content)
-    path = g.store.path(record["key"])
-    content = path.read_bytes()
-    path.unlink()
-    suite.render(g.store)  # with a gap
-    path.write_bytes(content)
-    assert not figures.drawn(g)
-    assert suite.render(g.store, anew=True) == paths and b"kept" not in picture.read_bytes()
-    (root / "results").mkdir()
-    (root / "results/reported.toml").write_text("# a number of the paper\n")
-    assert not figures.drawn(g)
-    g.content["changed"]["own"] = {"cross": "1234"}
-    assert figures.source(g) is None
+    picture, kept = show_figure("rows", g), root / "runs/smoke/figures/40_reconstructions-rows.png"
+    assert picture.data == kept.read_bytes() and picture.width == pytest.approx(10.5 * style.STYLE["figure.dpi"], abs=1)
+    assert show_figure("rows", g).data == picture.data
+    written = write_figures(g, root / "all")
+    assert {path.suffix for path in written} == {".png", ".svg", ".pdf", ".csv"} and written[0].read_bytes() == picture.data
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(written, write_figures(g, root / "b"), strict=True))
+    table = show_table("reconstruction", g)
+    assert "masked PSNR, dB" in table and "paper" in table
+    page = root / "runs/smoke/tables/40_reconstructions-reconstruction.md"
+    assert page.read_text() == write_tables(g, root / "all")[0].read_text()
+    os.symlink(CHECKOUT / "results", root / "results")
+    reference = next(sweep for sweep in Store("quick", "results").sweeps() if sweep.name == "40_reconstructions")
+    assert show_figure("rows", reference).data != picture.data and len(show_table("reconstruction", reference))
+    assert {path.name for path in (root / "runs").glob("*/*/*.*")} == {kept.name, page.name}
+
+
+def test_names_are_for_any_sweep_and_an_unknown_one_names_the_nearest(root):
+    g = saved_sweep(Store("smoke"), "25_skip")
+    assert show_figure("curves", g) and show_figure("mask_rate", g) is None and len(show_table("depths", g))
+    for show, what, name, nearest in ((show_figure, "figure", "levls", "levels"), (show_table, "table", "sumary", "summary")):
+        with pytest.raises(StoreError) as refused:
+            show(name, g)
+        assert str(refused.value) == f"{what}: {name!r} is not known; did you mean {nearest!r}?"
+    for name in FIGURES:  # none needs a sweep that was made for it
+        show_figure(name, g)
+    for name in TABLES:
+        show_table(name, g)
+    g.content["figures"] = ["curvs"]
+    with pytest.raises(StoreError, match="figure: 'curvs' is not known; did you mean 'curves'"):
+        write_figures(g, root / "all")
 
 
 @pytest.mark.parametrize("pretext", ["ar", "supervised", "none"])
 def test_a_notebook_under_another_pretext_is_drawn(root, pretext):
     """No PSNR under the last two, no loss curve under 'none'."""
     g = saved_sweep(Store("smoke"), "20_trio", pretext=pretext, seed=[0], depth=[1])
-    for name in figures.FIGURES["20_trio"]:
-        figures.draw(name, g)
+    for name in g.content["figures"]:
+        show_figure(name, g)
     assert tables.differences(g)["n"].tolist() == [1] * 3
     assert len(tables.cost(g)) == 3
     row = tables.summary(g).iloc[0]
@@ -255,38 +250,38 @@ def test_light_commands_import_no_torch(words, tmp_path):
 def test_every_operator_is_in_every_panel_of_a_factor_that_it_reads(root):
     """An operator that does not read one factor of a sweep is still compared on the others."""
     g = saved_sweep(Store("smoke"), "24_geometry")
-    runs = studies.done_runs(g)
+    runs = levels.done_runs(g)
     for name in g.factors():
-        shown = studies.at_base(g, runs, name)
+        shown = levels.at_base(g, runs, name)
         for mixer in ("convmixer", "mixer", "igpt"):
-            levels = shown[shown.mixer == mixer][name].dropna().nunique()
-            assert levels >= 2 or (name == "kernel" and mixer != "convmixer"), (name, mixer)
+            count = shown[shown.mixer == mixer][name].dropna().nunique()
+            assert count >= 2 or (name == "kernel" and mixer != "convmixer"), (name, mixer)
 
 
-def test_the_base_of_a_grid_is_the_point_that_it_varies_around(root):
+def test_the_base_of_a_sweep_is_the_point_that_it_varies_around(root):
     assert saved_sweep(Store("smoke"), "24_geometry").base() == {
         "depth": 1, "width": 8, "patch": 2, "kernel": 3, "mask_rate": 0.5, "budget": "steps", "steps": 4}  # fmt: skip
     assert saved_sweep(Store("smoke"), "21_cube").base() == {"pretext": "bert", "kernel": 3, "rank": 2}
 
 
-# ---- trends -------------------------------------------------------------------------------------------------------------
+# ---- curves -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_gap_is_that_of_networks_of_one_seed_and_depth(root):
     g = saved_sweep(Store("smoke"), seed=[0, 1, 2])
-    figure, table = trends.gap(g)
+    figure, table = curves.gap(g)
     known = g.frame().pivot(index=["depth", "seed"], columns="mixer", values="psnr")
     for row in table.itertuples():
         assert row.psnr == pytest.approx(known.loc[(row.depth, row.seed), row.mixer] - known.loc[(row.depth, row.seed), "igpt"])
     assert len(table) == 2 * 2 * 3 and len(figure.axes) == 2
     g.store.path(next(run["key"] for run in g.runs if (run["mixer"], run["depth"], run["seed"]) == ("igpt", 1, 2))).unlink()
-    assert len(trends.gap(g)[1]) == 12 - 2
+    assert len(curves.gap(g)[1]) == 12 - 2
 
 
 def test_the_interaction_plot_shows_the_eight_cells_under_the_first_pretext(root):
     g = saved_sweep(Store("smoke"), "21_cube")
-    figure, table = trends.interactions(g)
-    assert table.groupby("mixer").size().to_dict() == dict.fromkeys(studies.CUBE, 2)
+    figure, table = FIGURES["interactions"](g)
+    assert table.groupby("mixer").size().to_dict() == dict.fromkeys(CUBE, 2)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"●● local, shared\nconv → lattn", "●○ local\nlc → lattn_abs", "○● shared\ngconv → gattn",
             "○○ neither\nfull → attn"} < set(words)  # fmt: skip
@@ -297,7 +292,7 @@ def test_losses_are_compared_with_probes_only_where_the_task_is_the_same(root):
     g = saved_sweep(Store("smoke"), "24_geometry")
     frame = g.frame()
     same = (frame.patch == 2) & (frame.mask_rate == 0.5) & (frame.budget == "steps") & (frame.steps == 4)
-    assert 0 < len(trends.loss_probe(g)[1]) == same.sum() < len(frame)
+    assert 0 < len(curves.loss_probe(g)[1]) == same.sum() < len(frame)
 
 
 def test_sizes_are_the_numbers_of_images_and_equal_runs_count_once(root):
@@ -307,7 +302,7 @@ def test_sizes_are_the_numbers_of_images_and_equal_runs_count_once(root):
         record = g.store.load(run["key"])
         record["data"] |= {"pool": min(run["images"] or 64, 64), "train": run["labelled"]}
         g.store.save(record, g.store.arrays(run["key"]))
-    figure, table = trends.sample_size(g)
+    figure, table = curves.sample_size(g)
     assert set(table.n_images) == {64} and set(table.n_labelled) == {100, 200}
     labels = [[tick.get_text() for tick in ax.get_xticklabels()] for ax in figure.axes]
     assert labels == [["64\n(all)"], ["64\n(all)"], ["100", "200"]]
@@ -317,7 +312,7 @@ def test_sizes_are_the_numbers_of_images_and_equal_runs_count_once(root):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("experiment", "name", "overrides", "panels"),
+    ("study", "name", "overrides", "panels"),
     [
         ("20_trio", "gap", {"seed": 0, "depth": 1}, 2),
         ("20_trio", "gap", {"mixer": ["mixer", "igpt"], "pretext": "supervised"}, 1),
@@ -334,13 +329,13 @@ def test_sizes_are_the_numbers_of_images_and_equal_runs_count_once(root):
         ("27_sample_size", "sample_size", {"pretext": "supervised"}, 1),
     ],
 )
-def test_a_restricted_grid_is_drawn_as_far_as_it_compares_anything(root, experiment, name, overrides, panels):
-    g = saved_sweep(Store("smoke"), experiment, **overrides)
-    make = figures.FIGURES[experiment][name]
+def test_a_restricted_sweep_is_drawn_as_far_as_it_compares_anything(root, study, name, overrides, panels):
+    g = saved_sweep(Store("smoke"), study, **overrides)
+    make = FIGURES[name]
     figure, table = make(g)
     assert (figure and len(figure.axes)) == panels and "probe" in table
     assert figure or table.empty
-    figures.draw(name, g)
+    assert (show_figure(name, g) is None) == (panels is None)
     for path in g.store.folder.glob("*.json"):
         path.unlink()
     nothing, none = make(g)
@@ -351,7 +346,7 @@ def test_names_of_lines_stay_apart_in_order_and_inside_the_panel():
     figure, (ax,) = style.canvas(6, 4)
     ax.plot([0, 1], [0, 10])
     levels = [0.0, 0.01, 0.02, 5.0, 9.99, 10.0, float("nan")]
-    trends.name_ends(ax, [trends.end(level, f"line {i}\nmore", "conv") for i, level in enumerate(levels)])
+    curves.name_ends(ax, [curves.end(level, f"line {i}\nmore", "conv") for i, level in enumerate(levels)])
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in ax.texts]
     assert [text.get_text()[5] for text in ax.texts] == list("012345")
@@ -374,9 +369,9 @@ def test_the_table_of_depths_holds_the_numbers_of_the_summary_and_the_baselines(
     assert pivoted.loc[("raw pixels", "probe, %")].tolist() == ["42.0"] * 2
 
 
-@pytest.mark.parametrize("experiment", sorted(tables.TABLES))
-def test_latex_is_ascii_with_as_many_cells_in_every_row_and_balanced_braces(root, experiment):
-    for path in tables.write(saved_sweep(Store("smoke"), experiment), root):
+@pytest.mark.parametrize("study", STUDIES)
+def test_latex_is_ascii_with_as_many_cells_in_every_row_and_balanced_braces(root, study):
+    for path in write_tables(saved_sweep(Store("smoke"), study), root):
         if path.suffix == ".tex":
             text = path.read_bytes().decode("ascii")
             bare = text.replace(r"\{", "").replace(r"\}", "")
@@ -396,7 +391,7 @@ def test_latex_writes_every_character():
 
 
 ENTRY = """[[reported]]
-table = "20_trio-trio"
+table = "20_trio-summary"
 row = { network = "iGPT (attention)", depth = "1" }
 value = "44.1 % probe"
 source = "Table 1"
@@ -409,16 +404,16 @@ def enter(root, text):
 
 def test_a_number_of_the_paper_stands_in_its_row_of_its_table(root):
     g = saved_sweep(Store("smoke"))
-    assert set(tables.make("trio", g).paper) == {"—"}
-    other = ENTRY.replace("trio-trio", "trio-differences").replace("iGPT (attention)", "x").replace("network", "difference")
+    assert set(tables.make("summary", g).paper) == {"—"}
+    other = ENTRY.replace("trio-summary", "trio-differences").replace("iGPT (attention)", "x").replace("network", "difference")
     enter(root, ENTRY + ENTRY.replace("44.1 % probe", "5 dB") + ENTRY.replace('"1"', '"16"'))
-    table = tables.make("trio", g)
+    table = tables.make("summary", g)
     assert list(table)[-1] == "paper"
     shown = table[table.paper != "—"]
     assert shown[["network", "depth", "paper"]].values.tolist() == [
         ["iGPT (attention)", "1", "44.1 % probe (Table 1); 5 dB (Table 1)"]]  # fmt: skip
     assert set(tables.make("cost", g).paper) == {"—"}
-    assert "44.1 % probe (Table 1)" in next(p for p in tables.write(g, root) if p.suffix == ".csv").read_text()
+    assert "44.1 % probe (Table 1)" in next(p for p in write_tables(g, root) if p.name == "20_trio-summary.csv").read_text()
     enter(root, other)
     with pytest.raises(StoreError, match=r"entry 1: difference: 'x' is not known; did you mean"):
         tables.make("differences", g)
@@ -430,10 +425,11 @@ def test_a_number_of_the_paper_stands_in_its_row_of_its_table(root):
         ("value =", "valve =", "entry 1: key: 'valve' is not known; did you mean 'value'?"),
         ('source = "Table 1"\n', "", "entry 1: source: None, expected text"),
         ('"44.1 % probe"', "44.1", "entry 1: value: 44.1, expected text"),
-        ('"20_trio-trio"', '"20_trio-tiro"', "entry 1: table: '20_trio-tiro' is not known; did you mean '20_trio-trio'?"),
+        ("trio-summary", "trio-sumary", "entry 1: table: '20_trio-sumary' is not known; did you mean '20_trio-summary'?"),
+        ("trio-summary", "tiro-summary", "entry 1: table: '20_tiro-summary' is not known; did you mean '20_trio-summary'?"),
         ("row = {", "row = { neighbor = 1,", "entry 1: column: 'neighbor' is not known; did you mean 'neighbour mean, dB'?"),
         ("iGPT (att", "iGTP (att", "entry 1: network: 'iGTP (attention)' is not known; did you mean 'iGPT (attention)'?"),
-        (', depth = "1"', "", "entry 1: row: fits 2 rows of 20_trio-trio"),
+        (', depth = "1"', "", "entry 1: row: fits 2 rows of 20_trio-summary"),
         ("[[reported]]", "[[reporter]]", "key: 'reporter' is not known; did you mean 'reported'?"),
         ("[[reported]]", "[reported]", "reported: not a list of entries"),
         ("}", "", "not readable as TOML"),
@@ -443,7 +439,7 @@ def test_an_entry_that_no_table_can_take_is_refused_in_one_line(root, old, new, 
     g = saved_sweep(Store("smoke"))
     enter(root, ENTRY.replace(old, new))
     with pytest.raises(StoreError) as refused:
-        tables.make("trio", g)
+        tables.make("summary", g)
     assert said in str(refused.value) and str(root / "results" / "reported.toml") in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -453,4 +449,4 @@ def test_the_shipped_file_of_reported_numbers_has_an_example_and_no_entry(root):
     enter(root, text)
     assert tables.reported() == []
     enter(root, text[text.index("# [[reported]]") :].replace("# ", ""))
-    assert [entry["table"] for _, entry in tables.reported()] == ["20_trio-trio"]
+    assert [entry["table"] for _, entry in tables.reported()] == ["20_trio-summary"]

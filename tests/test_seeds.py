@@ -1,7 +1,6 @@
 """Several seeds trained as one program are the networks that each would be alone."""
 
 import math
-import signal
 from dataclasses import replace
 from functools import partial
 
@@ -35,9 +34,13 @@ def jobs_of(images, folder=None, n=3, **fields):
         noise = data.Data("noise", tuple("abcd"), pool, pool, pool, pool, "f")
         colours = palette.fit(pool.images, cfg.colours) if cfg.uses_palette else None
         net = model.build(cfg, noise.stats(), colours, classes=4)
-        kept = folder and checkpoint.Checkpoints(folder / str(seed), {"seed": seed}, seconds=3600)
-        jobs.append((cfg, noise, net, kept))
+        kept = folder and checkpoint.Checkpoints(folder / str(seed), {"seed": seed})
+        jobs.append(train.Job(cfg, noise, net, kept))
     return jobs
+
+
+def alone(job):
+    return train.pretrain(job.cfg, job.data, job.model, job.checkpoints)
 
 
 def apart(one, other):
@@ -53,13 +56,13 @@ def test_losses_and_gradients_are_those_of_each_network_alone(images, mixer):
             jobs = jobs_of(images, mixer=mixer, pretext=task, input=seen, target=target, depth=1)
         except ConfigError:
             continue
-        models = [job[2] for job in jobs]
+        models = [job.model for job in jobs]
         for net in models:
             torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-        views = [train.Views(cfg, noise.pool).at(0) for cfg, noise, *_ in jobs]
-        alone = torch.stack([pretext.LOSSES[task](net, *view) for net, view in zip(models, views, strict=True)])
-        stack = seeds.Stack(models, [train.make_optimizer(job[2], job[0]) for job in jobs], FIELDS["steps"])
-        found = stack.losses(views)
+        batches = [train.Batches(job.cfg, job.data.pool).at(0) for job in jobs]
+        alone = torch.stack([pretext.LOSSES[task](net, *batch) for net, batch in zip(models, batches, strict=True)])
+        stack = seeds.Stack(models, [train.make_optimizer(job.model, job.cfg) for job in jobs], FIELDS["steps"])
+        found = stack.losses(batches)
         torch.testing.assert_close(found, alone, rtol=LOSS, atol=LOSS)
         alone.sum().backward()
         found.sum().backward()
@@ -96,14 +99,15 @@ def test_the_form_that_a_gpu_compiles_gives_the_same_losses_and_gradients(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     monkeypatch.setattr(model.Norm, "forward", torch.nn.RMSNorm.forward)  # as there
     jobs = jobs_of(images, n=n, mixer=mixer, pretext=task, input=colours, target=colours, steps=seeds.COMPILED_STEPS)
-    cfg, models, optimizers = jobs[0][0], [job[2] for job in jobs], [train.make_optimizer(job[2], job[0]) for job in jobs]
+    cfg, models = jobs[0].cfg, [job.model for job in jobs]
+    optimizers = [train.make_optimizer(job.model, job.cfg) for job in jobs]
     for net in models:
         torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-    views = [train.Views(one, noise.pool).at(0) for one, noise, *_ in jobs]
+    batches = [train.Batches(job.cfg, job.data.pool).at(0) for job in jobs]
     found = []
     for change in (lambda program, cfg: program, on_a_gpu):
         program = change(train.program(cfg, models, optimizers)[0], cfg)
-        numbers = train.gradients(program, cfg, views)
+        numbers = train.gradients(program, cfg, batches)
         found.append([*numbers, *(p.grad.clone() for p in program.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) > 5
     for one, other in zip(*found, strict=True):
@@ -138,47 +142,75 @@ def test_every_network_of_a_process_is_compiled_but_not_where_it_does_not_pay(mo
 def test_trained_together_each_is_what_it_is_alone(images, task, seen, target):
     fields = {"mixer": "attn", "pretext": task, "input": seen, "target": target, "augment": "crop", "clip": 0.1}
     single, several = jobs_of(images, **fields), jobs_of(images, **fields)
-    logs = [train.pretrain(*job) for job in single]
+    logs = [alone(job) for job in single]
     for log, other, one, two in zip(logs, train.pretrain_together(several), single, several, strict=True):
-        assert apart(two[2], one[2]) < WEIGHTS
+        assert apart(two.model, one.model) < WEIGHTS
         assert [row["step"] for row in other["history"]] == [row["step"] for row in log["history"]]
         for name in ("loss", "lr", "gradient_norm", "weight_norm"):
             expected = [row[name] for row in log["history"]]
             assert [row[name] for row in other["history"]] == pytest.approx(expected, rel=1e-4), name
 
 
-def test_interrupted_together_they_go_on_together_or_apart_to_the_same_end(images, tmp_path, monkeypatch):
+class Died(BaseException):
+    """What stands for a signal in this process: nothing is done on the way out."""
+
+
+def test_killed_together_they_go_on_together_or_apart_to_the_same_end(images, tmp_path, monkeypatch):
     undisturbed = jobs_of(images, tmp_path / "calm")
     train.pretrain_together(undisturbed)
-    at, calls = train.gradients, []
+    monkeypatch.setenv("BIASNB_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every step
+    gradients, calls = train.gradients, []
 
-    def interrupt(*given):
+    def die(*given):
         calls.append(1)
-        if len(calls) == 5:
-            signal.raise_signal(signal.SIGINT)
-        return at(*given)
+        if len(calls) == 6:
+            raise Died
+        return gradients(*given)
 
-    for name, again in (("together", train.pretrain_together), ("apart", lambda jobs: [train.pretrain(*job) for job in jobs])):
+    for name, again in (("together", train.pretrain_together), ("apart", lambda jobs: [alone(job) for job in jobs])):
         calls.clear()
-        monkeypatch.setattr(train, "gradients", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(train, "gradients", die)
+        with pytest.raises(Died):
             train.pretrain_together(jobs_of(images, tmp_path / name))
-        monkeypatch.setattr(train, "gradients", at)
+        monkeypatch.setattr(train, "gradients", gradients)
         assert all(len(list((tmp_path / name / str(seed)).glob("00000005-*"))) == 1 for seed in range(3))
         jobs = jobs_of(images, tmp_path / name)
         again(jobs)
-        assert all(apart(one[2], other[2]) < WEIGHTS for one, other in zip(jobs, undisturbed, strict=True))
+        assert all(apart(one.model, other.model) < WEIGHTS for one, other in zip(jobs, undisturbed, strict=True))
+
+
+def test_states_take_a_bounded_share_of_the_time_however_many_networks_there_are(images, tmp_path, monkeypatch):
+    """A clock that only saving moves, and a step: a second for each network's state, a second for each step."""
+    now, saved = [0.0], []
+    monkeypatch.setenv("BIASNB_CHECKPOINT_SECONDS", "1.5")
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
+    save, gradients = checkpoint.Checkpoints.save, train.gradients
+
+    def slow_save(self, step, *given):
+        now[0] += 1
+        saved.append(step)
+        save(self, step, *given)
+
+    def slow_step(*given):
+        now[0] += 1
+        return gradients(*given)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", slow_save)
+    monkeypatch.setattr(train, "gradients", slow_step)
+    train.pretrain_together(jobs_of(images, tmp_path, n=3, steps=200))
+    assert sorted(set(saved)) == [2, 62, 122, 182, 200]  # three seconds are five hundredths of sixty
 
 
 def test_states_of_different_steps_cannot_go_on_together(images, tmp_path):
-    train.pretrain(*jobs_of(images, tmp_path)[1])
+    alone(jobs_of(images, tmp_path)[1])
     with pytest.raises(train.Apart, match=r"steps \[0, 8\]"):
         train.pretrain_together(jobs_of(images, tmp_path))
 
 
 def test_until_a_number_that_is_not_finite_is_looked_at_nothing_is_updated(images, monkeypatch):
     """As on a GPU, where looking takes time: the optimizer is told instead."""
-    cfg, _, net, _ = jobs_of(images)[0]
+    cfg, net = jobs_of(images)[0].cfg, jobs_of(images)[0].model
     optimizer, before = train.make_optimizer(net, cfg), [p.detach().clone() for p in net.parameters()]
     for p in net.parameters():
         p.grad = torch.full_like(p, math.nan)
@@ -201,7 +233,7 @@ def runs(root, decoded):
 
 def test_records_are_written_for_each_seed_as_if_run_alone(runs, root, monkeypatch):
     together = run.run_together(runs, Store("smoke"))
-    monkeypatch.setattr(run, "pretrain_together", None)
+    monkeypatch.setattr(run, "make_records_together", None)
     assert run.run_together(runs, Store("smoke")) == together  # all there: nothing is trained
     (root / "runs/smoke").rename(root / "runs/together")
     for cfg, record in zip(runs, together, strict=True):
@@ -215,7 +247,7 @@ def test_records_are_written_for_each_seed_as_if_run_alone(runs, root, monkeypat
 
 def test_one_that_diverges_leaves_the_others_to_be_trained_alone(runs, root, monkeypatch):
     losses = seeds.Stack.losses
-    monkeypatch.setattr(seeds.Stack, "losses", lambda self, views: losses(self, views) * torch.tensor([1.0, math.nan, 1.0]))
+    monkeypatch.setattr(seeds.Stack, "losses", lambda self, batches: losses(self, batches) * torch.tensor([1.0, math.nan, 1.0]))
     records = run.run_together(runs, Store("smoke"))
     assert [record["status"] for record in records] == ["done"] * 3
     assert not any("seeds_together" in record for record in records)

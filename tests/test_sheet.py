@@ -10,7 +10,8 @@ from synthetic import run_record
 from biasnb.config import PROFILES, configure
 from biasnb.records.places import CHECKOUT as ROOT
 from biasnb.records.provenance import environment
-from biasnb.records.store import Store, StoreError, Sweep
+from biasnb.records.store import Store, StoreError
+from biasnb.records.sweep import Sweep
 from biasnb.suite import sheet
 
 PAGE = (ROOT / sheet.PAGE).read_text(encoding="utf-8")

@@ -14,20 +14,21 @@ from biasnb.config import ConfigError, configure
 from biasnb.records import progress
 from biasnb.records.keys import key
 from biasnb.records.places import CHECKOUT as ROOT
-from biasnb.records.progress import Monitor, Progress
+from biasnb.records.progress import Progress
 from biasnb.records.store import Store, StoreError, load
 from biasnb.suite import status
 from biasnb.suite.commands import main
 from biasnb.sweep import executor as workers
 from biasnb.sweep.experiments import plan
-from biasnb.training import run
+from biasnb.training import checkpoint, run
+from biasnb.training.checkpoint import Monitor
 
 CFG = configure("smoke", steps=10)
 
 
 def test_a_monitor_writes_once_a_second_how_far_a_run_is(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
     path = tmp_path / "k.progress"
     seen = Monitor(path, tmp_path / "events")
     for step, later in ((10, 0), (20, 0.4), (30, 0.7), (40, 0.2), (50, 1.1)):
@@ -64,14 +65,13 @@ def test_a_loss_that_is_not_known_yet_is_left_out(root):
 
 def test_a_running_run_is_shown_with_its_step_loss_and_time_left(root):
     store = Store("smoke")
-    with store.claim(key(CFG)):
-        assert store.status(key(CFG))[1].count(",") == 1  # machine and process
+    with store.lock(key(CFG)):
+        assert store.status(key(CFG)) == ("running", "")  # not a second yet
         store.path(key(CFG), ".progress").write_text('{"step": 3, "steps": 10, "loss": 0.5, "seconds_left": 70}')
-        state, detail = store.status(key(CFG))
-        assert state == "running" and detail.endswith("step 3 of 10, loss 0.5000, 70 s left")
+        assert store.status(key(CFG)) == ("running", "step 3 of 10, loss 0.5000, 70 s left")
         for broken in ("", "[]", '{"step": 3}', '{"step": 3, "steps": 10, "loss": "x", "seconds_left": null}'):
             store.path(key(CFG), ".progress").write_text(broken)
-            assert store.status(key(CFG))[1].count(",") == 1
+            assert store.status(key(CFG)) == ("running", "")
 
 
 def test_a_finished_run_leaves_no_progress_behind(root):
@@ -87,7 +87,7 @@ def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
     store = sweep.store
     run.run(configs[0], store)
     store.path(key(configs[2]), ".error").write_text("ValueError: odd")
-    with store.claim(key(configs[1])):
+    with store.lock(key(configs[1])):
         screen, whole = status.Screen("smoke"), status.page("smoke")
         lines, goes_on = screen.page(110, 8)
         frame = status.table("smoke", "20_trio").data
@@ -106,7 +106,7 @@ def test_single_runs_are_shown_while_they_train_and_after_they_failed(root):
     store, failed = Store("smoke"), configure("smoke", steps=11)
     store.folder.mkdir(parents=True)
     store.path(key(failed), ".error").write_text("ValueError: odd")
-    with store.claim(key(CFG)):
+    with store.lock(key(CFG)):
         lines = status.page("smoke")
         rows = [row for row in status.runs("smoke", []) if row["notebook"] == "(single run)"]
     assert {row["key"]: row["state"] for row in rows} == {key(CFG): "running", key(failed): "failed"}
@@ -153,7 +153,7 @@ def test_workers_name_the_runs_that_are_under_way(root):
     store, configs = Store("smoke"), [CFG, configure("smoke", steps=11)]
     missing = {(key(cfg), "baseline"): cfg for cfg in configs}
     assert workers.under_way(set(missing), missing, store) == []
-    with store.claim(key(CFG)):
+    with store.lock(key(CFG)):
         for cfg in configs:  # the second was killed
             store.path(key(cfg), ".progress").write_text('{"step": 3, "steps": 10, "loss": 0.5, "seconds_left": 70}')
         (line,) = workers.under_way(set(missing), missing, store)
@@ -196,7 +196,7 @@ def test_without_the_option_nothing_is_written_and_without_the_package_it_is_ref
     run.run(CFG, Store("smoke"))
     assert not (root / "runs/smoke/tensorboard").exists()
     monkeypatch.setenv("BIASNB_TENSORBOARD", "0")
-    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
     assert main(["run", "--profile", "smoke", "steps=12", "--tensorboard"]) == 1
     assert capsys.readouterr().err == "error: tensorboard: is not installed; pip install tensorboard, or go on without\n"
     assert not Store("smoke").has(key(configure("smoke", steps=12)))

@@ -1,6 +1,9 @@
 import json
 import os
+import shutil
 import socket
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +14,6 @@ from biasnb.config import configure
 from biasnb.records import files
 from biasnb.records import store as stores
 from biasnb.records.keys import key
-from biasnb.records.locks import Held, place
-from biasnb.records.processes import myself
 from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
 from biasnb.suite import reproduce as suite
@@ -90,60 +91,148 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_another_process_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    path, real, calls = tmp_path / "checkpoints" / "a", os.replace, []
+
+    def replaced(attempt, final):
+        calls.append(1)
+        if len(calls) == 1:
+            shutil.rmtree(path.parent)
+        real(attempt, final)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    stores.write_atomic(path, "whole")
+    assert path.read_text() == "whole" and list(path.parent.iterdir()) == [path]
+
+
 def test_a_run_is_held_by_one_and_its_lock_forgotten_with_its_record(root):
     store, record = Store("smoke"), run_record("mixer", 2, 0)
-    with store.claim(record["key"]):
-        assert store.status(record["key"]) == ("running", f"on {place(myself())}")
-        with (
-            pytest.raises(Held, match=f"{record['key']}: already running on .*, process {os.getpid()};"),
-            store.claim(record["key"]),
-        ):
-            pass
-    assert store.status(record["key"]) == ("missing", "")
-    with store.claim(record["key"]):
+    with store.lock(record["key"]):
+        assert store.busy(record["key"]) and store.status(record["key"]) == ("running", "")
+        assert not store.busy("abc")
+    assert not store.busy(record["key"]) and store.status(record["key"]) == ("missing", "")
+    with store.lock(record["key"]):
         store.save(record)
     assert not list(store.folder.glob("locks/*"))
 
 
+def test_who_waits_says_so_once_and_gets_the_lock_when_it_is_free(root, capsys, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    store, order = Store("smoke"), []
+
+    def wait():
+        with store.lock("abc"):
+            order.append("second")
+
+    with store.lock("abc"):
+        other = threading.Thread(target=wait)
+        other.start()
+        other.join(0.3)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"] and capsys.readouterr().out.count("abc: another process has it under way") == 1
+
+
+def test_asking_who_is_busy_disturbs_nobody(root):
+    """However often one asks, whoever wants the lock gets it, and two who ask do not take each other for its owner."""
+    store, seen, ended = Store("smoke"), [], threading.Event()
+    with store.lock("abc"):
+        pass
+
+    def ask():
+        while not ended.is_set():
+            seen.append(store.busy("abc"))
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    time.sleep(0.2)
+    assert not any(seen) and len(seen) > 50
+    with store.lock("abc"):
+        pass
+    ended.set()
+    for asker in askers:
+        asker.join()
+
+
+NO_LOCKS = [NotImplementedError(), *(OSError(number, "no") for number in files.WITHOUT_LOCKS)]
+
+
+@pytest.mark.parametrize("error", NO_LOCKS, ids=repr)
+def test_a_file_system_without_locks_keeps_nobody_out(root, monkeypatch, error):
+    """And what another process is just writing is left alone there."""
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    store = Store("smoke")
+    attempt = store.folder / files.attempt_of(store.path("abc")).name
+    attempt.parent.mkdir(parents=True)
+    attempt.touch()
+    with store.lock("abc"), store.lock("abc"):
+        assert attempt.exists() and not store.busy("abc")
+
+
+def test_a_lock_file_that_cannot_be_made_is_named(root):
+    store = Store("smoke")
+    store.folder.mkdir(parents=True)
+    (store.folder / "locks").write_text("")
+    with pytest.raises(StoreError, match=r"locks/abc.lock: cannot be written"), store.lock("abc"):
+        pass
+
+
 @pytest.mark.parametrize(
-    ("error", "killed", "state"),
+    ("suffix", "content", "state", "detail"),
     [
-        ("Stopped: SIGTERM", False, "preempted"),
-        ("KeyboardInterrupt: ", False, "preempted"),
-        ("", True, "killed"),
-        ("Stopped: the time limit", True, "killed"),
-        ("DataError: no such thing", False, "failed"),
+        (".progress", "{}", "interrupted", "starts anew"),
+        (".error", "DataError: no such thing", "failed", "DataError: no such thing"),
+        ("", "", "missing", ""),
     ],
 )
-def test_the_status_says_how_a_run_ended_and_from_where_it_goes_on(root, error, killed, state):
+def test_the_status_says_how_a_run_ended_and_from_where_it_goes_on(root, suffix, content, state, detail):
     store = Store("smoke")
-    with store.claim("abc") as lock:
-        if error:
-            store.path("abc", ".error").write_text(error)
-    if killed:
-        (lock.folder / "2").write_text(json.dumps(myself() | {"start": 1}))
-    assert store.status("abc") == (state, error if state == "failed" else "before a first state")
+    with store.lock("abc"):
+        if suffix:
+            store.path("abc", suffix).write_text(content)
+        assert store.status("abc") == ("running", "")
+    assert store.status("abc") == (state, detail)
     folder = store.checkpoints("abc")
     folder.mkdir(parents=True)
     for step in (7, 12):
         (folder / f"{step:08d}-{'0' * 16}.safetensors").touch()
-    assert store.status("abc") == (state, error if state == "failed" else "at step 12, goes on from there")
+    assert store.status("abc") == (("failed", detail) if state == "failed" else ("interrupted", "goes on from step 12"))
 
 
-def test_tidying_removes_what_is_beside_complete_records_and_torn_files_of_the_dead(root):
-    store, record = Store("smoke"), run_record("mixer", 2, 0)
-    store.save(record)
-    with store.claim("other"):
-        pass
-    dead = files.attempt_of(store.path("abc")).name.replace(f"-{os.getpid()}@", f"-{2**22 + 1}@")
-    kept, gone = store.folder / files.attempt_of(store.path("abc")).name, store.folder / dead
-    for path in (kept, gone, store.checkpoints(record["key"]) / "1", store.checkpoints("other") / "1",
-                 store.lock(record["key"]).folder / "1"):  # fmt: skip
+def test_whoever_holds_a_run_removes_what_killed_writers_left_of_it(root):
+    store = Store("smoke")
+    own = [files.attempt_of(store.path("abc")), files.attempt_of(store.path("abc", ".npz"))]
+    own.append(files.attempt_of(store.checkpoints("abc") / "1.safetensors"))
+    others = [files.attempt_of(store.path("abcd")), files.attempt_of(store.checkpoints("other") / "1.safetensors")]
+    for path in (*own, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    with store.lock("abc"):
+        assert not any(path.exists() for path in own) and all(path.exists() for path in others)
+
+
+def test_tidying_removes_what_is_beside_complete_records_and_attempts_that_are_old(root):
+    store, record = Store("smoke"), run_record("mixer", 2, 0)
+    store.save(record)
+    for name in (record["key"], "other"):
+        for path in (store.checkpoints(name) / "1", store.path(name, ".error"), store.path(name, ".progress")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    with store.lock("other"):
+        pass
+    new, old = (store.folder / files.attempt_of(store.path(name)).name for name in ("new", "old"))
+    for path, hours in ((new, 0.9), (old, 1.1)):
+        path.touch()
+        os.utime(path, (time.time() - hours * files.HOUR,) * 2)
     store.tidy()
-    assert kept.exists() and not gone.exists()
-    assert [path.name for folder in ("checkpoints", "locks") for path in store.folder.glob(f"{folder}/*")] == ["other", "other"]
+    assert new.exists() and not old.exists()
+    left = {path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*") if path.is_file()} - {new.name}
+    assert left == {f"{record['key']}.json", "other.error", "other.progress", "checkpoints/other/1", "locks/other.lock"}
 
 
 def test_tidying_takes_any_name_that_a_folder_of_images_gives_a_notebook(root):
@@ -209,7 +298,7 @@ def test_publish_promotes_complete_valid_records_only(root):
 def test_publish_leaves_out_grids_with_other_settings_unless_named(root):
     g = saved_sweep(Store("smoke"), seed=[0])
     g.save()
-    side = replace(g, name="20_trio-side", content={**g.content, "overrides": {"lr": 1.0}, "runs": g.runs[:1]})
+    side = replace(g, name="20_trio-side", content={**g.content, "changed": {"lr": 1.0}, "runs": g.runs[:1]})
     side.save()
     assert suite.publish("smoke")[1] == ["20_trio-side"]
     assert [x.name for x in Store("smoke", "results").sweeps()] == ["20_trio"]

@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(images, monkeypatch):
 def test_a_finished_run_is_loaded_not_trained(root, monkeypatch):
     cfg, store = configure("smoke"), Store("smoke")
     record = run.run(cfg, store)
-    monkeypatch.setattr(run, "_run", None)
+    monkeypatch.setattr(run, "start", None)
     assert run.run(cfg, store) == record
     arrays = store.arrays(record["key"])
     assert arrays["reconstruction"].shape == (10, 8, 8, 3)
@@ -209,16 +209,16 @@ def test_restore_gives_back_the_trained_network(root, monkeypatch, fields):
 
     def network(net, images):
         ends.append(model.features(net, images).detach())
-        return measures(net, images)
+        return measures_of(net, images)
 
-    measures = run.measure.network
-    monkeypatch.setattr(run.measure, "network", network)
+    measures_of = run.measures.network
+    monkeypatch.setattr(run.measures, "network", network)
     run.run(cfg, store)
     record, data, net = run.restore(key(cfg), store)
-    watched = data.test.images[:: len(data.test.labels) // run.WATCHED][: run.WATCHED]
+    images = data.test.images[:: len(data.test.labels) // run.MEASURED][: run.MEASURED]
     start, end = ends
     assert record == store.load(key(cfg))
-    assert torch.equal(model.features(net, watched), end)
+    assert torch.equal(model.features(net, images), end)
     assert not torch.equal(start, end)
     store.path(key(cfg), ".safetensors").unlink()
     with pytest.raises(StoreError, match="weights cannot be read"):
@@ -236,14 +236,14 @@ def test_the_weight_norm_in_the_history_is_that_of_all_weights(images):
 
 def test_a_network_whose_measures_are_not_finite_has_diverged(root, monkeypatch):
     """And not a traceback from the JSON writer."""
-    network, calls = run.measure.network, []
+    network, calls = run.measures.network, []
 
     def spoilt(model, images):
         measures, field = network(model, images)
         calls.append(None)
         return ({**measures, "roll_error": [float("nan")]} if len(calls) == 2 else measures), field
 
-    monkeypatch.setattr(run.measure, "network", spoilt)
+    monkeypatch.setattr(run.measures, "network", spoilt)
     cfg, store = configure("smoke"), Store("smoke")
     record = run.run(cfg, store)
     assert store.load(key(cfg)) == record

@@ -121,7 +121,7 @@ def test_workers_make_every_record_once_and_equal_to_those_of_one_process(root, 
     assert sorted(re.findall(r"^(.*): loss .* trained in", log, re.M)) == sorted(map(run.describe, good[:-1]))
     assert log.count("baselines of pictures") == 1
     assert {here.load(key(cfg))["environment"]["threads"] for cfg in good} == {1}
-    assert not any(here.lock(key(cfg)).folder.exists() for cfg in good)
+    assert not any((here.folder / "locks" / f"{key(cfg)}.lock").exists() for cfg in good)
 
 
 def test_finished_runs_start_no_worker_and_stay_as_they_are(made, two_cores, no_worker):
@@ -148,7 +148,6 @@ class Parent:
 
     SCRIPT = """
 import json, subprocess, sys
-from biasnb.records import interrupts
 from biasnb.sweep import executor as workers
 from biasnb.config import Config
 from biasnb.records.store import Store
@@ -158,8 +157,7 @@ class Popen(subprocess.Popen):
         print(self.pid, flush=True)
 subprocess.Popen = Popen
 workers.os.sched_getaffinity = lambda _: {0, 1}
-with interrupts.watched():
-    workers.train([Config(**fields) for fields in json.loads(sys.argv[1])], Store("smoke"))
+workers.train([Config(**fields) for fields in json.loads(sys.argv[1])], Store("smoke"))
 """
 
     def __init__(self, root, runs):
@@ -193,35 +191,32 @@ def test_whatever_ends_the_parent_ends_its_workers_and_the_runs_go_on_to_equal_r
     """SIGTERM; SIGINT to all of them, as from a terminal; SIGKILL, which the parent cannot act on."""
     pictures, here = folder(root), Store("smoke")
     runs = [asked(pictures, seed=seed, steps=200, augment="crop") for seed in (0, 1)]
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, -2), (signal.SIGKILL, -9)):
+    for number, code in ((signal.SIGTERM, -15), (signal.SIGINT, -2), (signal.SIGKILL, -9)):
         if all(here.has(key(cfg)) for cfg in runs):  # one that is asked to stop has seconds to come to its end
             break
         parent = Parent(root, runs)
         parent.wait_for_state(here.folder)
         (os.killpg if number == signal.SIGINT else os.kill)(parent.process.pid, number)
         assert parent.process.wait(60) == code
-        if number == signal.SIGTERM:
-            assert not any(map(alive, parent.workers))
         deadline = time.monotonic() + 20
         while any(map(alive, parent.workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(alive, parent.workers)), number
         found = {here.status(key(cfg))[0] for cfg in runs}
-        assert found & {"preempted", "done"} and "running" not in found, number
+        assert found & {"interrupted", "done"} and "running" not in found, number
     workers.train(runs, here)
     assert results(runs, here) == alone(runs)
 
 
-@pytest.mark.fault("F13")
+@pytest.mark.fault("F14")
 def test_a_worker_that_was_killed_is_replaced_and_its_run_goes_on(root, one_thread):
     pictures, here = folder(root), Store("smoke")
-    runs = [asked(pictures, seed=seed, steps=steps, augment="crop") for seed, steps in ((0, 200), (1, 4))]
+    runs = [asked(pictures, seed=seed, steps=steps, augment="crop") for seed, steps in ((0, 600), (1, 4))]
     parent = Parent(root, runs)
-    while not (list(here.checkpoints(key(runs[0])).glob("*.safetensors")) and here.status(key(runs[1]))[0] != "missing"):
+    while not (list(here.checkpoints(key(runs[0])).glob("*.safetensors")) and sum(map(alive, parent.workers)) == 1):
         assert parent.process.poll() is None, (here.folder / "workers.log").read_text()
         time.sleep(0.01)
-    victim = here.lock(key(runs[0])).owner()["pid"]
-    assert victim in parent.workers
+    (victim,) = filter(alive, parent.workers)
     os.kill(victim, signal.SIGKILL)
     said = parent.process.communicate(timeout=120)[0]
     assert parent.process.returncode == 0

@@ -1,15 +1,19 @@
-"""The claims, as data: what is claimed, by whom, and the rule that decides it from saved records. Imports no torch."""
+"""The claims: what is claimed and by whom, the rule that decides it, and the tests that apply the rule to saved records.
+
+The function below a claim takes the Evidence of a sweep and yields Tests. A run is named by its fields with `of`; sums and
+differences of runs are taken per seed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pandas as pd
 
 from ..config import SHALLOW
-from . import hypotheses as h
+from ..operators import CUBE, MIXERS, TRIO
 from . import stats
-from .contrasts import METRICS, Absent, Evidence, Finding, find, runs_of
+from .contrasts import METRICS, PAIRS, Absent, Evidence, common_seeds, mean, runs_of, slope, total
+from .stats import EFFECTS
+from .verdicts import Finding, find
 
 
 @dataclass(frozen=True)
@@ -26,75 +30,493 @@ class Claim:
 
 PAPER, VIT, IGPT = "Cazenavette & Lucey, arXiv 2105.14077", "Park & Kim, arXiv 2202.06709", "Chen et al., image-GPT, 2020"
 HOLM = "after Holm's correction"
-CLAIMS = (
-    Claim("P1", "Shallow attention reconstructs hidden pixels worse than convolution and than the mixer.", f"{PAPER}, Figure 1",
-          ("20_trio",), ("psnr", "loss"),
-          f"averaged over depths up to {SHALLOW}, convolution − attention and mixer − attention are both above .1 dB (PSNR) or "
-          f"0 (loss), {HOLM}", h.p1),
-    Claim("P2", "The gap between attention and the others shrinks with depth.",
-          f"{PAPER}, caption of Figure 1: relatively shallow", ("20_trio",), ("psnr", "loss"),
-          f"both gaps are above 0 at the smallest depth and their slopes on log2 depth below 0, {HOLM}", h.p2),
-    Claim("P3", "Taking biases away is not always ideal: a cell with more biases has better features than attention.",
-          f"{PAPER}, abstract", ("21_cube",), ("probe",),
-          "the largest gain over attn, of the cells with enough pairs, is above 0 by sign-flip permutation of the maximum "
-          "(Westfall & Young)", h.p3),
-    Claim("P4", "One-hot colours are worse than RGB in small networks.",
-          f"{PAPER}, abstract (the removal; the direction is ours)", ("22_representation",), ("probe", "psnr"),
-          "one-hot − RGB, averaged over the trio with target rgb, is below 0; both steps, by quantised RGB, are shown", h.p4),
-    Claim("F1", "Locality, weight sharing or input dependence changes the result, alone or together.", "this suite",
-          ("21_cube",), ("probe", "psnr"),
-          f"any of the 7 effects of the 2 x 2 x 2 design differs from 0, {HOLM} over 7; contradicted if all 7 lie within 1 "
-          "point or .1 dB of 0", h.f1, any=True),
-    Claim("F2", "What makes attention good is data specificity, not long range.", VIT, ("21_cube",), ("probe",),
-          "the main effect of input dependence less that of global reach is above 0", h.f2),
-    Claim("F3", "The effect of input dependence survives the control with positive rows that sum to one.", "this suite",
-          ("21_cube",), ("probe", "psnr"),
-          "attn − static_softmax differs from 0; contradicted if it lies within 1 point or .1 dB of 0", h.f3),
-    Claim("F4", "Between shared and free weights, an intermediate rank is better than both ends.",
-          "Elsayed et al., arXiv 2002.02959", ("21_cube",), ("probe",),
-          "the best interior rank of lowrank less the best of the lowest and highest, per seed, is above 0", h.f4),
-    Claim("F5", "Random frozen mixing of positions is nearly as good as trained.", "Cazenavette et al., arXiv 2503.16760",
-          ("21_cube",), ("probe",),
-          f"frozen − trained is not below −2 points (non-inferiority) for each of the four static cells, {HOLM}", h.f5),
-    Claim("S1", "Under BERT a fixed permutation of the tokens leaves full and attn as they are and harms the other six cells.",
-          "this suite", ("26_permutation",), ("probe", "loss"),
-          f"full and attn: within 1 point or 1 % of the loss (two one-sided tests); the others: below 0, {HOLM}", h.s1),
-    Claim("S2", "On the torus the shared cells commute with shifts at any weights, the others do not.", "this suite",
-          ("30_symmetry",), ("roll_error",),
-          "every network, at init and trained, every layer: roll error below 1e-5 (shared) or above .01 (not shared)", h.s2),
-    Claim("S3", "Training makes attention more equivariant.", "Gruver et al., arXiv 2210.02984", ("30_symmetry",),
-          ("lie_error",),
-          "the log ratio of attn's Lie error, trained over init, is below 0", h.s3),
-    Claim("S4", "Attention learns locality.", "this suite", ("31_receptive_field",), ("distance",),
-          "the mean mixing distance of attn's first layer less that of uniform mixing is below 0", h.s4),
-    Claim("S5", "Attention is low-pass, convolution high-pass.", VIT, ("20_trio",), ("spectrum",),
-          f"from embedding to last layer the log amplitude at the highest frequency falls for igpt and rises for convmixer, "
-          f"{HOLM}; 32x32 tokens only", h.s5),
-    Claim("L1", "The best probe layer lies inside, the last one loses.", IGPT, ("20_trio", "24_geometry"), ("probe",),
-          f"chosen layer − last layer is above 0 for each of the trio, at depths of {SHALLOW} and more, {HOLM}", h.l1),
-    Claim("L2", "Autoregression gives better features than BERT.", IGPT, ("23_pretext",), ("probe", "probe_mean"),
-          f"ar − bert is above 0 for each of the trio, {HOLM}; the interaction with the operator is shown", h.l2),
-    Claim("L3", "A lower pretext loss means better features within an operator, not across operators.", "this suite",
-          ("24_geometry",), ("rank",),
-          f"Kendall's tau of loss (sign turned) and probe is above 0 within an operator and below 0 across, {HOLM}", h.l3),
-    Claim("L4", "k-NN and the linear probe rank operators alike.", "this suite", ("21_cube",), ("rank",),
-          "Kendall's tau of the two over the eight cells, per seed, is above .5", h.l4),
-    Claim("L5", "More hidden tokens make better features where a token is a patch, worse where it is a pixel.",
-          f"{IGPT}; He et al., arXiv 2111.06377", ("24_geometry",), ("probe",),
-          "Page's trend test of the probe over mask rates: rising for patches, falling for pixels", h.l5),
-    Claim("D1", "A bias helps more when data are fewer.", "this suite", ("27_sample_size",), ("probe", "psnr"),
-          f"convmixer − igpt is above 0 with the fewest unlabelled images, its slope on log2 of their number below 0, {HOLM};"
-          " labelled ones are shown", h.d1),
-    Claim("D2", "Where the translation prior is false, weight sharing harms.", "this suite", ("30_symmetry",),
-          ("probe", "psnr"),
-          f"shared − free static cells is above 0 on leaves and below 0 on their column-coded twin, {HOLM}", h.d2),
-    Claim("D3", "The deeper, the more does taking skip connections away harm attention rather than convolution.", "this suite",
-          ("25_skip",), ("probe",), "the slope on log2 depth of harm to igpt less harm to convmixer is above 0", h.d3),
-    Claim("D4", "Smaller patches help only with enough compute.", "this suite", ("24_geometry",), ("probe",),
-          "at about equal FLOP, patch 2 − patch 4 is larger at four times the FLOP than at once, and above 0 there", h.d4),
-    Claim("N1", "Results do not depend on the arithmetic.", "this suite", ("29_precision",), ("probe", "loss"),
-          f"bf16 − fp32 within .5 points, or 1 % of the loss, for each of the trio (two one-sided tests), {HOLM}", h.n1),
+CLOSED = ("full", "attn")  # closed under permutation of the tokens
+STATIC = ("conv", "gconv", "lc", "full")
+MARGIN = {"probe": 1.0, "psnr": 0.1}  # points, dB: smaller effects count as none
+
+
+CLAIMS = []
+
+
+def claim(*what, any=False):
+    """List a Claim; the function below it yields its tests."""
+
+    def listed(tests):
+        CLAIMS.append(Claim(*what, tests, any))
+        return tests
+
+    return listed
+
+
+# ---- P: what the paper claims -------------------------------------------------------------------------------------
+
+
+def gap(e, other, depth):
+    """What another network gains over attention at filling in hidden tokens, as in Figure 1."""
+    return e.of(mixer=other, depth=depth, pretext="bert") - e.of(mixer="igpt", depth=depth, pretext="bert")
+
+
+@claim(
+    "P1", "Shallow attention reconstructs hidden pixels worse than convolution and than the mixer.", f"{PAPER}, Figure 1",
+    ("20_trio",), ("psnr", "loss"),
+    f"averaged over depths up to {SHALLOW}, convolution − attention and mixer − attention are both above .1 dB (PSNR) or "
+    f"0 (loss), {HOLM}",
 )  # fmt: skip
+def p1(e):
+    depths, margin = e.levels("depth", most=SHALLOW), {"psnr": 0.1, "loss": 0.0}[e.metric]
+    for other in ("convmixer", "mixer"):
+        yield e.test(f"{other} − igpt", mean(gap(e, other, depth) for depth in depths), "above", margin)
+
+
+@claim(
+    "P2", "The gap between attention and the others shrinks with depth.", f"{PAPER}, caption of Figure 1: relatively shallow",
+    ("20_trio",), ("psnr", "loss"),
+    f"both gaps are above 0 at the smallest depth and their slopes on log2 depth below 0, {HOLM}",
+)  # fmt: skip
+def p2(e):
+    depths = e.levels("depth", least=2)
+    for other in ("convmixer", "mixer"):
+        gaps = [gap(e, other, depth) for depth in depths]
+        unit = f"{METRICS[e.metric].unit} per doubling".strip()
+        yield e.test(f"slope of {other} − igpt", slope(np.log2(depths), gaps), "below", unit=unit)
+        yield e.test(f"{other} − igpt at depth {depths[0]}", gaps[0], "above")
+
+
+@claim(
+    "P3", "Taking biases away is not always ideal: a cell with more biases has better features than attention.",
+    f"{PAPER}, abstract", ("21_cube",), ("probe",),
+    "the largest gain over attn, of the cells with enough pairs, is above 0 by sign-flip permutation of the maximum "
+    "(Westfall & Young)",
+)  # fmt: skip
+def p3(e):
+    gains = {cell: e.of(mixer=cell) - e.of(mixer="attn") for cell in CUBE if cell != "attn"}
+    tests = {cell: e.test(f"{cell} − attn", gain, "above", decides=False) for cell, gain in gains.items()}
+    most = max(test.n for test in tests.values())
+    contest = {cell: gains[cell] for cell, test in tests.items() if test.n >= min(PAIRS, most)}  # others cannot decide
+    every = 0 * total(contest.values())  # so that all are of the same seeds
+    for cell, gain in contest.items():
+        tests[cell] = e.test(f"{cell} − attn", gain + every, "above", decides=False)
+    best, p = next(iter(contest)), np.nan
+    if tests[best].n > 1:
+        best, p = stats.strongest({cell: list(tests[cell].values.values()) for cell in contest})
+    label, against = f"{best} − attn, the largest t of {len(contest)}", tests[best].p_values()[1]
+    tests[best] = replace(tests[best], label=label, decides=True, p=(p, against))
+    yield from tests.values()
+
+
+@claim(
+    "P4", "One-hot colours are worse than RGB in small networks.", f"{PAPER}, abstract (the removal; the direction is ours)",
+    ("22_representation",), ("probe", "psnr"),
+    "one-hot − RGB, averaged over the trio with target rgb, is below 0; both steps, by quantised RGB, are shown",
+)  # fmt: skip
+def p4(e):
+    rgb, quantised, palette = (
+        mean(e.of(mixer=mixer, input=name, target="rgb") for mixer in TRIO) for name in ("rgb", "quantised", "palette")
+    )
+    yield e.test("one-hot − RGB", palette - rgb, "below")
+    yield e.test("one-hot − quantised", palette - quantised, "below", decides=False)
+    yield e.test("quantised − RGB", quantised - rgb, "below", decides=False)
+
+
+# ---- F: the factors -----------------------------------------------------------------------------------------------
+
+
+def effect(e, *axes):
+    """Main effect or interaction of the cube: the mean of the cells where the product of signs is + less that where it is -."""
+    signs = {cell: np.prod([1 if getattr(MIXERS[cell], axis) else -1 for axis in axes]) for cell in CUBE}
+    return total(float(sign) / 4 * e.of(mixer=cell) for cell, sign in signs.items())
+
+
+@claim(
+    "F1", "Locality, weight sharing or input dependence changes the result, alone or together.", "this suite",
+    ("21_cube",), ("probe", "psnr"),
+    f"any of the 7 effects of the 2 x 2 x 2 design differs from 0, {HOLM} over 7; contradicted if all 7 lie within 1 "
+    "point or .1 dB of 0", any=True,
+)  # fmt: skip
+def f1(e):
+    for name in EFFECTS.values():
+        yield e.test(name, effect(e, *name.split(" x ")), "differs", MARGIN[e.metric])
+
+
+@claim(
+    "F2", "What makes attention good is data specificity, not long range.", VIT, ("21_cube",), ("probe",),
+    "the main effect of input dependence less that of global reach is above 0",
+)  # fmt: skip
+def f2(e):
+    yield e.test("input dependence − long range", effect(e, "dynamic") + effect(e, "local"), "above")
+    yield e.test("input dependence", effect(e, "dynamic"), "above", decides=False)
+    yield e.test("long range (not local)", -1 * effect(e, "local"), "above", decides=False)
+
+
+@claim(
+    "F3", "The effect of input dependence survives the control with positive rows that sum to one.", "this suite",
+    ("21_cube",), ("probe", "psnr"),
+    "attn − static_softmax differs from 0; contradicted if it lies within 1 point or .1 dB of 0",
+)  # fmt: skip
+def f3(e):
+    yield e.test("attn − static_softmax", e.of(mixer="attn") - e.of(mixer="static_softmax"), "differs", MARGIN[e.metric])
+    yield e.test("attn − full", e.of(mixer="attn") - e.of(mixer="full"), "differs", MARGIN[e.metric], decides=False)
+
+
+@claim(
+    "F4", "Between shared and free weights, an intermediate rank is better than both ends.",
+    "Elsayed et al., arXiv 2002.02959", ("21_cube",), ("probe",),
+    "the best interior rank of lowrank less the best of the lowest and highest, per seed, is above 0",
+)  # fmt: skip
+def f4(e):
+    ranks = sorted({run["rank"] for run in e.sweep.runs if run["mixer"] == "lowrank"})
+    if len(ranks) < 3:
+        raise Absent(f"needs 3 ranks of lowrank, has {len(ranks)}")
+    forms, inside, ends = {rank: e.of(mixer="lowrank", rank=rank) for rank in ranks}, ranks[1:-1], [ranks[0], ranks[-1]]
+
+    def gain(baselines):
+        found = {rank: e.values(form, baselines=baselines) for rank, form in forms.items()}
+        gains = {}
+        for seed in common_seeds(found.values()):
+            gains[seed] = max(found[rank][seed] for rank in inside) - max(found[rank][seed] for rank in ends)
+        return gains
+
+    yield e.test(f"best of rank {inside} − best of {ends}", gain, "above")
+
+
+@claim(
+    "F5", "Random frozen mixing of positions is nearly as good as trained.", "Cazenavette et al., arXiv 2503.16760",
+    ("21_cube",), ("probe",),
+    f"frozen − trained is not below −2 points (non-inferiority) for each of the four static cells, {HOLM}",
+)  # fmt: skip
+def f5(e):
+    for cell in STATIC:
+        yield e.test(f"{cell}_frozen − {cell}", e.of(mixer=f"{cell}_frozen") - e.of(mixer=cell), "not below", -2.0)
+
+
+# ---- S: symmetry and space ----------------------------------------------------------------------------------------
+
+
+def permutation(e):
+    """How the tokens of a sweep are permuted; moved pixels are moved tokens only where a token is a pixel. Raises Absent."""
+    kinds = {run["permute"] for run in e.sweep.runs}
+    if "patches" in kinds:
+        return "patches"
+    if "pixels" in kinds and e.sweep.runs[0]["patch"] == 1:
+        return "pixels"
+    raise Absent("no run whose tokens are permuted")
+
+
+@claim(
+    "S1", "Under BERT a fixed permutation of the tokens leaves full and attn as they are and harms the other six cells.",
+    "this suite", ("26_permutation",), ("probe", "loss"),
+    f"full and attn: within 1 point or 1 % of the loss (two one-sided tests); the others: below 0, {HOLM}",
+)  # fmt: skip
+def s1(e):
+    moved = permutation(e)
+    for cell in CUBE:
+        plain, goal = e.of(mixer=cell, permute="none", pretext="bert"), "within" if cell in CLOSED else "below"
+        change = e.of(mixer=cell, permute=moved, pretext="bert") - plain
+        of, unit = (change, "points") if e.metric == "probe" else (e.relative(change, plain), "% of the loss")
+        yield e.test(f"{cell}, permuted − not", of, goal, 1.0 if goal == "within" else 0.0, unit=unit)
+
+
+@claim(
+    "S2", "On the torus the shared cells commute with shifts at any weights, the others do not.", "this suite",
+    ("30_symmetry",), ("roll_error",),
+    "every network, at init and trained, every layer: roll error below 1e-5 (shared) or above .01 (not shared)",
+)  # fmt: skip
+def s2(e):
+    shared = [e.of(mixer=cell, padding="circular", position="none") for cell in CUBE if MIXERS[cell].shared]
+    others = [e.of(mixer=cell, padding="circular") for cell in CUBE if not MIXERS[cell].shared]
+
+    def most(forms, pick):
+        """The function (baselines) -> {seed: the largest or smallest error of any cell, at init or trained, in any layer}."""
+
+        def error(key):
+            return pick(pick(e.record(key)[when]["roll_error"][1:]) for when in ("init_measures", "measures"))
+
+        def by_seed(baselines):
+            found = [e.values(form, error, baselines) for form in forms]
+            return {seed: pick(values[seed] for values in found) for seed in common_seeds(found)}
+
+        return by_seed
+
+    yield e.test("shared cells, largest", most(shared, max), "all below", 1e-5)
+    yield e.test("the others, smallest", most(others, min), "all above", 0.01)
+
+
+@claim(
+    "S3", "Training makes attention more equivariant.", "Gruver et al., arXiv 2210.02984", ("30_symmetry",), ("lie_error",),
+    "the log ratio of attn's Lie error, trained over init, is below 0",
+)  # fmt: skip
+def s3(e):
+    if any(run["input"] == "palette" for run in e.sweep.runs):
+        raise Absent("colour indices have no Lie error")
+
+    def growth(key):
+        end, start = (e.record(key)[when]["lie_error"] for when in ("measures", "init_measures"))
+        return float(np.log(end[-1] / start[-1]))
+
+    yield e.test("attn, log(end / init) of the last layer", e.of(mixer="attn"), "below", value=growth, unit="nats")
+
+
+@claim(
+    "S4", "Attention learns locality.", "this suite", ("31_receptive_field",), ("distance",),
+    "the mean mixing distance of attn's first layer less that of uniform mixing is below 0",
+)  # fmt: skip
+def s4(e):
+    def reach(key, when="measures"):
+        return float(np.mean(e.record(key)[when]["mixing_distance"][0]))
+
+    def beyond_uniform(key):
+        return reach(key) - e.record(key)["measures"]["uniform_distance"]
+
+    def growth(key):
+        return reach(key) - reach(key, "init_measures")
+
+    yield e.test("attn, layer 1 − uniform", e.of(mixer="attn"), "below", value=beyond_uniform)
+    yield e.test("attn, layer 1, trained − init", e.of(mixer="attn"), "below", value=growth, decides=False)
+
+
+@claim(
+    "S5", "Attention is low-pass, convolution high-pass.", VIT, ("20_trio",), ("spectrum",),
+    f"from embedding to last layer the log amplitude at the highest frequency falls for igpt and rises for convmixer, "
+    f"{HOLM}; 32x32 tokens only",
+)  # fmt: skip
+def s5(e):
+    run = e.sweep.runs[0]
+    side = run["image_size"] // run["patch"]
+    if side != 32:
+        raise Absent(f"needs a grid of 32x32 tokens, this is {side}x{side}")
+    depths = e.levels("depth")
+
+    def change(key):
+        spectrum = e.record(key)["measures"]["spectrum"]
+        return spectrum[-1][-1] - spectrum[0][-1]
+
+    for mixer, goal in (("igpt", "below"), ("convmixer", "above")):
+        runs = mean(e.of(mixer=mixer, depth=depth) for depth in depths)
+        yield e.test(f"{mixer}, last layer − embedding", runs, goal, value=change)
+
+
+# ---- L: what the literature says of layers, tasks and probes -------------------------------------------------------
+
+
+@claim(
+    "L1", "The best probe layer lies inside, the last one loses.", IGPT, ("20_trio", "24_geometry"), ("probe",),
+    f"chosen layer − last layer is above 0 for each of the trio, at depths of {SHALLOW} and more, {HOLM}",
+)  # fmt: skip
+def l1(e):
+    depths = [depth for depth in e.levels("depth") if depth >= SHALLOW]
+    if not depths:
+        raise Absent(f"needs a depth of {SHALLOW} or more, has up to {max(e.levels('depth'))}")
+
+    def lost(key):
+        probe = e.record(key)["probe"]
+        return 100 * (probe["chosen"]["test"] - probe["layers"][-1]["test"])
+
+    def inside(key):
+        probe = e.record(key)["probe"]
+        return float(0 < probe["chosen"]["layer"] < len(probe["layers"]) - 1)
+
+    forms = {mixer: mean(e.of(mixer=mixer, depth=depth) for depth in depths) for mixer in TRIO}
+    for mixer, form in forms.items():
+        yield e.test(f"{mixer}, best − last layer", form, "above", value=lost)
+    label = "share of runs whose best layer is inside"
+    yield e.test(label, mean(forms.values()), "above", 0.5, value=inside, unit="", decides=False)
+
+
+@claim(
+    "L2", "Autoregression gives better features than BERT.", IGPT, ("23_pretext",), ("probe", "probe_mean"),
+    f"ar − bert is above 0 for each of the trio, {HOLM}; the interaction with the operator is shown",
+)  # fmt: skip
+def l2(e):
+    gains = {mixer: e.of(mixer=mixer, pretext="ar") - e.of(mixer=mixer, pretext="bert") for mixer in TRIO}
+    for mixer, gain in gains.items():
+        yield e.test(f"{mixer}, ar − bert", gain, "above")
+    for mixer in ("convmixer", "mixer"):
+        yield e.test(f"gain of igpt − gain of {mixer}", gains["igpt"] - gains[mixer], "differs", 1.0, decides=False)
+
+
+@claim(
+    "L3", "A lower pretext loss means better features within an operator, not across operators.", "this suite",
+    ("24_geometry",), ("rank",),
+    f"Kendall's tau of loss (sign turned) and probe is above 0 within an operator and below 0 across, {HOLM}",
+)  # fmt: skip
+def l3(e):
+    """Over runs whose losses can be compared: the levels of depth, width and kernel at the base of everything else."""
+    points = {mixer: [e.of(mixer=mixer)] for mixer in TRIO}
+    for name in ("depth", "width", "kernel"):
+        for mixer in TRIO:
+            asked = {run[name] for run in e.sweep.runs if run["mixer"] == mixer and name in run}
+            others = sorted(level for level in asked if level != e.base.get(name, level))
+            points[mixer] += [e.of(mixer=mixer, **{name: level}) for level in others]
+    shortest = min(map(len, points.values()))
+    if shortest < 3:
+        raise Absent("needs 3 depths or widths")
+
+    def minus_loss(key):
+        return -e.runs.at[key, "loss"]
+
+    def probe(key):
+        return e.runs.at[key, "probe"]
+
+    def tau(forms, seed, baselines):
+        """Kendall's tau between loss (sign turned) and probe over forms; NaN unless all of them count."""
+        losses = [e.values(form, minus_loss, baselines).get(seed, np.nan) for form in forms]
+        probes = [e.values(form, probe, baselines).get(seed, np.nan) for form in forms]
+        return np.nan if np.isnan([losses, probes]).any() else stats.kendall(losses, probes)[0]
+
+    def mean_tau(groups):
+        """The function (baselines) -> {seed: mean of tau over groups of forms}."""
+
+        def by_seed(baselines):
+            seeds = points["igpt"][0]
+            return {seed: float(np.mean([tau(forms, seed, baselines) for forms in groups])) for seed in seeds}
+
+        return by_seed
+
+    across = [[points[mixer][i] for mixer in TRIO] for i in range(shortest)]
+    yield e.test("tau within an operator", mean_tau(points.values()), "above")
+    yield e.test("tau across operators", mean_tau(across), "below")
+
+
+@claim(
+    "L4", "k-NN and the linear probe rank operators alike.", "this suite", ("21_cube",), ("rank",),
+    "Kendall's tau of the two over the eight cells, per seed, is above .5",
+)  # fmt: skip
+def l4(e):
+    forms = [e.of(mixer=cell) for cell in CUBE]
+
+    def knn(key):
+        return e.runs.at[key, "knn"]
+
+    def probe(key):
+        return e.runs.at[key, "probe"]
+
+    def tau(baselines):
+        neighbours = [e.values(form, knn, baselines) for form in forms]
+        probes = [e.values(form, probe, baselines) for form in forms]
+        found = {}
+        for seed in common_seeds(neighbours):
+            found[seed] = float(stats.kendall([cell[seed] for cell in neighbours], [cell[seed] for cell in probes])[0])
+        return found
+
+    yield e.test("tau of k-NN and linear probe over the cells", tau, "above", 0.5)
+
+
+@claim(
+    "L5", "More hidden tokens make better features where a token is a patch, worse where it is a pixel.",
+    f"{IGPT}; He et al., arXiv 2111.06377", ("24_geometry",), ("probe",),
+    "Page's trend test of the probe over mask rates: rising for patches, falling for pixels",
+)  # fmt: skip
+def l5(e):
+    rates, patch = e.levels("mask_rate", least=3), e.sweep.runs[0]["patch"]
+    forms = [mean(e.of(mixer=mixer, mask_rate=rate) for mixer in TRIO) for rate in rates]
+    values = [e.values(form) for form in forms]
+    rows = np.array([[level[seed] for level in values] for seed in sorted(common_seeds(values))])
+    label, goal = f"slope of the probe over the mask rate, patch {patch}", "above" if patch > 1 else "below"
+    test = e.test(label, 0.1 * slope(rates, forms), goal, unit="points per .1 of mask rate")
+    if test.n > 1:
+        rising = test.effect.mean > 0  # Page's ranks count where the slope goes the same way
+        p = stats.page(rows if rising else -rows)
+        test.p = (p, 1.0) if rising == (patch > 1) else (1.0, p)
+    yield test
+
+
+# ---- D: data and compute; N: numerics -----------------------------------------------------------------------------
+
+
+def sizes(e, name):
+    """(numbers of images, levels) of a field whose 0 stands for all, ascending; the number of all is read from a record of a
+    run that has all."""
+    whole = [run["key"] for run in e.sweep.runs if run.get(name) == 0 and e.sweep.store.has(run["key"])]
+    every = e.record(whole[0])["data"]["pool" if name == "images" else "train"] if whole else 10**9
+    pairs = sorted((level or every, level) for level in e.levels(name, least=2))
+    return [number for number, _ in pairs], [level for _, level in pairs]
+
+
+@claim(
+    "D1", "A bias helps more when data are fewer.", "this suite", ("27_sample_size",), ("probe", "psnr"),
+    f"convmixer − igpt is above 0 with the fewest unlabelled images, its slope on log2 of their number below 0, {HOLM};"
+    " labelled ones are shown",
+)  # fmt: skip
+def d1(e):
+    e.levels("images", least=2)
+    unit = f"{METRICS[e.metric].unit} per doubling"
+    for name in ("images", "labelled"):
+        if len(e.levels(name)) < 2:
+            continue
+        numbers, levels = sizes(e, name)
+        gaps = [e.of(mixer="convmixer", **{name: level}) - e.of(mixer="igpt", **{name: level}) for level in levels]
+        decides, trend = name == "images", slope(np.log2(numbers), gaps)
+        yield e.test(f"slope of convmixer − igpt over {name}", trend, "below", unit=unit, decides=decides)
+        yield e.test(f"convmixer − igpt with the fewest {name}", gaps[0], "above", decides=decides)
+
+
+@claim(
+    "D2", "Where the translation prior is false, weight sharing harms.", "this suite", ("30_symmetry",), ("probe", "psnr"),
+    f"shared − free static cells is above 0 on leaves and below 0 on their column-coded twin, {HOLM}",
+)  # fmt: skip
+def d2(e):
+    def sharing(data):
+        """What sharing weights gains on a data set."""
+        gains = []
+        for mixers in (("conv", "gconv"), ("lc", "full")):
+            gains.append(mean(e.of(mixer=mixer, dataset=data, padding="zeros") for mixer in mixers))
+        return gains[0] - gains[1]
+
+    true, false = sharing("leaves"), sharing("leaves_coded")
+    yield e.test("sharing where the prior is true", true, "above")
+    yield e.test("sharing where it is false", false, "below")
+    yield e.test("true − false", true - false, "above", decides=False)
+
+
+@claim(
+    "D3", "Removing skip connections harms attention more than convolution, and the difference grows with depth.", "this suite",
+    ("25_skip",), ("probe",), "the slope on log2 depth of harm to igpt less harm to convmixer is above 0",
+)  # fmt: skip
+def d3(e):
+    depths = e.levels("depth", least=2)
+
+    def harm(mixer, depth):
+        return e.of(mixer=mixer, depth=depth, skip="both") - e.of(mixer=mixer, depth=depth, skip="none")
+
+    extra = [harm("igpt", depth) - harm("convmixer", depth) for depth in depths]
+    trend = slope(np.log2(depths), extra)
+    yield e.test("slope of harm to igpt − harm to convmixer", trend, "above", unit="points per doubling")
+    yield e.test("harm to igpt − harm to convmixer", mean(extra), "above", decides=False)
+
+
+@claim(
+    "D4", "Smaller patches help only with enough compute.", "this suite", ("24_geometry",), ("probe",),
+    "at about equal FLOP, patch 2 − patch 4 is larger at four times the FLOP than at once, and above 0 there",
+)  # fmt: skip
+def d4(e):
+    """Patch 2 trained for s/4 and s steps against patch 4 for s and 4s, which cost about the same."""
+    steps = e.base.get("steps")
+    if not steps:
+        raise Absent("needs patches 2 and 4 at two budgets of equal FLOP")
+
+    def gain(fine, coarse):
+        """Of patch 2 over patch 4, with these settings of each."""
+        return mean(e.of(mixer=mixer, patch=2, **fine) - e.of(mixer=mixer, patch=4, **coarse) for mixer in TRIO)
+
+    low, high = gain({"steps": steps // 4}, {"steps": steps}), gain({"steps": steps}, {"steps": 4 * steps})
+    yield e.test("gain of patch 2, four times the FLOP − once", high - low, "above")
+    yield e.test("gain of patch 2 at four times the FLOP", high, "above")
+    yield e.test("gain of patch 2 at once the FLOP", low, "above", decides=False)
+    yield e.test("gain of patch 2 at equal steps", gain({}, {}), "above", decides=False)
+
+
+@claim(
+    "N1", "Results do not depend on the arithmetic.", "this suite", ("29_precision",), ("probe", "loss"),
+    f"bf16 − fp32 within .5 points, or 1 % of the loss, for each of the trio (two one-sided tests), {HOLM}",
+)  # fmt: skip
+def n1(e):
+    for mixer in TRIO:
+        plain = e.of(mixer=mixer, precision="fp32")
+        change = e.of(mixer=mixer, precision="bf16") - plain
+        if e.metric == "probe":
+            yield e.test(f"{mixer}, bf16 − fp32", change, "within", 0.5)
+        else:
+            yield e.test(f"{mixer}, bf16 − fp32", e.relative(change, plain), "within", 1.0, unit="% of the loss")
 
 
 # ---- all of them --------------------------------------------------------------------------------------------------
@@ -106,42 +528,15 @@ def findings(stores, claims=CLAIMS):
     found = []
     for store in stores:
         sweeps = [sweep for sweep in store.sweeps() if sweep.runs]
-        read = {sweep.name: (runs_of(sweep), {}) for sweep in sweeps}
-        for claim, metric in ((one, metric) for one in claims for metric in one.metrics):
+        frames, records = {sweep.name: runs_of(sweep) for sweep in sweeps}, {sweep.name: {} for sweep in sweeps}
+        for claim in claims:
             own = [sweep for sweep in sweeps if sweep.content["notebook"] in claim.notebooks]
-            here, lacks = [], "" if own else f"no run of {' or '.join(claim.notebooks)}"
-            for sweep in own:
-                try:
-                    here.append(find(claim, Evidence(sweep, metric, *read[sweep.name])))
-                except Absent as reason:
-                    lacks = str(reason)
-            found += here or [Finding(claim, store.profile, metric, "not run", lacks)]
+            for metric in claim.metrics:
+                decided, lacks = [], f"no run of {' or '.join(claim.notebooks)}"
+                for sweep in own:
+                    try:
+                        decided.append(find(claim, Evidence(sweep, metric, frames[sweep.name], records[sweep.name])))
+                    except Absent as reason:
+                        lacks = str(reason)
+                found += decided or [Finding(claim, store.profile, metric, "not run", lacks)]
     return found
-
-
-def summary(found):
-    """One row per finding, as a frame of words."""
-    rows = [{"claim": f.claim.id, "statement": f.claim.text, "metric": METRICS[f.metric].name, "profile": f.profile,
-             "verdict": f.verdict, "effect and 95 % interval": f.effect, "n": f.n, "why": f.why} for f in found]  # fmt: skip
-    return pd.DataFrame(rows, dtype=object)
-
-
-def tests(found):
-    """One row per test of every finding, with all its numbers."""
-    rows = []
-    for f in found:
-        for t in f.tests:
-            x, every = list(t.values.values()), list(t.every.values())
-            effect = t.effect
-            against = 0.0 if t.goal in ("within", "differs") else t.margin
-            low, high = stats.bootstrap(t.images) if t.images is not None and t.n > 1 else (np.nan, np.nan)
-            verdict, adjusted = (t.verdict, t.adjusted[0]) if t.decides else ("", np.nan)
-            row = {"claim": f.claim.id, "metric": f.metric, "profile": f.profile, "sweep": f.evidence, "test": t.label,
-                   "hypothesis": t.hypothesis, "decides": t.decides, "verdict": verdict, "mean": effect.mean,
-                   "low": effect.low, "high": effect.high, "unit": t.unit, "n": t.n, "p": t.p_values()[0],
-                   "p_adjusted": adjusted, "p_sign_flip": stats.sign_flip(x, against) if t.n > 1 else np.nan,
-                   "bootstrap_low": low, "bootstrap_high": high,
-                   "detectable": stats.detectable(t.n) * effect.sd if t.n > 1 else np.nan,
-                   "mean_all_runs": float(np.mean(every)) if every else np.nan, "n_all_runs": len(every)}  # fmt: skip
-            rows.append(row)
-    return pd.DataFrame(rows)

@@ -1,11 +1,11 @@
-"""From records to evidence: paired contrasts of runs, the baselines that runs must beat, and the verdict. Imports no torch."""
+"""From records to evidence: paired contrasts of runs, the baselines that runs must beat, and hypotheses about them."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from ..records.store import Sweep, with_columns
+from ..records.sweep import Sweep, with_columns
 from . import stats
 
 PAIRS = 5  # fewer decide nothing
@@ -46,11 +46,18 @@ class Form(dict):
     """A weighted sum of runs per seed, {seed: {key: weight}}; a seed that a part lacks is left out."""
 
     def __add__(self, other):
-        keys = lambda seed: {**self[seed], **other[seed]}  # noqa: E731
-        return Form({s: {k: self[s].get(k, 0) + other[s].get(k, 0) for k in keys(s)} for s in self if s in other})
+        added = Form()
+        for seed in self:
+            if seed in other:
+                keys = {**self[seed], **other[seed]}
+                added[seed] = {key: self[seed].get(key, 0) + other[seed].get(key, 0) for key in keys}
+        return added
 
     def __mul__(self, factor):
-        return Form({seed: {key: factor * weight for key, weight in part.items()} for seed, part in self.items()})
+        scaled = Form()
+        for seed, part in self.items():
+            scaled[seed] = {key: factor * weight for key, weight in part.items()}
+        return scaled
 
     __rmul__ = __mul__
 
@@ -71,6 +78,11 @@ def mean(forms):
 def slope(x, forms):
     """The least-squares slope of forms on x."""
     return total(weight * form for weight, form in zip(stats.slope_weights(x), forms, strict=True))
+
+
+def common_seeds(values):
+    """The seeds that each of these {seed: value} has."""
+    return set.intersection(*map(set, values))
 
 
 def known(values):
@@ -136,8 +148,11 @@ class Test:
         """Take the verdict that the adjusted p values give."""
         self.adjusted = adjusted
         if self.goal.startswith("all"):
-            held = [v > self.margin if self.goal == "all above" else v < self.margin for v in self.values.values()]
-            self.verdict = "contradicted" if not all(held) else "supported" if self.n >= PAIRS else "undecided"
+            above = self.goal == "all above"
+            if not all(value > self.margin if above else value < self.margin for value in self.values.values()):
+                self.verdict = "contradicted"
+            else:
+                self.verdict = "supported" if self.n >= PAIRS else "undecided"
         elif self.n >= PAIRS:
             good, bad = (p <= LEVEL for p in adjusted)
             self.verdict = "contradicted" if bad else "supported" if good else "undecided"
@@ -156,7 +171,8 @@ class Evidence:
     def __post_init__(self):
         self.base = self.sweep.base()
         self.done = set(self.runs.index[self.runs.status == "done"])
-        self.out = {run.key: reason for run in self.runs.itertuples() if (reason := self.excluded(run))}
+        reasons = {run.key: self.excluded(run) for run in self.runs.itertuples()}
+        self.out = {key: reason for key, reason in reasons.items() if reason}
 
     def excluded(self, run):
         """Why a run does not count, or ''."""
@@ -205,10 +221,11 @@ class Evidence:
     def values(self, form, value=None, baselines=True):
         """{seed: weighted sum} over the seeds all of whose runs count; without `baselines`, all of whose runs are finished.
         A seed whose sum is NaN, as of a metric that its runs do not have, is left out."""
-        value = value or self.value
-        counts = lambda key: key in self.done and not (baselines and key in self.out)  # noqa: E731
-        return known({seed: float(sum(weight * value(key) for key, weight in part.items()))
-                      for seed, part in form.items() if all(map(counts, part))})  # fmt: skip
+        value, counted, found = value or self.value, self.done - self.out.keys() if baselines else self.done, {}
+        for seed, part in form.items():
+            if counted.issuperset(part):
+                found[seed] = float(sum(weight * value(key) for key, weight in part.items()))
+        return known(found)
 
     def relative(self, change, whole):
         """The function (baselines) -> {seed: change in % of the whole} of two forms."""
@@ -221,8 +238,10 @@ class Evidence:
 
     def correct(self, form):
         """(seeds, test images) weighted sum of the probes' correctness in points, for the seeds of `values`."""
-        part = lambda seed: sum(100.0 * weight * self.bits(key) for key, weight in form[seed].items())  # noqa: E731
-        return np.array([part(seed) for seed in self.values(form)])
+        rows = []
+        for seed in self.values(form):
+            rows.append(sum(100.0 * weight * self.bits(key) for key, weight in form[seed].items()))
+        return np.array(rows)
 
     def bits(self, key):
         """(test images,) 1 where the chosen probe of a run is right."""
@@ -236,90 +255,13 @@ class Evidence:
         if isinstance(of, Form):
             if self.metric == "probe" and value is None and len(self.values(of)) > 1:
                 rest["images"] = self.correct(of)
-            make = lambda baselines: self.values(of, value, baselines)  # noqa: E731
+            counted, every = (self.values(of, value, baselines) for baselines in (True, False))
         else:
-            make = lambda baselines: known(of(baselines))  # noqa: E731
-        return Test(label, make(True), make(False), goal, margin, METRICS[self.metric].unit if unit is None else unit, **rest)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one sweep says about one claim with one metric."""
-
-    claim: object
-    profile: str
-    metric: str
-    verdict: str
-    why: str
-    evidence: str = ""  # name of the sweep
-    tests: tuple = ()
-    left_out: str = ""  # runs excluded, and why
-
-    @property
-    def n(self):
-        return self.key_test.n if self.key_test else 0
-
-    @property
-    def key_test(self):
-        """The test that the verdict hangs on most, among the deciding ones that came out as the claim did: the strongest where
-        one is enough for the verdict, the weakest where all are needed; None if there is none."""
-        deciding = [test for test in self.tests if test.decides]
-        tests = [test for test in deciding if test.verdict == self.verdict] or deciding
-        against = self.verdict == "contradicted"
-        weight = lambda test: (test.n, -np.nan_to_num(test.adjusted[against] if test.adjusted else 1.0, nan=1.0))  # noqa: E731
-        return (max if self.claim.any != against else min)(tests, key=weight, default=None)
-
-    @property
-    def effect(self):
-        """'mean [95 % interval] unit' of the key test; of all finished runs, in brackets, if none is above its baseline."""
-        test = self.key_test
-        if not test or not test.every:
-            return "—"
-        if test.goal.startswith("all"):
-            worst = max if test.goal == "all below" else min
-            return f"{test.label}: {worst(test.every.values()):.2g} {test.unit}".strip()
-        mean, low, high, n, *_ = stats.paired(list((test.values or test.every).values()))
-        interval = f" [{signed(low)}, {signed(high)}]" if n > 1 else ""
-        text = f"{test.label}: {signed(mean)}{interval} {test.unit}".strip()
-        return text if test.values else f"({text})"
-
-
-def signed(value):
-    return f"{value:+.2g}".replace("-", "−") if abs(value) < 1 else f"{value:+.1f}".replace("-", "−")
+            counted, every = (known(of(baselines)) for baselines in (True, False))
+        return Test(label, counted, every, goal, margin, METRICS[self.metric].unit if unit is None else unit, **rest)
 
 
 def runs_of(sweep):
     """The frame of a sweep by key, with the columns that baselines and metrics need; NaN for what a run does not have."""
     names = ("psnr", "loss", "probe", "init_probe", "knn")
     return with_columns(sweep.frame(), *names).astype(dict.fromkeys(names, float)).set_index("key", drop=False)
-
-
-def find(claim, evidence):
-    """The Finding of a claim in a sweep. Raises Absent if the sweep was not made for it, StoreError for a broken record."""
-    tests = tuple(claim.tests(evidence))
-    family = [test for test in tests if test.decides]
-    adjusted = zip(*(stats.holm([test.p_values()[i] for test in family]) for i in (0, 1)), strict=True)
-    for test, p in [*zip(family, adjusted, strict=True), *((test, test.p_values()) for test in tests if not test.decides)]:
-        test.judge(p)
-    used = [run for run in evidence.runs.itertuples() if run.key in evidence.used]
-    reasons = pd.Series([evidence.out[run.key] for run in used if run.key in evidence.out], dtype=object).value_counts()
-    left_out = "; ".join(f"{count} of {len(used)} runs {reason}" for reason, count in reasons.items())
-    verdict, why = combine(claim, tests, left_out)
-    if all(run.status in ("missing", "failed") for run in used):
-        verdict, why = "not run", left_out
-    profile = evidence.sweep.content["profile"]
-    return Finding(claim, profile, evidence.metric, verdict, why, evidence.sweep.name, tests, left_out)
-
-
-def combine(claim, tests, left_out):
-    """(verdict, why) of a claim from its deciding tests: all must hold, or any where the claim says so."""
-    deciding = [test for test in tests if test.decides]
-    seen, n = [test.verdict for test in deciding], min(test.n for test in deciding)
-    first, second = ("supported", "contradicted") if not claim.any else ("contradicted", "supported")
-    if all(verdict == first for verdict in seen):
-        return first, "every test" if len(seen) > 1 else "the test"
-    if second in seen:
-        return second, ", ".join(test.label for test in deciding if test.verdict == second)
-    if n < PAIRS:
-        return "undecided", f"{n} pair{'s' * (n != 1)}, {PAIRS} needed" + (f" ({left_out})" if left_out else "")
-    return "undecided", "open: " + ", ".join(test.label for test in deciding if test.verdict == "undecided")

@@ -1,4 +1,4 @@
-"""One style for all pictures, and the parts they are made of. Imports no torch."""
+"""One style for all pictures, and the parts that they are made of."""
 
 import io
 import textwrap
@@ -8,26 +8,13 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from ..operators import MIXERS, Mixer
+from ..evidence.stats import AXES, mean_interval
+from ..operators import MIXERS
 
 # seaborn's "colorblind" palette, without the second that it takes to import it
 PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
-
-
-class Look(dict):
-    """Mixer -> how figures show it, also for an operator that was added later, or that was defined elsewhere."""
-
-    def __init__(self, make):
-        self.make = make
-
-    def __missing__(self, mixer):
-        known = mixer in MIXERS
-        return self.make(list(MIXERS).index(mixer) if known else len(MIXERS), MIXERS[mixer] if known else Mixer(mixer, ""))
-
-
-LABELS = Look(lambda i, op: op.label)
-COLOURS = Look(lambda i, op: PALETTE[i % len(PALETTE)])
-MARKERS = Look(lambda i, op: "os^DvP*X"[i % 8])
+SHAPES = "os^DvP*X"
+GREY = "0.45"  # of baselines
 BASELINES = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
 STYLE = {
     "axes.edgecolor": ".15",
@@ -53,42 +40,44 @@ STYLE = {
 }
 
 
-class Picture(Figure):
-    """A figure that a notebook shows by itself; no pyplot, no global state."""
-
-    def _repr_png_(self):
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=self.dpi)
-        return buffer.getvalue()
+# ---- operators ------------------------------------------------------------------------------------------------------
 
 
-def canvas(width, height, panels=1, sharey=True):
-    """A figure and its axes in a row, in the suite's style; none yet for 0 panels."""
-    figure = Picture(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0] if panels else []
-    for ax in axes:
-        ax.grid(axis="y", color="0.92", linewidth=0.8)
-        ax.set_axisbelow(True)
-    return figure, axes
+class ByMixer(dict):
+    """Mixer -> how figures show it, also an operator that was added later, or that this process does not know."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def __missing__(self, mixer):
+        return self.look(mixer)
 
 
-def caption(figure, sweep, words="", data=None, spread="mean and 95 % t interval over"):
-    """Small print: what was run, how to read the marks, and over how many seeds; `spread` says what is drawn of them."""
-    runs = pd.DataFrame(sweep.runs)
-    counts = sorted(set(runs.groupby(["mixer", *sweep.factors()], dropna=False).size()))
-    if counts[-1:] in ([], [1]):
-        seeds = f"one seed ({sweep.runs[0]['seed']})" if sweep.runs else ""
-    else:
-        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
-        seeds = f"{spread} n = {n} paired seeds"
-    footer(figure, sweep.caption(data), words + (seeds if spread else ""))
+def place(mixer):
+    """Where a mixer stands in the order of MIXERS; behind all others if this process does not know it."""
+    return list(MIXERS).index(mixer) if mixer in MIXERS else len(MIXERS)
 
 
-def footer(figure, *lines):
-    """Small print below a figure, each line wrapped to its width."""
-    per_line = int(14.5 * figure.get_figwidth())
-    text = "\n".join(textwrap.fill(line, per_line) for line in lines)
-    figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
+def _label(mixer):
+    return MIXERS[mixer].label if mixer in MIXERS else mixer
+
+
+def _colour(mixer):
+    return PALETTE[place(mixer) % len(PALETTE)]
+
+
+def _marker(mixer):
+    return SHAPES[place(mixer) % len(SHAPES)]
+
+
+LABELS, COLOURS, MARKERS = ByMixer(_label), ByMixer(_colour), ByMixer(_marker)
+
+
+def traits(mixer):
+    """'●○●': local, shared, dynamic; nothing of an operator that this process does not know."""
+    if mixer not in MIXERS:
+        return ""
+    return "".join("●" if getattr(MIXERS[mixer], name) else "○" for name in AXES)
 
 
 def mixers(sweep):
@@ -101,9 +90,84 @@ def depths_of(sweep):
     return sorted({run["depth"] for run in sweep.runs})
 
 
-def level(ax, value, text):
+# ---- figures and their words ----------------------------------------------------------------------------------------
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself; no pyplot, no global state."""
+
+    def _repr_png_(self):
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
+def canvas(width, height, panels=1, sharey=True):
+    """A figure and its axes in a row, in the suite's style; no axes yet for 0 panels."""
+    figure = Picture(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0] if panels else []
+    for ax in axes:
+        faint_grid(ax)
+    return figure, axes
+
+
+def faint_grid(ax, axis="y"):
+    ax.grid(axis=axis, color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def caption(figure, sweep, words="", data=None, spread="mean and 95 % t interval over"):
+    """Small print: what was run, how to read the marks, and over how many seeds; `spread` says what is drawn of them."""
+    runs = pd.DataFrame(sweep.runs)
+    counts = sorted(set(runs.groupby(["mixer", *sweep.factors()], dropna=False).size()))
+    if not spread or not counts:
+        seeds = ""
+    elif counts[-1] == 1:
+        seeds = f"one seed ({sweep.runs[0]['seed']})"
+    else:
+        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+        seeds = f"{spread} n = {n} paired seeds"
+    footer(figure, sweep.caption(data), words + seeds)
+
+
+def footer(figure, *lines):
+    """Small print below a figure, each line wrapped to its width."""
+    per_line = int(14.5 * figure.get_figwidth())
+    text = "\n".join(textwrap.fill(line, per_line) for line in lines)
+    figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
+
+
+def legend(figure, names):
+    """A legend of networks above all panels: each with its marker and colour."""
+    marks = []
+    for name in names:
+        mark = figure.axes[0].errorbar([], [], color=COLOURS[name], marker=MARKERS[name], linestyle="", markersize=5.5)
+        marks.append(mark)
+    columns = min(len(names), 4 if len(names) % 3 else 3)
+    figure.legend(marks, [LABELS[name] for name in names], loc="outside upper left", ncols=columns, frameon=False)
+
+
+# ---- marks ----------------------------------------------------------------------------------------------------------
+
+
+def interval_dots(ax, x, values, mixer, filled=True, vertical=True, spread=True):
+    """Seeds as dots, their mean with its 95 % interval; without `spread` the mean and dots alone."""
+    mean, half, n = mean_interval(values)
+    if not n:
+        return
+    (at, error), dots = ((x, mean), "yerr"), (np.full(len(values), x), values)
+    if not vertical:
+        (at, error), dots = ((mean, x), "xerr"), (values, np.full(len(values), x))
+    colour = COLOURS[mixer]
+    ax.plot(*dots, ".", color=colour, alpha=0.35, markersize=5, zorder=2)
+    bars = {error: half} if n > 1 and spread else {}
+    ax.errorbar(*at, **bars, color=colour, marker=MARKERS[mixer], markerfacecolor=colour if filled else "white",
+                markersize=5.5, capsize=2, linestyle="", zorder=3)  # fmt: skip
+
+
+def baseline_line(ax, value, text):
     """A dashed horizontal line, named at its right end."""
-    ax.axhline(value, color="0.45", linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    ax.axhline(value, color=GREY, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     ax.annotate(text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
                 va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
 
@@ -114,6 +178,9 @@ def plain_log(ax):
     ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     ax.yaxis.set_minor_formatter(ticker.NullFormatter())
     ax.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
+
+
+# ---- images and maps ------------------------------------------------------------------------------------------------
 
 
 def pictures(rows, width=10.5):

@@ -1,4 +1,4 @@
-"""Tables from records: pandas frames, written as Markdown, CSV and LaTeX. Imports no torch."""
+"""Tables from records: pandas frames, written as Markdown, CSV and LaTeX, beside numbers of the paper."""
 
 import re
 import tomllib
@@ -11,9 +11,10 @@ from ..config import fields_of, nearest
 from ..evidence.stats import EFFECTS, mean_interval
 from ..records import places
 from ..records.files import StoreError, write_atomic
-from ..records.store import with_columns
-from .studies import cube_effects, shown, traits
-from .style import BASELINES, LABELS, depths_of, mixers
+from ..records.sweep import with_columns
+from .cube import cube_effects
+from .levels import done_runs, level_name
+from .style import BASELINES, LABELS, depths_of, mixers, traits
 
 COUNTED = "mean ± half-width of the 95 % interval (n seeds)"
 
@@ -37,33 +38,34 @@ def significant(values):
     return (f"{mean:.3g} ± {half:.2g}" if n > 1 else f"{mean:.3g}") + f" ({n})"
 
 
+def tidy(rows):
+    """Rows as a frame, empty where a row has no such column; whole numbers stay whole."""
+    return pd.DataFrame(rows, dtype=object).fillna("")
+
+
 def by_network(sweep):
-    """Groups of a sweep's frame, (mixer, *factors) -> rows, in the order they were asked for."""
-    return sweep.frame().groupby(["mixer", *sweep.factors()], sort=False, dropna=False)
+    """[(the columns that name a row, its runs)]: one per network and level, in the order they were asked for."""
+    groups = []
+    for (mixer, *levels), runs in sweep.frame().groupby(["mixer", *sweep.factors()], sort=False, dropna=False):
+        names = {name: level_name(name, level) for name, level in zip(sweep.factors(), levels, strict=True)}
+        groups.append(({"network": LABELS[mixer], **names}, runs))
+    return groups
 
 
-def baselines(sweep):
-    """Rows of the untrained baselines; none if their record is missing."""
-    baseline = sweep.baseline()
-    return (
-        [{"network": BASELINES[name], "masked PSNR, dB": f"{value:.2f}"} for name, value in baseline["psnr"].items()]
-        if baseline
-        else []
-    )
+# ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def summary(sweep):
     """One row per network and level: mean ± 95 % interval over n seeds beside the baselines of the same data and masks;
     diverged, failed and missing runs are counted. What no run has is left out."""
     rows = []
-    for (mixer, *levels), runs in by_network(sweep):
+    for names, runs in by_network(sweep):
         wanted = ("psnr", "loss", "probe", "init_probe", "knn", "accuracy", "context_coverage", "bits_per_pixel")
         done = with_columns(runs[runs.status == "done"], *wanted)
         bert = "bert" in set(runs.pretext)
         rows.append(
             {
-                "network": LABELS[mixer],
-                **{name: shown(name, level) for name, level in zip(sweep.factors(), levels, strict=True)},
+                **names,
                 "masked PSNR, dB" if bert else "PSNR, dB": plus_minus(done.psnr, 2),
                 "neighbour mean, dB": number(runs.baseline_psnr.iloc[0], 2) if bert else "",
                 "loss": plus_minus(done.loss, 3),
@@ -84,38 +86,44 @@ def summary(sweep):
 
 def depths(sweep):
     """One row per metric and network, one column per depth: mean ± 95 % interval over n seeds, with the untrained baselines."""
-    runs, baseline, levels = with_columns(sweep.frame(), "psnr", "probe", "init_probe"), sweep.baseline(), depths_of(sweep)
-    done, bert = runs[runs.status == "done"], sweep.runs[0]["pretext"] == "bert"
-    untrained = {"psnr": {BASELINES[name]: baseline["psnr"][name] if baseline else np.nan for name in BASELINES if bert},
-                 "probe": {"raw pixels": 100 * baseline["pixel_probe"]["test"] if baseline else np.nan}}  # fmt: skip
+    done, baseline, bert = done_runs(sweep), sweep.baseline(), sweep.runs[0]["pretext"] == "bert"
+    psnr = "masked PSNR, dB" if bert else "PSNR, dB"
     rows = []
-    for column, metric, scale, digits in (
-        ("psnr", "masked PSNR, dB" if bert else "PSNR, dB", 1, 2),
-        ("probe", "probe, %", 100, 1),
-        ("init_probe", "probe at random init, %", 100, 1),
-    ):
+
+    def networks(column, metric, scale, digits):
         for mixer in mixers(sweep):
-            parts = (done[(done.mixer == mixer) & (done.depth == depth)][column].dropna() for depth in levels)
-            rows.append((LABELS[mixer], metric, [plus_minus(scale * part, digits) for part in parts]))
-        rows += [(name, metric, [number(value, digits)] * len(levels)) for name, value in untrained.get(column, {}).items()]
-    heads = [f"depth {depth}" for depth in levels]
-    return tidy([{"network": name, "metric": metric, **dict(zip(heads, cells, strict=True))} for name, metric, cells in rows])
+            row = {"network": LABELS[mixer], "metric": metric}
+            for depth in depths_of(sweep):
+                part = done[(done.mixer == mixer) & (done.depth == depth)]
+                row[f"depth {depth}"] = plus_minus(scale * part[column].dropna(), digits)
+            rows.append(row)
+
+    def untrained(name, metric, value, digits):
+        cells = {f"depth {depth}": number(value, digits) for depth in depths_of(sweep)}
+        rows.append({"network": name, "metric": metric, **cells})
+
+    networks("psnr", psnr, 1, 2)
+    for name in BASELINES if bert else ():
+        untrained(BASELINES[name], psnr, baseline["psnr"][name] if baseline else np.nan, 2)
+    networks("probe", "probe, %", 100, 1)
+    untrained("raw pixels", "probe, %", 100 * baseline["pixel_probe"]["test"] if baseline else np.nan, 1)
+    networks("init_probe", "probe at random init, %", 100, 1)
+    return tidy(rows)
 
 
 def differences(sweep):
     """Paired by seed: every two networks at the same depth, mean ± 95 % interval of the difference over n pairs."""
-    done = with_columns(sweep.frame(), "psnr", "probe")
-    done = done[done.status == "done"]
-    rows = []
+    rows, done = [], done_runs(sweep)
     for other, mixer in combinations(mixers(sweep), 2):
         for depth in depths_of(sweep):
-            one, base = (done[(done.mixer == m) & (done.depth == depth)].set_index("seed") for m in (mixer, other))
-            psnr, probe = one.psnr - base.psnr, 100 * (one.probe - base.probe)
+            at_depth = done[done.depth == depth]
+            one, base = (at_depth[at_depth.mixer == name].set_index("seed") for name in (mixer, other))
+            probe = 100 * (one.probe - base.probe)
             rows.append(
                 {
                     "difference": f"{LABELS[mixer]} − {LABELS[other]}",
                     "depth": depth,
-                    "masked PSNR, dB": plus_minus(psnr, 2),
+                    "masked PSNR, dB": plus_minus(one.psnr - base.psnr, 2),
                     "probe, points": plus_minus(probe, 1),
                     "n": int(probe.notna().sum()),
                 }
@@ -126,13 +134,11 @@ def differences(sweep):
 def cost(sweep):
     """Parameters by part, FLOP of a forward pass and measured speed, per network and level."""
     rows = []
-    for (mixer, *levels), runs in by_network(sweep):
+    for row, runs in by_network(sweep):
         done = runs[runs.status == "done"]
-        row = {"network": LABELS[mixer]}
-        row |= {name: shown(name, level) for name, level in zip(sweep.factors(), levels, strict=True)}
         if len(done):
-            parts = ("mixing", "channel", "embedding")
-            row |= {f"{part} parameters": int(done[f"parameters_{part}"].iloc[0]) for part in parts}
+            for part in ("mixing", "channel", "embedding"):
+                row[f"{part} parameters"] = int(done[f"parameters_{part}"].iloc[0])
             row["MFLOP per image"] = round(done.flop_per_image.iloc[0] / 1e6, 2)
             row["images/s in training"] = round(done.images_per_second.median())
         rows.append({**row, "n": len(done)})
@@ -141,8 +147,7 @@ def cost(sweep):
 
 def effects(sweep):
     """Main effects and interactions of the cube, paired by seed: mean ± 95 % interval over n seeds."""
-    found = cube_effects(sweep)
-    rows = []
+    rows, found = [], cube_effects(sweep)
     for task, effect in product(dict.fromkeys(run["pretext"] for run in sweep.runs), EFFECTS.values()):
         part = found[(found.pretext == task) & (found.effect == effect)]
         psnr, probe = (part[part.metric == metric].value for metric in ("psnr", "probe"))
@@ -151,57 +156,53 @@ def effects(sweep):
     return tidy(rows)
 
 
+MEASURES = {  # what of a network's measures its row shows
+    "roll error, last layer": lambda found: found["roll_error"][-1],
+    "Lie error, last layer": lambda found: (found["lie_error"] or [np.nan])[-1],
+    "receptive field, 50 % side, px": lambda found: found["receptive_field"]["side50"],
+    "receptive field, 99 % side, px": lambda found: found["receptive_field"]["side99"],
+    "mixing distance, layer 1, tokens": lambda found: np.mean(found["mixing_distance"][0]),
+    "mixing distance, last layer, tokens": lambda found: np.mean(found["mixing_distance"][-1]),
+}
+
+
 def measures(sweep):
     """Measures of every network of the first data set, at random init → after training, means over seeds."""
-    rows, first = [], sweep.runs[0]["dataset"]
-    found = {run["mixer"]: [] for run in sweep.runs if run["dataset"] == first}
-    growth = {mixer: [] for mixer in found}
-    for record in sweep.records():
-        if record["config"]["dataset"] == first:
-            found[record["config"]["mixer"]].append((record["init_measures"], record["measures"]))
-            growth[record["config"]["mixer"]].append(record["history"])
-    wanted = {
-        "roll error, last layer": lambda m: m["roll_error"][-1],
-        "Lie error, last layer": lambda m: (m["lie_error"] or [np.nan])[-1],
-        "receptive field, 50 % side, px": lambda m: m["receptive_field"]["side50"],
-        "receptive field, 99 % side, px": lambda m: m["receptive_field"]["side99"],
-        "mixing distance, layer 1, tokens": lambda m: np.mean(m["mixing_distance"][0]),
-        "mixing distance, last layer, tokens": lambda m: np.mean(m["mixing_distance"][-1]),
-    }
-    for mixer, pairs in found.items():
+    rows, data = [], sweep.runs[0]["dataset"]
+    records = [record for record in sweep.records() if record["config"]["dataset"] == data]
+    for mixer in dict.fromkeys(run["mixer"] for run in sweep.runs if run["dataset"] == data):
+        own = [record for record in records if record["config"]["mixer"] == mixer]
         row = {"network": LABELS[mixer], "local, shared, dynamic": traits(mixer)}
-        for name, value in wanted.items():
-            row[name] = " → ".join(significant([value(pair[i]) for pair in pairs]) for i in (0, 1)) if pairs else "—"
-        norms = [history[-1]["weight_norm"] / history[0]["weight_norm"] for history in growth[mixer] if history]
-        rows.append({**row, "growth of the weights' norm": f"{np.mean(norms):.2f}x" if norms else "", "n": len(pairs)})
+        for name, value in MEASURES.items():
+            start = [value(record["init_measures"]) for record in own]
+            end = [value(record["measures"]) for record in own]
+            row[name] = f"{significant(start)} → {significant(end)}" if own else "—"
+        histories = [record["history"] for record in own if record["history"]]
+        growth = [history[-1]["weight_norm"] / history[0]["weight_norm"] for history in histories]
+        row["growth of the weights' norm"] = f"{np.mean(growth):.2f}x" if growth else ""
+        rows.append({**row, "n": len(own)})
     return tidy(rows)
 
 
 def reconstruction(sweep):
     """PSNR of the pictured networks beside the three baselines."""
-    runs = with_columns(sweep.frame(), "psnr")
-    rows = [{"network": LABELS[r.mixer], "depth": r.depth, "masked PSNR, dB": plus_minus([r.psnr], 2)}
-            for r in runs.itertuples()]  # fmt: skip
-    return tidy(rows + baselines(sweep))
+    rows, baseline = [], sweep.baseline()
+    for run in with_columns(sweep.frame(), "psnr").itertuples():
+        rows.append({"network": LABELS[run.mixer], "depth": run.depth, "masked PSNR, dB": plus_minus([run.psnr], 2)})
+    for name, value in baseline["psnr"].items() if baseline else ():
+        rows.append({"network": BASELINES[name], "masked PSNR, dB": f"{value:.2f}"})
+    return tidy(rows)
 
 
-def tidy(rows):
-    """Rows as a frame, empty where a row has no such column; whole numbers stay whole."""
-    return pd.DataFrame(rows, dtype=object).fillna("")
-
-
-SUMMARY = {"summary": summary}
 TABLES = {
-    "10_one_run": {"run": summary},
-    "20_trio": {"trio": summary, "depths": depths, "differences": differences, "cost": cost},
-    "21_cube": {"summary": summary, "effect_sizes": effects, "cost": cost},
-    **dict.fromkeys(("22_representation", "23_pretext", "24_geometry", "26_permutation", "27_sample_size",
-                     "28_position", "29_precision"), SUMMARY),
-    "25_skip": {"summary": summary, "cost": cost},
-    "30_symmetry": {"summary": summary, "measures": measures},
-    "31_receptive_field": {"measures": measures},
-    "40_reconstructions": {"psnr": reconstruction},
-}  # fmt: skip
+    "summary": summary,
+    "depths": depths,
+    "differences": differences,
+    "cost": cost,
+    "effects": effects,
+    "measures": measures,
+    "reconstruction": reconstruction,
+}
 
 
 # ---- the paper's numbers ------------------------------------------------------------------------------------------------
@@ -227,10 +228,15 @@ def reported():
         for name, kind in ENTRY.items():
             if not (isinstance(entry.get(name), kind) and entry[name]):
                 raise StoreError(f"{where}: {name}: {entry.get(name)!r}, expected {KINDS[kind]}")
-        names = {f"{experiment}-{name}": (f"{experiment}-", f"-{name}") for experiment in TABLES for name in TABLES[experiment]}
-        if not any(entry["table"].startswith(start) and entry["table"].endswith(stop) for start, stop in names.values()):
-            known(f"{where}: table", [entry["table"]], names)
+        check_table(f"{where}: table", entry["table"])
     return found
+
+
+def check_table(where, table):
+    """Refuse what is not SWEEP-NAME of a notebook's sweep and one of TABLES. Raises StoreError naming the nearest."""
+    notebooks = sorted(path.stem for path in places.notebooks().glob("*.ipynb"))
+    if not (table.startswith(tuple(f"{name}-" for name in notebooks)) and table.endswith(tuple(f"-{name}" for name in TABLES))):
+        known(where, [table], [f"{notebook}-{name}" for notebook in notebooks for name in TABLES])
 
 
 def known(what, given, names):
@@ -261,12 +267,14 @@ def paper(table, name):
     return ["; ".join(cell) or "—" for cell in cells]
 
 
-# ---- pages --------------------------------------------------------------------------------------------------------------
+# ---- pages ----------------------------------------------------------------------------------------------------------
 
 
 def make(name, sweep):
-    """A table of a sweep by its name, with what is entered of the paper as its last column. Raises StoreError."""
-    table = TABLES[sweep.content["notebook"]][name](sweep)
+    """A table of a sweep by its name, with what is entered of the paper as its last column. Raises StoreError for a name that
+    is not in TABLES, a broken record or a wrong entry."""
+    known("table", [name], TABLES)
+    table = TABLES[name](sweep)
     return table.assign(paper=paper(table, f"{sweep.name}-{name}"))
 
 
@@ -291,6 +299,11 @@ LATEX = Latex(str.maketrans({
 }))  # fmt: skip
 
 
+def latex_text(value):
+    """A cell in LaTeX: ASCII, with a minus before negative numbers."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", str(value)).translate(LATEX)
+
+
 def sides(table):
     """'right' for each column of numbers, 'left' for the others."""
     return ["right" if re.fullmatch(r"[-\d.± ()—]*", "".join(map(str, table[column]))) else "left" for column in table]
@@ -298,26 +311,31 @@ def sides(table):
 
 def latex(table, caption, label):
     """The table in LaTeX with the rules of booktabs, in ASCII."""
-    write = lambda value: re.sub(r"(?<![\w-])-(?=\d)", "−", str(value)).translate(LATEX)  # noqa: E731
-    rows = [" & ".join(map(write, row)) + r" \\" for row in (table.columns, *table.to_numpy())]
+    rows = [" & ".join(map(latex_text, row)) + r" \\" for row in (table.columns, *table.to_numpy())]
     columns = "".join(side[0] for side in sides(table))
     return "\n".join([
-        r"% needs \usepackage{booktabs}", r"\begin{table}", rf"\caption{{{write(caption)}}}",
+        r"% needs \usepackage{booktabs}", r"\begin{table}", rf"\caption{{{latex_text(caption)}}}",
         rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', label)}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0],
         r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip
 
 
-def write(sweep, folder):
-    """Write every table of a sweep as Markdown, CSV and LaTeX to a folder. Returns the paths."""
+def markdown(sweep, table):
+    """The table as a page of Markdown, under its heading."""
+    rows = table.to_markdown(index=False, disable_numparse=True, colalign=sides(table))
+    return f"{heading(sweep, table)}\n\n{rows}\n"
+
+
+def write_tables(sweep, folder):
+    """Write the tables that a sweep names as Markdown, CSV and LaTeX to a folder. Returns the paths. Raises StoreError for a
+    name that is not in TABLES, a broken record or a wrong entry."""
     paths = []
-    for name in TABLES.get(sweep.content["notebook"], {}):
+    for name in sweep.content.get("tables", ()):
         table, stem = make(name, sweep), f"{sweep.name}-{name}"
-        words = heading(sweep, table)
         for suffix, content in (
-            (".md", f"{words}\n\n{table.to_markdown(index=False, disable_numparse=True, colalign=sides(table))}\n"),
+            (".md", markdown(sweep, table)),
             (".csv", table.to_csv(index=False, lineterminator="\n")),
-            (".tex", latex(table, words, stem)),
+            (".tex", latex(table, heading(sweep, table), stem)),
         ):
             paths.append(folder / f"{stem}{suffix}")
             write_atomic(paths[-1], content)

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: written beside their name and then renamed, and read with a check."""
+"""Files that are whole at any moment, written beside their name and then renamed, and locks that die with their owner."""
 
 import contextlib
 import errno
@@ -7,15 +7,22 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from ..config import BiasnbError
-from .processes import host, lives, myself
 
+try:
+    import fcntl
+except ImportError:  # Windows, where it is not shown who holds a lock
+    fcntl = None
+
+HOUR = 3600  # seconds after which an attempt at a file belongs to a process that was killed
 PATIENCE = 1  # seconds of waiting for a lock before a line says so
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EROFS)  # what a file system without locks answers
 
@@ -25,37 +32,46 @@ class StoreError(BiasnbError):
 
 
 def attempt_of(path):
-    """Where this process writes what will be called `path`."""
-    me = myself()
-    return path.with_name(f".{path.name}.{me['start']}-{me['pid']}@{me['host'].replace('/', '-')}.part")
+    """A name beside `path` that nobody else uses, for what will be called `path` once it is whole."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
 
 
 def write_atomic(path, content):
-    """Write bytes or text so that the final name holds the old content or the new, never a part of it."""
+    """Write bytes or text so that the final name holds the old content or the new, never a part of it.
+
+    Raises StoreError naming the file."""
     path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    for attempts_left in (2, 1, 0):
+        try:
+            return _write_and_rename(path, data)
+        except OSError as error:
+            if attempts_left and isinstance(error, FileNotFoundError):
+                continue  # another process has removed the folder meanwhile, as the run that it belongs to is done
+            raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _write_and_rename(path, data):
     attempt = attempt_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(attempt, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(attempt, path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
             attempt.unlink(missing_ok=True)
 
 
-def sweep(folder, start=""):
-    """Remove what writers that were killed left of the files in a folder whose names begin with `start`."""
-    for attempt in folder.glob(f".{glob.escape(start)}*.part"):
-        process, _, place = attempt.name.removesuffix(".part").rpartition("@")
-        began, _, pid = process.rpartition(".")[2].partition("-")
-        here = place == host().replace("/", "-") and pid.isdigit()
-        if here and not lives({"pid": int(pid), "start": int(began) if began.isdigit() else None}):
-            with contextlib.suppress(OSError):
+def remove_attempts(folder, start="", age=0):
+    """Remove what writers that were killed left in a folder: attempts at files whose names are `start` or begin with it and a
+    dot, last changed more than `age` seconds ago. Without an age only whoever holds the lock of these files may ask for it."""
+    pattern = f".{glob.escape(start)}.*.part" if start else ".*.part"
+    for attempt in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if time.time() - attempt.stat().st_mtime >= age:
                 shutil.rmtree(attempt) if attempt.is_dir() else attempt.unlink()
 
 
@@ -93,7 +109,22 @@ def _acquire(lock, path, waiting):
     return True
 
 
+def is_locked(path):
+    """Whether some process, this one included, holds the lock file `path`. Asking disturbs nobody."""
+    if fcntl is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or no locks
+        return False
+    return False
+
+
 def to_json(content):
+    """JSON with sorted names and a line for each, ending in a newline; numbers that are not finite raise ValueError."""
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -112,6 +143,7 @@ def _no_number(word):
 
 
 def write_arrays(path, arrays):
+    """Write named arrays as a compressed .npz file, whole or not at all. Raises StoreError naming the file."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
@@ -128,9 +160,9 @@ def read_arrays(path):
 
 def arrays_digest(arrays):
     """sha256 over names, shapes, types and content."""
-    h = hashlib.sha256()
+    found = hashlib.sha256()
     for name in sorted(arrays):
-        a = np.ascontiguousarray(arrays[name])
-        h.update(f"{name}{a.dtype.str}{a.shape}".encode())
-        h.update(a.tobytes())
-    return h.hexdigest()
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name}{array.dtype.str}{array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()

@@ -1,16 +1,9 @@
-"""Progress with rate and time left: a live line in JupyterLab and in a terminal, a plain line now and then in a log; and what
-others can see of a run while it trains."""
+"""Progress with rate and time left: a live line in JupyterLab and in a terminal, a plain line now and then in a log."""
 
-import contextlib
 import html
-import math
 import os
 import sys
 import time
-from importlib.util import find_spec
-
-from ..config import BiasnbError
-from .files import StoreError, to_json, write_atomic
 
 
 def in_jupyterlab():
@@ -34,16 +27,17 @@ class Progress:
         self.every = every or (0.5 if self.live else 10.0)
         self.start = self.last = time.monotonic()
 
-    def __call__(self, done, note="", rows=None):
-        """`rows` is a function that gives a dict for each part that is under way; JupyterLab shows them as a table."""
+    def __call__(self, done, note="", rows=(), left=None):
+        """`rows` are dicts of text, one for each part that is under way, which JupyterLab shows as a table; `left` are the
+        seconds that are left where they are known better than by the rate."""
         now = time.monotonic()
         if now - self.last >= self.every and done < self.total:
             self.last = now
-            self._write(self.line(done, now, note), rows() if rows and self.lab else ())
+            self._write(self.line(done, now, note, left), rows)
 
-    def line(self, done, now, note):
+    def line(self, done, now, note, left=None):
         rate = (done - self.first) / max(now - self.start, 1e-9)
-        left = (self.total - done) / rate if rate else float("inf")
+        left = left if left is not None else (self.total - done) / rate if rate else float("inf")
         share = 100 * done // self.total
         return f"{self.label}: {done}/{self.total} {self.unit}, {share} %, {rate:.1f} {self.unit}/s, {clock(left)} left, {note}"
 
@@ -65,62 +59,13 @@ def table(rows):
     """Dicts of text with the same names as an HTML table; nothing for none."""
     if not rows:
         return ""
-    cells = lambda kind, values: "".join(f"<{kind}>{html.escape(value)}</{kind}>" for value in values)  # noqa: E731
-    lines = "".join(f"<tr>{cells('td', row.values())}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', rows[0])}</tr>{lines}</table>"
+    lines = [_line_of_table("th", rows[0])] + [_line_of_table("td", row.values()) for row in rows]
+    return f"<table>{''.join(lines)}</table>"
 
 
-class Monitor:
-    """What others can see of a run while it trains: {step, steps, loss, seconds_left} as JSON in `path`, once a second, and
-    TensorBoard's events in `folder` if they are asked for. Nothing that goes wrong while a run trains stops it."""
-
-    def __init__(self, path, folder):
-        self.path, self.folder, self.events, self.first = path, folder if tensorboard() else None, None, None
-        self.close()  # what a killed run left
-
-    def __call__(self, step, steps, loss):
-        """`loss`: the last that is known; not finite if none is."""
-        now = time.monotonic()
-        if self.first is None:
-            self.first, self.start, self.written = step, now, now
-        elif now - self.written >= 1:
-            self.written = now
-            left = (steps - step) * (now - self.start) / (step - self.first)
-            seen = {"step": step, "steps": steps, "loss": loss if math.isfinite(loss) else None, "seconds_left": left}
-            with contextlib.suppress(StoreError, OSError):
-                write_atomic(self.path, to_json(seen))
-
-    def row(self, row):
-        """A row of a run's history, see `train.pretrain`."""
-        if self.folder:
-            with contextlib.suppress(OSError):
-                self._add(row)
-
-    def _add(self, row):
-        if not self.events:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # what a killed run wrote after its last state is purged
-            self.events = SummaryWriter(self.folder, purge_step=row["step"])
-        for name in row.keys() - {"step"}:
-            self.events.add_scalar(name, row[name], row["step"])
-
-    def close(self):
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
-        if self.events:
-            with contextlib.suppress(OSError):
-                self.events.close()
-
-
-def tensorboard():
-    """Whether events for TensorBoard are asked for, by `--tensorboard` or BIASNB_TENSORBOARD=1. Raises BiasnbError if its
-    package is missing."""
-    if os.environ.get("BIASNB_TENSORBOARD", "0") in ("", "0"):
-        return False
-    if not find_spec("tensorboard"):
-        raise BiasnbError("tensorboard: is not installed; pip install tensorboard, or go on without")
-    return True
+def _line_of_table(kind, values):
+    cells = [f"<{kind}>{html.escape(value)}</{kind}>" for value in values]
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def clock(seconds):

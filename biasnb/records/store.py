@@ -1,16 +1,27 @@
 """Records: one JSON file per run with small arrays beside it. Written atomically, validated, read without torch."""
 
 import contextlib
-import math
+import os
 import re
 import shutil
-from dataclasses import dataclass
 
-from ..config import ConfigError, check_profile, fields_of
+from ..config import ConfigError, check_profile
 from . import places
-from .files import StoreError, arrays_digest, read_arrays, read_json, sweep, to_json, write_arrays, write_atomic
-from .locks import Lock, place
+from .files import (
+    HOUR,
+    StoreError,
+    arrays_digest,
+    is_locked,
+    locked,
+    read_arrays,
+    read_json,
+    remove_attempts,
+    to_json,
+    write_arrays,
+    write_atomic,
+)
 from .progress import clock
+from .sweep import Sweep, frame
 
 SCHEMA = 2
 REQUIRED = {
@@ -57,14 +68,34 @@ class Store:
             raise StoreError(f"key: {key!r} is not the key of a record; `biasnb status` lists them")
         return self.folder / f"{key}{suffix}"
 
-    def lock(self, name):
-        return Lock(self.folder / "locks", name)
+    @contextlib.contextmanager
+    def lock(self, key):
+        """Hold a run within the block, so that no other process trains it meanwhile; waits, and says so, while another has it.
+
+        The lock ends with its process. On a file system without locks nobody is kept out: two that train one run write the
+        same files. Raises StoreError if the lock file cannot be made."""
+        path = self._lock(key)
+        with locked(path, f"{key}: another process has it under way; waiting for that") as held:
+            if held:  # what is there was left by a process that was killed
+                remove_attempts(self.folder, key)
+                remove_attempts(self.checkpoints(key))
+            yield
+            if (self.folder / f"{key}.json").is_file():  # whoever opens the lock file meanwhile finds the record
+                path.unlink(missing_ok=True)
+
+    def busy(self, key):
+        """Whether a process holds a run now."""
+        return is_locked(self._lock(key))
+
+    def _lock(self, key):
+        return self.folder / "locks" / f"{key}.lock"
 
     def checkpoints(self, key):
         """The folder of the states of a run."""
         return self.folder / "checkpoints" / key
 
     def has(self, key):
+        """Whether there is a record."""
         return self.path(key).is_file()
 
     def save(self, record, arrays=None):
@@ -102,25 +133,30 @@ class Store:
         return found
 
     def status(self, key):
-        """(state, detail): done, diverged, running, failed, preempted (by a signal or the time limit), killed or missing."""
+        """(state, detail): done, diverged, running and how far, failed and why, interrupted and where it goes on, missing, or
+        broken and why."""
         if self.has(key):
             try:
                 return self.load(key)["status"], ""
             except StoreError as error:
                 return "broken", str(error)
-        owner, killed = self.lock(key).state()
-        if owner:
-            return "running", ", ".join(filter(None, [f"on {place(owner)}", *self.progress(key).values()]))
-        steps = [int(path.name.partition("-")[0]) for path in self.checkpoints(key).glob("[0-9]*-*.safetensors")]
-        at = f"at step {max(steps)}, goes on from there" if steps else "before a first state"
-        why = read_text(self.path(key, ".error"))
-        if killed:
-            return "killed", at
-        if why.startswith(("Stopped", "KeyboardInterrupt")):
-            return "preempted", at
-        if steps and not why:
-            return "killed", at
-        return ("failed", why) if why else ("missing", "")
+        if self.busy(key):
+            return "running", ", ".join(filter(None, self.progress(key).values()))
+        if error := read_text(self.path(key, ".error")):
+            return "failed", error
+        if steps := self._steps(key):
+            return "interrupted", f"goes on from step {max(steps)}"
+        if self.path(key, ".progress").exists():
+            return "interrupted", "starts anew"
+        return "missing", ""
+
+    def _steps(self, key):
+        """Numbers of the steps of which there are states."""
+        try:
+            names = os.listdir(self.checkpoints(key))
+        except OSError:  # none, or its run has just come to its end
+            return []
+        return [int(name.partition("-")[0]) for name in names if re.fullmatch(r"\d+-\w+\.safetensors", name)]
 
     def progress(self, key):
         """How far a run that is being trained is, in words: {"step", "loss", "left"}; {} before its first second."""
@@ -132,24 +168,20 @@ class Store:
         except (StoreError, KeyError, TypeError, ValueError):
             return {}
 
-    @contextlib.contextmanager
-    def claim(self, key):
-        """Hold a run for this process, so that no other trains it too; yields its Lock. Raises Held naming the owner."""
-        with self.lock(key) as lock:
-            sweep(self.folder, key)
-            yield lock
-        if self.has(key):
-            lock.remove()
-
     def tidy(self):
-        """Remove what processes that were killed left beside records that are complete, and torn attempts at files."""
+        """Remove what processes that were killed left: attempts at files, and states and notes of runs whose records are
+        complete."""
         for folder in [self.folder, *(path for path in self.folder.glob("*") if path.is_dir())]:
-            sweep(folder)
-        complete = {path.stem for path in self.folder.glob("*.json")}
-        for name in ("checkpoints", "locks"):
-            for path in (self.folder / name).glob("*"):
-                if path.name in complete and not self.lock(path.name).owner():
-                    shutil.rmtree(path, ignore_errors=True)
+            remove_attempts(folder, age=HOUR)
+        for path in self.folder.glob("*.json"):
+            if not self.busy(path.stem):
+                self.forget(path.stem)
+
+    def forget(self, key):
+        """Remove all that is kept of a run beside its record, arrays and weights. For runs whose records are complete."""
+        shutil.rmtree(self.checkpoints(key), ignore_errors=True)
+        for path in (self.path(key, ".error"), self.path(key, ".progress"), self._lock(key)):
+            path.unlink(missing_ok=True)
 
 
 def read_text(path):
@@ -158,93 +190,6 @@ def read_text(path):
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The runs that one notebook asked for: {experiment, profile, data, overrides, runs: [{key, baseline, fields}]}."""
-
-    store: Store
-    name: str
-    content: dict
-
-    def save(self):
-        write_atomic(self.store.folder / "sweeps" / f"{self.name}.json", to_json(self.content))
-
-    @property
-    def runs(self):
-        return self.content["runs"]
-
-    @property
-    def searches(self):
-        """Keys of the searches that gave its learning rates."""
-        return self.content.get("searches", [])
-
-    @property
-    def keys(self):
-        """Keys of all records it needs, the baselines' too."""
-        return list(dict.fromkeys([run["key"] for run in self.runs] + [run["baseline"] for run in self.runs]))
-
-    def missing(self):
-        return [key for key in self.keys if not self.store.has(key)]
-
-    def factors(self):
-        """The fields beside the seed that vary between runs of one mixer; the depth if none does. A searched rate follows from
-        the others and is none."""
-        values, follows = {}, {"key", "baseline", "seed", *(["lr"] if self.searches else [])}
-        for run in self.runs:
-            for name, value in run.items():
-                values.setdefault(name, {}).setdefault(run["mixer"], set()).add(value)
-        varied = [name for name, seen in values.items() if name not in follows
-                  and any(len(levels) > 1 for levels in seen.values())]  # fmt: skip
-        return [name for name in fields_of() if name in varied] or ["depth"]
-
-    def base(self):
-        """Factor -> its level at the point that all else is varied around: the first that was asked for."""
-        return {name: next((run[name] for run in self.runs if run.get(name) is not None), None) for name in self.factors()}
-
-    def frame(self):
-        """One row per run that was asked for; a run without a record has the status 'failed' if it left an error, else
-        'missing', and no metrics. The baselines' metrics are columns too: baseline_psnr (visible-neighbour mean) and
-        baseline_probe (raw pixels)."""
-        import pandas as pd
-
-        found = frame([self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])])
-        asked = pd.DataFrame(self.runs)
-        baselines = {key: self.store.load(key) for key in set(asked.get("baseline", ())) if self.store.has(key)}
-        values = {
-            key: (baseline["psnr"]["neighbour_mean"], baseline["pixel_probe"]["test"]) for key, baseline in baselines.items()
-        }
-        for i, name in enumerate(("baseline_psnr", "baseline_probe")):
-            asked[name] = [values.get(key, (float("nan"),) * 2)[i] for key in asked.get("baseline", ())]
-        failed = {key for key in self.missing() if self.store.status(key)[0] == "failed"}  # a record is read once, above
-        asked["status"] = ["failed" if run["key"] in failed else "missing" for run in self.runs]
-        if found.empty:
-            return asked
-        rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")
-        return rows.assign(status=rows["status"].fillna(asked["status"]), **asked.drop(columns="status"))
-
-    def baseline(self):
-        """The baseline record of its first run, or None if it is missing."""
-        return self.store.load(self.runs[0]["baseline"]) if self.runs and self.store.has(self.runs[0]["baseline"]) else None
-
-    def records(self):
-        """The records of the finished runs, in the order they were asked for."""
-        found = [self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])]
-        return [record for record in found if record["status"] == "done"]
-
-    def caption(self, data=None):
-        """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
-        run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
-        changed = {k: v for k, v in self.content["changed"].items() if k not in ("dataset", "files", "image_size", "own")}
-        words = [
-            f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
-            f"profile {self.content['profile']}",
-        ]
-        named = {"pretext": "pretext", "patch": "patch", "width": "width", "depth": "depth", "mask_rate": "mask rate"}
-        words += [f"{named[name]} {run[name]}" for name in named if name in shared]
-        words += [f"{run['steps']} steps"] if "steps" in shared else []
-        return ", ".join(words + [f"{k} {v}" for k, v in changed.items() if k not in (*named, "steps", "seed", "mixer")])
 
 
 def load(profile, base="results"):
@@ -256,31 +201,3 @@ def load(profile, base="results"):
         raise ConfigError(f"base: {base!r} is neither 'results' (the reference) nor 'runs' (yours)")
     store = Store(profile, base)
     return frame([store.load(path.stem) for path in sorted(store.folder.glob("*.json"))])
-
-
-def frame(records):
-    """Runs as a pandas frame: config fields, then metrics. Probe columns are test accuracies at the chosen layer."""
-    import pandas as pd  # takes a while, and nothing that trains needs it
-
-    rows = []
-    for r in records:
-        if r["kind"] != "run":
-            continue
-        row = {"key": r["key"], "data": r["data"]["name"], "fingerprint": r["data"]["fingerprint"], **r["config"]}
-        row |= {"status": r["status"]}
-        if r["status"] == "done":
-            row |= {name: r[name] for name in ("flop_per_image", "images_per_second", "wall_seconds")}
-            row |= {"loss": r["loss"]["test"], "val_loss": r["loss"]["val"], "psnr": r["psnr"]["test"]}
-            if r["config"].get("target") == "palette":
-                row["bits_per_pixel"] = r["loss"]["test"] / math.log(2)
-            row |= {"accuracy": r["accuracy"]["test"], "context_coverage": r["context_coverage"]}
-            row |= {f"parameters_{part}": n for part, n in r["parameters"].items()}
-            row |= {"probe": r["probe"]["chosen"]["test"], "probe_layer": r["probe"]["chosen"]["layer"]}
-            row |= {"init_probe": r["init_probe"]["chosen"]["test"], "knn": r["probe"]["chosen"]["knn"]}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def with_columns(table, *names):
-    """The frame with these columns, empty where it lacks them."""
-    return table.reindex(columns=[*table.columns, *[name for name in names if name not in table.columns]])

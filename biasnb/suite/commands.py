@@ -9,9 +9,7 @@ import time
 from ..config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, short
 from ..operators import MIXERS
 from ..records import places
-from ..records.interrupts import TIME_UP, Stopped, seconds_of, watched
 from ..records.keys import key
-from ..records.progress import tensorboard
 from ..records.store import Store
 from ..sweep.experiments import EXPERIMENTS, experiment
 
@@ -58,6 +56,7 @@ def run(args):
     from ..training import run
 
     store = Store(args.profile)
+    store.tidy()
     record = run.run(cfg, store)
     if record["status"] == "diverged":
         raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")
@@ -99,14 +98,13 @@ def proofs(args):
 def measure(args):
     from ..data.datasets import load
     from ..training import run
-    from ..training.compare import cka_layers, transfer
-    from ..training.measures import network
+    from ..training.measures import cka_layers, network, transfer
 
     given = typed(args.settings)
     check_names(given, ("dataset", "data_dir"), "setting of the data set to transfer to")
     store = Store(args.profile)
     record, data, model = run.restore(args.key, store, args.data_dir)
-    images = run.watched(data.test)
+    images = run.measured(data.test)
     measures, _ = network(model, images)
     print(f"{args.key}: {record['config']['mixer']}, depth {record['config']['depth']}, seed {record['config']['seed']}")
     print("\n".join(f"{name:18} {value}" for name, value in measures.items()))
@@ -115,7 +113,7 @@ def measure(args):
         print(f"cka with {args.other}")
         print("\n".join("  " + " ".join(f"{v:6.3f}" for v in row) for row in cka_layers(model, images, other).tolist()))
     if given:
-        found = transfer(model, load(run.second(model.cfg, **given), model.mean.device))
+        found = transfer(model, load(run.transfer_config(model.cfg, **given), model.mean.device))
         print(f"transfer: probe {100 * found['test']:.1f} % at layer {found['layer']}, LogME {found['logme']:.3f}")
 
 
@@ -148,7 +146,7 @@ def check_complete(stores):
 def figures(args):
     from .reproduce import published, render, render_reference
 
-    paths = render(Store(args.profile), anew=True) if args.runs else render_reference([args.profile] if args.profile else None)
+    paths = render(Store(args.profile)) if args.runs else render_reference([args.profile] if args.profile else None)
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
     check_complete([Store(args.profile)] if args.runs else [Store(name, "results") for name in published(args.profile)])
 
@@ -180,7 +178,7 @@ def report(args):
 
 
 def verify(args):
-    from ..training.pretrained import verify
+    from .verify import verify
 
     rows = verify(args.profile, data_dir=args.data_dir)
     for row in rows:
@@ -193,13 +191,6 @@ def verify(args):
         raise BiasnbError(f"{len(wrong)} of {len(rows)} numbers differ from the records: {', '.join(wrong)}")
     if all(row["agrees"] is None for row in rows):
         raise BiasnbError(f"profile: nothing of {args.profile!r} could be verified, as its data are not here; give --data-dir")
-
-
-def bench(args):
-    from ..bench import PARTS, bench
-
-    check_names({name: name for name in args.parts}, PARTS, "part")
-    print(bench(args.parts or list(PARTS)))
 
 
 def cost(args):
@@ -227,7 +218,7 @@ def publish(args):
     if dirty:
         print(f"warning: {dirty} records were made from uncommitted code; run again from a clean commit to make them traceable")
     if args.networks:
-        from ..training.pretrained import publish as publish_networks
+        from .verify import publish as publish_networks
 
         print(f"weights of {', '.join(publish_networks(args.profile, args.data_dir))}")
     print(f"{count} records of {args.profile} published; now `biasnb figures` and `biasnb sheet`, look, and commit")
@@ -276,12 +267,7 @@ def parser():
         p.add_argument("--profile", default=profile, help=f"{', '.join(PROFILES)} (default: {profile or 'all published'})")
         return p
 
-    def limited(p):
-        words = f"stop after so many seconds with a state to go on from, exit code {TIME_UP}; the same command goes on"
-        p.add_argument("--time-limit", metavar="SECONDS", help=words)
-
     def training(p):
-        limited(p)
         p.add_argument(
             "--tensorboard", action="store_true", help="also write events to runs/PROFILE/tensorboard, a folder per run"
         )
@@ -331,10 +317,6 @@ def parser():
         "plan --profile laptop",
     )
     settable(p)
-    p = commands.add_parser("bench", help="training speed of this machine beside timm's parts; writes runs/bench.json",
-                            epilog="Example: biasnb bench operators suite")  # fmt: skip
-    p.set_defaults(action=bench)
-    p.add_argument("parts", nargs="*", metavar="PART", help="operators, sizes, seeds, suite (default: all)")
     p = commands.add_parser("lint", help="check that every notebook can be run with parameters", epilog="Example: biasnb lint")
     p.set_defaults(action=lint)
     p = commands.add_parser("sheet", help="fill REPRODUCIBILITY.md from the committed records", epilog="Example: biasnb sheet")
@@ -362,17 +344,17 @@ def main(words=None):
         if getattr(args, "profile", None) is not None:
             check_profile(args.profile)
         if getattr(args, "tensorboard", False):
+            from ..training.checkpoint import tensorboard
+
             os.environ["BIASNB_TENSORBOARD"] = "1"  # processes that train inherit it
             tensorboard()
-        with watched(getattr(args, "time_limit", None) and seconds_of(args.time_limit)):
-            args.action(args)
+        args.action(args)
     except ConfigError as error:
         return trouble(f"error: {error}", 2)
     except BiasnbError as error:
         return trouble(f"error: {error}", getattr(error, "exit_code", 1))
-    except (KeyboardInterrupt, Stopped) as stop:
-        by = "interrupted" if isinstance(stop, KeyboardInterrupt) else f"stopped by {stop}"
-        return trouble(f"\n{by}; the same command goes on where it stopped", getattr(stop, "code", 130))
+    except KeyboardInterrupt:
+        return trouble("\ninterrupted; the same command goes on where it stopped", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

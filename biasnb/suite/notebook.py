@@ -11,17 +11,13 @@ import threading
 from pathlib import Path
 
 from ..records import places
-from ..records.files import StoreError, attempt_of, read_json, sweep, to_json, write_atomic
+from ..records.files import StoreError, attempt_of, read_json, remove_attempts, to_json, write_atomic
 from ..records.keys import digest
-from ..records.locks import place
-from ..records.processes import end_descendants
 from ..records.provenance import code, environment
 from ..records.store import Store
 from ..sweep.experiments import plan
 from . import parameters
 from .parameters import NotebookError
-
-STOP_SECONDS = 3  # for kernels and what they started; what is left to do then must fit into interrupts.GRACE
 
 
 @contextlib.contextmanager
@@ -57,15 +53,15 @@ def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None)
 
     The copy appears there only if every cell ran, each within `cell_timeout` seconds, and every record that the parameters
     ask for exists and validates; otherwise it is kept as `<name>.failed.ipynb` and NotebookError says what went wrong. An
-    earlier good copy stays. Raises Held if another process runs the same. `kernel` is what `this_interpreter` gave, where
-    several notebooks run at once."""
+    earlier good copy stays. While another process runs the same, this one waits. `kernel` is what `this_interpreter` gave,
+    where several notebooks run at once."""
     values = parameters.full(name, given or {})
     profile, overrides = parameters.request(name, values)
     store, label = Store(profile), plan(name, profile, overrides)[0].name
     folder = store.folder / "notebooks"
     final, failed, attempt = folder / f"{label}.ipynb", folder / f"{label}.failed.ipynb", attempt_of(folder / label)
     with store.lock(f"notebook-{label}"):
-        sweep(folder, label)
+        remove_attempts(folder, label)
         note(store, label, "running")
         try:
             attempt.mkdir()
@@ -133,12 +129,11 @@ def note(store, label, state, detail="", **more):
 
 def state(store, label):
     """(state, detail) of a notebook: pending, running, done, failed, killed, timeout or preempted."""
-    owner, killed = store.lock(f"notebook-{label}").state()
-    if owner:
-        return "running", f"on {place(owner)}"
+    if store.busy(f"notebook-{label}"):
+        return "running", ""
     try:
         found = read_json(store.folder / "notebooks" / f"{label}.state.json")
-        return ("killed", "") if killed or found["state"] == "running" else (found["state"], found["detail"])
+        return ("killed", "") if found["state"] == "running" else (found["state"], found["detail"])
     except (StoreError, KeyError, TypeError):
         return "pending", ""
 
@@ -176,11 +171,20 @@ def _run(name, path, values, stream, cell_timeout, kernel):
         try:
             ended.wait()
         except (KeyboardInterrupt, SystemExit):
-            end_descendants(STOP_SECONDS)
+            end_descendants()
             ended.wait(1)
             raise
     if outcome:
         raise explained(outcome[0]) from None
+
+
+def end_descendants():
+    """End all processes that this one started, and those that they did."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def explained(error):

@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,6 @@ from ..evidence import claims
 from ..figures import board as verdicts
 from ..records import places
 from ..records.files import StoreError, write_atomic
-from ..records.processes import end_descendants, follow_parent
 from ..records.progress import clock
 from ..records.store import Store
 from ..sweep import executor as workers
@@ -113,7 +113,7 @@ def notebooks(asked, sweeps):
                 yield done
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            end_descendants(notebook.STOP_SECONDS)
+            notebook.end_descendants()
             pool.shutdown()
             for name in unfinished:
                 if notebook.state(sweeps[name].store, sweeps[name].name)[0] == "killed":
@@ -140,43 +140,37 @@ def executed(name, given, sweep, kernel):
     return name, state, time.monotonic() - began, path, stream.getvalue()
 
 
-def render(store, sweeps=None, folder=None, anew=False):
-    """Draw all tables and figures of a store's sweeps (None: all) into runs/<profile>/{figures,tables}, but not again where
-    they are there and their records have not changed, unless asked for `anew`; for the committed reference into
-    figures/<profile>. Returns the paths. Reads records only; many sweeps are drawn side by side."""
-    from ..figures import drawing as figures
-
+def render(store, sweeps=None, folder=None):
+    """Draw all tables and figures of a store's sweeps (None: all) into runs/<profile>/{figures,tables}; for the committed
+    reference into figures/<profile>. Returns the paths. Reads records only; many sweeps are drawn side by side."""
     sweeps, draw = store.sweeps() if sweeps is None else sweeps, partial(render_sweep, folder=folder)
-    found = {sweep.name: [] if folder or anew else figures.drawn(sweep) for sweep in sweeps}
-    new = [sweep for sweep in sweeps if not found[sweep.name]]
-    if len(new) <= FEW:
-        paths = list(map(draw, new))
+    if len(sweeps) <= FEW:
+        paths = list(map(draw, sweeps))
     else:
         with ProcessPoolExecutor(initializer=alone, initargs=(os.getpid(),)) as pool:
-            paths = list(pool.map(draw, new))
-    found |= dict(zip((sweep.name for sweep in new), paths, strict=True))
-    return [path for paths in found.values() for path in paths]
+            paths = list(pool.map(draw, sweeps))
+    return [path for found in paths for path in found]
 
 
 def alone(parent):
     """A process that draws: it goes with its parent, which sees to signals."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    follow_parent(parent)
+    threading.Thread(target=follow, args=(parent,), daemon=True).start()
+
+
+def follow(parent):
+    """End this process once its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def render_sweep(sweep, folder=None):
-    from ..figures import drawing as figures
-    from ..figures import tables
+    from ..figures import write_figures, write_tables
 
-    if folder:
-        return figures.write(sweep, folder) + tables.write(sweep, folder)
-    made_of = figures.source(sweep)
-    figures.note(sweep).unlink(missing_ok=True)  # it holds no more, whatever becomes of what is drawn now
-    paths = figures.write(sweep, sweep.store.folder / "figures") + tables.write(sweep, sweep.store.folder / "tables")
-    if made_of:
-        figures.write_note(sweep, made_of, paths)
-    return paths
+    own = sweep.store.folder
+    return write_figures(sweep, folder or own / "figures") + write_tables(sweep, folder or own / "tables")
 
 
 def newest(profile):

@@ -1,4 +1,4 @@
-"""How all runs of a profile stand: done, running and how far, failed, preempted, killed, missing. Reads files only."""
+"""How all runs of a profile stand: done, running and how far, failed, interrupted, missing. Reads files only."""
 
 import re
 
@@ -10,8 +10,8 @@ from ..sweep.experiments import EXPERIMENTS, experiment, fitting, plan
 from .notebook import states
 
 COLUMNS = ("notebook", "key", "mixer", "depth", "seed", "state", "detail")
-FIRST = ("running", "failed", "broken", "killed", "preempted", "missing")  # of a short table, in this order
-GOES_ON = ("running", "missing", "killed", "preempted")
+FIRST = ("running", "failed", "broken", "interrupted", "missing")  # of a short table, in this order
+GOES_ON = ("running", "missing", "interrupted")
 
 
 def asked(profile, given=None):
@@ -43,7 +43,8 @@ def runs(profile, sweeps, name=None, done=None):
 def kept(store):
     """Keys of all runs of which there is something: a record, an error, how far it is, states."""
     files = (path for suffix in (".json", ".error", ".progress") for path in store.folder.glob(f"*{suffix}"))
-    names = {path.stem for path in (*files, *store.folder.glob("checkpoints/*"), *store.folder.glob("locks/*"))}
+    names = {path.stem for path in (*files, *store.folder.glob("checkpoints/*"))}
+    names |= {path.stem for path in store.folder.glob("locks/*.lock") if store.busy(path.stem)}
     return {name for name in names if re.fullmatch("[0-9a-f]{16}", name)}
 
 

@@ -1,13 +1,7 @@
-"""What a run costs on this machine, before anything is trained: seconds by a short calibration, bytes, FLOP.
-
-`python -m biasnb.sweep.estimate` is one process of the calibration: it reads Configs as one line of JSON and writes a line
-for each."""
+"""What a run costs on this machine, before anything is trained: seconds by a short calibration, bytes, FLOP."""
 
 import functools
-import json
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from itertools import count
@@ -16,8 +10,7 @@ from ..config import BiasnbError, Config
 from ..records.keys import key
 from ..records.progress import clock
 from ..records.store import Store
-from .executor import AT_MOST, cores, on_gpu
-from .experiments import EXPERIMENTS, fitting, plan
+from . import executor, manifest
 
 CALIBRATION = 60  # seconds
 GFLOP = 1.0  # of a step that is timed
@@ -26,7 +19,7 @@ EACH = 0.2  # seconds of a run for all else
 NOTEBOOK = 4.0  # seconds of a notebook that has its records
 SHOWN = 10
 SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032), "stl10": (5_000, 8_000),
-         "fashion_mnist": (60_000, 10_000)}  # fmt: skip  # training and test images, labelled
+         "fashionmnist": (60_000, 10_000)}  # fmt: skip  # training and test images, labelled
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------------
@@ -61,13 +54,13 @@ def stepper(cfg, device, seeds=1):
     from ..training import loop as train
 
     data, models = networks(cfg, device, 20 * cfg.batch, seeds)
-    views = [train.Views(replace(cfg, seed=seed), data.pool) for seed in range(seeds)]
+    pools = [train.Batches(replace(cfg, seed=seed), data.pool) for seed in range(seeds)]
     optimizers = [train.make_optimizer(model, cfg) for model in models]
     (net, optimizer), numbers = train.program(cfg, models, optimizers), count()
 
     def step():
         number = next(numbers)
-        found = torch.stack(train.gradients(net, cfg, [view.at(number) for view in views]))
+        found = torch.stack(train.gradients(net, cfg, [pool.at(number) for pool in pools]))
         if device == "cpu":
             found.tolist()
         optimizer.step()
@@ -139,7 +132,7 @@ def probe_rate():
     """FLOP/s of the linear probe."""
     import torch
 
-    from ..training.probe import PENALTIES, fit_logistic
+    from ..training.evaluation import PENALTIES, fit_logistic
 
     x, y = torch.randn(3, 1000, 64), torch.arange(1000) % 10
     start = time.perf_counter()
@@ -166,24 +159,35 @@ def identity(cfg):
 
 
 def calibrate(configs, seconds=CALIBRATION):
-    """Measure these Configs by one process per core, all at once as runs are trained, until the time is over: Config ->
-    what `counted` and `timed` give, and None -> FLOP/s of the probe."""
-    side_by_side = 1 if on_gpu(configs) else min(cores(), AT_MOST)
-    command, processes = [sys.executable, "-m", "biasnb.sweep.estimate"], []
-    for i in range(side_by_side):
-        share = [asdict(cfg) for cfg in configs[i::side_by_side]]
-        one = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        one.stdin.write(json.dumps([seconds, share]) + "\n")
-        one.stdin.close()
-        processes.append(one)
-    found = {}
-    for process in processes:
-        for line in process.stdout:
-            fields, numbers = json.loads(line)
-            found[fields and Config(**fields)] = numbers
-        if process.wait():
-            raise BiasnbError("calibration: a process of it failed, see above")
+    """Measure these Configs on the workers that would train them, the smallest first, until the time is over: Config -> what
+    `counted` and `timed` give, and None -> FLOP/s of the probe. Raises BiasnbError for what cannot be measured."""
+    found = {cfg: counted(cfg) for cfg in configs}
+    workers = min(executor.cores(), len(configs))
+    with executor.client(workers, executor.gpus(configs)) as dask:
+        probe = dask.submit(on_worker, None, priority=1e30)
+        smallest_first = sorted(found, key=lambda cfg: found[cfg]["flop"])
+        asked = {cfg: dask.submit(on_worker, asdict(cfg), priority=-found[cfg]["flop"]) for cfg in smallest_first}
+        found[None] = probe.result()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not all(future.done() for future in asked.values()):
+            time.sleep(executor.LOOK)
+        for cfg, future in asked.items():
+            if future.status == "error":
+                raise BiasnbError(f"calibration: mixer {cfg.mixer!r} cannot be timed ({future.exception()})")
+            if future.status == "finished":
+                found[cfg] |= future.result()
     return found
+
+
+def on_worker(fields):
+    """What `timed` gives of a Config, for None the FLOP/s of the probe, with one thread as runs have."""
+    import torch
+
+    torch.set_num_threads(1)
+    if fields is None:
+        return probe_rate()
+    cfg = Config(**fields)
+    return timed(cfg, counted(cfg)["flop"])
 
 
 class Predictor:
@@ -228,70 +232,66 @@ class Predictor:
 
 
 @functools.cache
-def sizes_of(dataset, data_dir, image_size):
-    if dataset in SIZES:
-        train, test = SIZES[dataset]
-        return train - train // 10, train // 10, test, 100 if dataset == "cifar100" else 10
+def sizes_of(cfg):
+    """Numbers of training, validation and test images, and of classes."""
+    if cfg.dataset in SIZES:
+        train, test = SIZES[cfg.dataset]
+        return train - train // 10, train // 10, test, 100 if cfg.dataset == "cifar100" else 10
     from ..data.datasets import load
 
-    data = load(Config(dataset=dataset, data_dir=data_dir, image_size=image_size, patch=1, pretext="none"))
+    data = load(cfg)
     return len(data.train.labels), len(data.val.labels), len(data.test.labels), len(data.classes)
 
 
 def sizes(cfg):
-    """Numbers of training, validation and test images, and of classes."""
-    return sizes_of(cfg.dataset, cfg.data_dir, cfg.image_size)
+    return sizes_of(
+        Config(dataset=cfg.dataset, data_dir=cfg.data_dir, image_size=cfg.image_size, patch=cfg.patch, pretext="none")
+    )
 
 
 def predict(profile, given):
     """What each notebook of a profile still costs on this machine: (rows of a table, lines of text)."""
-    plans = {name: {key(cfg): cfg for cfg in plan(name, profile, fitting(name, given))[1]} for name in EXPERIMENTS}
-    asked, store = {k: cfg for configs in plans.values() for k, cfg in configs.items()}, Store(profile)
-    shapes = [shape(cfg, depth, **fields) for cfg in asked.values() for depth in (1, 2)
-              for fields in ({}, *([identity(cfg)] if cfg.budget == "flop" else []))]  # fmt: skip
-    predictor = Predictor(calibrate(list(dict.fromkeys(shapes))))
+    store, plans = Store(profile), {}
+    for name in manifest.names():
+        sweep = manifest.plan(name, manifest.parameters(name, {"profile": profile, **manifest.accepted(name, given)}))
+        plans[name] = {key(cfg): cfg for cfg in sweep.configs} if sweep else {}
+    asked = {k: cfg for configs in plans.values() for k, cfg in configs.items()}
+    shapes = {}
+    for cfg in asked.values():
+        for depth in (1, 2):
+            shapes[shape(cfg, depth)] = None
+            if cfg.budget == "flop":
+                shapes[shape(cfg, depth, **identity(cfg))] = None
+    predictor = Predictor(calibrate(list(shapes)))
     costs = {k: predictor.run(cfg) for k, cfg in asked.items()}
-    workers, rows, seconds = 1 if on_gpu(asked.values()) else min(cores(), AT_MOST), [], []
+    workers = len(executor.gpus(asked.values())) or executor.cores()
     missing = {k for k in asked if not store.has(k)}
-    left = set(missing)
+    rows, seconds, left = [], [], set(missing)
     for name, configs in plans.items():
-        mine = [costs[k] for k in configs if k in left]
+        own = [costs[k] for k in configs if k in left]
         left -= configs.keys()
-        seconds.append((sum(cost["seconds"] for cost in mine) + NOTEBOOK) / workers)
-        rows.append({
-            "notebook": name, "runs": len(configs), "to train": len(mine), "time": clock(seconds[-1]),
-            "TFLOP": f"{sum(cost['flop'] for cost in mine) / 1e12:.3g}",
-            "GB, largest run": f"{max((cost['bytes'] for cost in mine), default=0) / 1e9:.2g}",
-        })  # fmt: skip
+        seconds.append((sum(cost["seconds"] for cost in own) + NOTEBOOK) / workers)
+        rows.append(
+            {
+                "notebook": name,
+                "runs": len(configs),
+                "to train": len(own),
+                "time": clock(seconds[-1]),
+                "TFLOP": f"{sum(cost['flop'] for cost in own) / 1e12:.3g}",
+                "GB, largest run": f"{max((cost['bytes'] for cost in own), default=0) / 1e9:.2g}",
+            }
+        )
     memory = workers * max((costs[k]["bytes"] for k in missing), default=0) / 1e9
-    lines = [f"{len(missing)} runs to train by {workers} at once: {clock(sum(seconds))}, up to {memory:.2g} GB beside what "
-             f"Python itself takes; {predictor.timed} of {len(predictor.found)} shapes of networks were timed"]  # fmt: skip
+    lines = [
+        f"{len(missing)} runs to train by {workers} at once: {clock(sum(seconds))}, up to {memory:.2g} GB beside what Python "
+        f"itself takes; {predictor.timed} of {len(predictor.found)} shapes of networks were timed"
+    ]
     done = [(costs[k]["training"], store.load(k)) for k in asked if k not in missing]
     off = [cost / record["wall_seconds"] for cost, record in done if record["status"] == "done" and record["wall_seconds"]]
     if len(off) > 1:
         (low, *_, high), middle = statistics.quantiles(off, n=10), statistics.median(off)
-        lines.append(f"Of {len(off)} runs that are done here, training was predicted at {middle:.2f} times what it took "
-                     f"(median; 80 % between {low:.2f} and {high:.2f})")  # fmt: skip
+        lines.append(
+            f"Of {len(off)} runs that are done here, training was predicted at {middle:.2f} times what it took "
+            f"(median; 80 % between {low:.2f} and {high:.2f})"
+        )
     return rows, lines
-
-
-def main():
-    import torch
-
-    seconds, share = json.loads(sys.stdin.readline())
-    configs = [Config(**fields) for fields in share]
-    torch.set_num_threads(1)  # as workers do
-
-    def say(cfg, numbers):
-        print(json.dumps([cfg and asdict(cfg), numbers]), flush=True)
-
-    say(None, probe_rate())
-    found, start = {cfg: counted(cfg) for cfg in configs}, time.perf_counter()
-    for cfg in sorted(found, key=lambda cfg: found[cfg]["flop"]):
-        if time.perf_counter() - start < seconds:
-            found[cfg] |= timed(cfg, found[cfg]["flop"])
-        say(cfg, found[cfg])
-
-
-if __name__ == "__main__":
-    main()

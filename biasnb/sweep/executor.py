@@ -1,203 +1,298 @@
-"""Several runs at once: on a CPU small networks train faster side by side, one thread each, than one after the other.
+"""Train what is missing, on Dask: a task is one run (on a GPU the seeds of one setting), its key is the run's key.
 
-`python -m biasnb.sweep.executor PROFILE` is one worker: it reads Configs as one line of JSON, trains each that nobody else has
-claimed, and stops, leaving a checkpoint, when its parent is gone."""
+The scheduler is the one that BIASNB_SCHEDULER names, an address or a scheduler file, else one of this machine that ends with
+this process. A worker trains in a folder of its own and returns the files of the run to whoever asked: workers share no disk
+unless they are given one."""
 
 import contextlib
-import json
+import logging
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
 import traceback
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import cloudpickle
 
 from ..config import BiasnbError, Config, describe
 from ..operators import MIXERS
-from ..records import places
-from ..records.interrupts import watched
-from ..records.keys import baseline_key, key
-from ..records.locks import Held
-from ..records.processes import threads
+from ..records import keys, places
+from ..records.files import StoreError, write_atomic
 from ..records.progress import Progress
 from ..records.store import Store
 
-AT_MOST = 16
-STOP_SECONDS = 6
+SCHEDULER = "BIASNB_SCHEDULER"  # address, or path of a scheduler file
+SUFFIXES = (".safetensors", ".npz", ".json")  # of a run's files; the record is last, so that a record that exists is complete
+DEATHS = 20  # of workers on one task, after which the task is given up
+LOOK = 0.2  # seconds between two looks at what has come back
+GPU = "GPU"  # Dask's name for the resource; a worker has one or none
 
 
-def train(configs, store):
-    """Make the records that are missing: by one worker per core, so that every run has one thread wherever it is trained, or
-    here on a GPU and for operators that only this process knows. Raises BiasnbError for the first that failed; an interrupt
-    stops all workers, and their runs go on from their checkpoints the next time."""
-    store.tidy()
-    needed = {(key(cfg), baseline_key(cfg)): cfg for cfg in dict.fromkeys(configs)}
-    missing = {keys: cfg for keys, cfg in needed.items() if lacks(keys, store)}
-    if not missing:
-        return
-    if on_gpu(configs):
-        return here(seeds_of(missing.values()), store)
-    apart = {keys: cfg for keys, cfg in missing.items() if isinstance(MIXERS[cfg.mixer].operator, str)}
-    if apart:
-        side_by_side(min(cores(), len(apart), AT_MOST), apart, store)
-    if len(apart) < len(missing):
-        with threads(1):  # as a worker has, so that a run is the same wherever it is trained
-            here([[cfg] for keys, cfg in missing.items() if keys not in apart], store)
+@dataclass(frozen=True)
+class Task:
+    """What one worker does at a time: a baseline, a run, or runs that differ in their seed only."""
+
+    kind: str  # "baseline" or "run"
+    keys: tuple  # of the records
+    configs: tuple
+
+    @property
+    def name(self):
+        if self.kind == "baseline":
+            return f"baselines of {self.configs[0].dataset}"
+        return describe(self.configs[0]) + (f" and {len(self.configs) - 1} more" if len(self.configs) > 1 else "")
+
+    @property
+    def key(self):
+        """Dask's key of the task, made of the records' keys: Dask does no task twice, and keeps tasks whose keys begin alike
+        in one queue, by priority."""
+        return "-".join(self.keys if self.kind == "baseline" else ("run", *self.keys))
+
+    @property
+    def cost(self):
+        """A rough measure of its time, to begin with the longest: multiplications of training."""
+        cfg = self.configs[0]
+        per_token = cfg.width * cfg.mlp_ratio * 2 + (0 if MIXERS[cfg.mixer].local else cfg.grid**2)
+        steps = cfg.steps if self.kind == "run" and cfg.pretext != "none" else 1
+        return len(self.configs) * (steps * cfg.batch + 10_000) * cfg.grid**2 * cfg.depth * cfg.width * per_token
 
 
-def here(groups, store):
-    """Train lists of Configs that differ in their seed only, one list after the other, in this process."""
-    from ..training import run as runs  # torch is needed only here
-
-    done, every = 0, sum(map(len, groups))
-    for group in groups:
-        runs.baseline(group[0], store)
-        runs.run_together(group, store, f"run {done + 1}/{every}: ")
-        done += len(group)
-
-
-def seeds_of(configs):
-    """Lists of Configs that differ in their seed only."""
-    groups = {}
-    for cfg in configs:
-        groups.setdefault(replace(cfg, seed=0), []).append(cfg)
-    return list(groups.values())
+# ---- the cluster ----------------------------------------------------------------------------------------------------
 
 
 def cores():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """How many cores this process may use, limits of its control group counted."""
+    from dask.system import CPU_COUNT
+
+    return CPU_COUNT
 
 
-def lacks(keys, store):
-    """Whether a record is missing: of a run or of its baselines."""
-    return not all(store.has(k) for k in keys)
-
-
-def on_gpu(configs):
-    """Whether these runs would use a GPU; imports torch only where a driver is installed."""
-    if all(cfg.device == "cpu" for cfg in configs) or not shutil.which("nvidia-smi"):
-        return False
+def gpus(configs):
+    """The GPUs that these runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    if all(cfg.device == "cpu" for cfg in configs):
+        return []
     import torch
 
-    return torch.cuda.is_available()
-
-
-def side_by_side(count, missing, store):
-    """Train by workers; those that were killed are replaced as long as that brings records."""
-    report, left = Progress(f"{count} workers", len(missing), unit="runs"), len(missing)
-    while killed := work(count, missing, store, report):
-        before, left = left, sum(lacks(keys, store) for keys in missing)
-        if not left or left == before:
-            break
-        print(f"{killed} workers were killed; {left} runs go on with new ones", flush=True)
-    left = [k for keys in missing for k in keys if not store.has(k)]
-    if left:
-        states = {k: store.status(k) for k in left}
-        k = next((k for k in left if states[k][0] != "missing"), left[0])
-        state, detail = states[k]
-        undone = sum(lacks(keys, store) for keys in missing)
-        why = detail or f"see {store.folder / 'workers.log'}"
-        raise BiasnbError(f"{k}: {state}, {why} ({undone} of {len(missing)} runs not done)")
-    report.finish(f"{len(missing)} runs trained")
-
-
-def work(count, missing, store, report):
-    """Let `count` workers train what is still missing; returns how many of them were killed."""
-    command = [sys.executable, "-m", "biasnb.sweep.executor", store.profile]
-    path = os.pathsep.join(filter(None, [str(places.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    workers, left = [], {keys for keys in missing if lacks(keys, store)}
-    asked = json.dumps([asdict(cfg) for keys, cfg in missing.items() if keys in left]) + "\n"
-    store.folder.mkdir(parents=True, exist_ok=True)
-    with open(store.folder / "workers.log", "a") as log, stopping(workers):
-        log.truncate(0)
-        for _ in range(min(count, len(left))):
-            workers.append(subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE,
-                                            stdout=log, stderr=log, text=True))  # fmt: skip
-            with contextlib.suppress(BrokenPipeError):  # it died at once: what is not done is said below
-                workers[-1].stdin.write(asked)
-                workers[-1].stdin.flush()
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(0.2)
-            left = {keys for keys in left if lacks(keys, store)}
-            report(len(missing) - len(left), latest(log.name), partial(under_way, left, missing, store))
-    return sum(worker.returncode < 0 for worker in workers)
-
-
-def under_way(left, missing, store):
-    """{run, step, loss, left} in words for each run that is being trained and for a second has been."""
-    found = [(cfg, keys[0], store.progress(keys[0])) for keys, cfg in missing.items() if keys in left]
-    return [{"run": describe(cfg), **seen} for cfg, key, seen in found if seen and store.lock(key).owner()]
-
-
-def latest(path):
-    """The last line that a worker wrote: which run, how far, how long it takes."""
-    with open(path, "rb") as log:
-        log.seek(max(0, os.fstat(log.fileno()).st_size - 400))
-        return (log.read().decode(errors="replace").strip().splitlines() or ["starting"])[-1]
+    count = torch.cuda.device_count()
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed.split(",")[:count] if listed else [str(i) for i in range(count)]
 
 
 @contextlib.contextmanager
-def stopping(workers):
-    """Whatever ends the block, no worker outlives it: each leaves a checkpoint and goes."""
+def cluster(workers, devices=()):
+    """A scheduler and single-threaded worker processes of this machine, one for each of the `devices` if there are any; yields
+    the scheduler's address, which only this machine reaches. They end with the block, and with this process however it ends."""
+    import dask
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    settings = {
+        "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.scheduler.worker-saturation": 1.0,
+        "distributed.worker.daemon": False,
+        "distributed.comm.timeouts.connect": "60s",
+    }
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "BIASNB_ROOT": str(places.root()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(places.PACKAGE.parent), os.environ.get("PYTHONPATH")])),
+    }
+    options = {"nthreads": 1, "memory_limit": 0, "dashboard": False, "host": "127.0.0.1", "silence_logs": logging.CRITICAL}
+    specs = {}
+    for i, device in enumerate(devices or [None] * workers):
+        own = environment | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+        specs[i] = {"cls": Nanny, "options": options | {"env": own, "resources": {GPU: 1} if device else {}}}
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    with dask.config.set(settings), SpecCluster(specs, scheduler, name="biasnb", silence_logs=logging.CRITICAL) as found:
+        yield found.scheduler_address
+
+
+@contextlib.contextmanager
+def client(workers, devices=()):
+    """A client of the scheduler that BIASNB_SCHEDULER names, else of a `cluster` of so many workers. Raises BiasnbError if the
+    scheduler cannot be reached."""
+    from distributed import Client
+
+    with contextlib.ExitStack() as stack:
+        where = os.environ.get(SCHEDULER) or stack.enter_context(cluster(workers, devices))
+        named = {"scheduler_file": where} if Path(where).suffix == ".json" else {"address": where}
+        try:
+            yield stack.enter_context(Client(**named, timeout="30s", set_as_default=False))
+        except OSError as error:
+            raise BiasnbError(f"scheduler: {where} cannot be reached ({error}); start it, or leave --scheduler out") from None
+
+
+# ---- on the side of who asks ----------------------------------------------------------------------------------------
+
+
+def train(configs, store):
+    """Make the records that are missing, the longest runs first. What another process trains is waited for; a run that fails
+    does not stop the others. Raises BiasnbError that names every run that failed."""
+    with keys.snapshot():
+        wanted = {}
+        for cfg in configs:
+            wanted[keys.baseline_key(cfg)] = ("baseline", cfg)
+            wanted[keys.key(cfg)] = ("run", cfg)
+        wanted = {key: task for key, task in wanted.items() if not store.has(key)}
+        if not wanted:
+            return
+        devices = [] if os.environ.get(SCHEDULER) else gpus([cfg for _, cfg in wanted.values()])
+        with client(min(cores(), len(wanted)), devices) as dask:
+            on_gpu = any(worker["resources"].get(GPU) for worker in dask.scheduler_info(n_workers=-1)["workers"].values())
+            tasks = grouped(wanted, by_seed=on_gpu)
+            failed = follow(dask, submitted(dask, tasks, store.profile, on_gpu), store)
+    if failed:
+        named = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:5])
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise BiasnbError(f"{len(failed)} of {len(tasks)} runs failed: {named}{more}")
+
+
+def grouped(wanted, by_seed):
+    """{key: (kind, Config)} as Tasks; with `by_seed` runs that differ in their seed only are one."""
+    groups = {}
+    for key, (kind, cfg) in wanted.items():
+        shared = replace(cfg, seed=0) if by_seed and kind == "run" else key
+        groups.setdefault((kind, shared), []).append((key, cfg))
+    tasks = []
+    for (kind, _), members in groups.items():
+        tasks.append(Task(kind, tuple(key for key, _ in members), tuple(cfg for _, cfg in members)))
+    return tasks
+
+
+def submitted(dask, tasks, profile, on_gpu):
+    """{future: Task}. User-defined operators travel with their tasks."""
+    futures = {}
+    for task in tasks:
+        defined = {}
+        for cfg in task.configs:
+            if version := keys.user_digest(cfg.mixer):
+                defined[cfg.mixer] = MIXERS[cfg.mixer]._replace(version=version)
+        future = dask.submit(
+            work,
+            task.kind,
+            task.keys,
+            [asdict(cfg) for cfg in task.configs],
+            profile,
+            cloudpickle.dumps(defined) if defined else None,
+            key=task.key,
+            priority=task.cost,
+            resources={GPU: 1} if on_gpu and task.kind == "run" else None,
+        )
+        futures[future] = task
+    return futures
+
+
+def follow(dask, futures, store):
+    """Save what comes back and show how far all is, until nothing is left to come; returns {name of a task: why it failed}."""
+    pending, failed, began = set(futures), {}, time.monotonic()
+    total = sum(task.cost for task in futures.values())
+    report = Progress("training", len(futures), unit="runs")
+    while pending:
+        time.sleep(LOOK)
+        for future in [future for future in pending if future.done()]:
+            pending.remove(future)
+            if why := saved(future, futures[future], store):
+                failed[futures[future].name] = why
+                print(f"error: {futures[future].name}: {why}", flush=True)
+        under_way = running(dask, futures, pending, store)
+        spent = sum(task.cost for future, task in futures.items() if future not in pending)
+        spent += sum(row["share"] * row["cost"] for row in under_way)
+        left = (time.monotonic() - began) * (total - spent) / spent if spent else float("inf")
+        rows = [{name: row[name] for name in ("run", "step", "loss", "left")} for row in under_way]
+        note = "; ".join(f"{row['run']} {row['step']}".strip() for row in rows)
+        report(len(futures) - len(pending), note, rows, left)
+    report.finish(f"{len(futures) - len(failed)} runs done" + (f", {len(failed)} failed" if failed else ""))
+    return failed
+
+
+def saved(future, task, store):
+    """Save the files that a finished task returned; returns why it failed, or None."""
+    if future.status == "error":
+        error = future.exception()
+        died = type(error).__name__ == "KilledWorker"
+        return f"its worker died {DEATHS} times (out of memory?); lower batch" if died else f"{type(error).__name__}: {error}"
+    if future.status != "finished":
+        return f"the scheduler lost it ({future.status}); start again, what is saved stays"
+    returned = future.result()
+    future.release()
     try:
-        yield
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for worker in workers:
-            with contextlib.suppress(OSError):
-                worker.stdin.close()
-            try:
-                worker.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+        for name, content in returned["files"].items():
+            path = store.folder / name
+            if not path.is_file():
+                write_atomic(path, content)
+        for key in task.keys if not returned["error"] else ():
+            store.load(key)
+        if returned["error"] and task.kind == "run":
+            for key in task.keys:
+                if not store.has(key):
+                    write_atomic(store.path(key, ".error"), returned["error"] + "\n")
+    except StoreError as error:
+        return str(error)
+    return returned["error"] and f"{returned['error']} (worker {returned['worker']})"
 
 
-def main(profile):
-    """One worker; the exit code says whether a run failed."""
-    configs = [Config(**fields) for fields in json.loads(sys.stdin.readline())]
-    threading.Thread(target=stop_with_parent, daemon=True).start()
-    with watched():
-        return train_in_turn(configs, Store(profile))
+def running(dask, futures, pending, store):
+    """A row {run, step, loss, left, share, cost} for every task that a worker is at; how far it is where its folder can be
+    seen."""
+    by_key = {future.key: futures[future] for future in pending}
+    rows = []
+    for keys_of_worker in dask.processing().values():
+        for task in (by_key[key] for key in keys_of_worker if key in by_key):
+            seen = store.progress(task.keys[0])
+            step, _, steps = seen.get("step", "").removeprefix("step ").partition(" of ")
+            share = int(step) / int(steps) if steps else 0.0
+            rows.append({"run": task.name, "step": "", "loss": "", "left": "", "share": share, "cost": task.cost, **seen})
+    return rows
 
 
-def train_in_turn(configs, store):
+# ---- on the side of a worker ----------------------------------------------------------------------------------------
+
+
+def work(kind, run_keys, fields, profile, operators=None):
+    """What a worker does: make the records and return {"files": name -> bytes, "error": in words or None, "worker"}. What goes
+    wrong with a run is told, so that Dask takes the task for done; a worker that dies has its task done by another."""
     import torch
 
-    from ..training import run as runs
+    from ..training import run
 
-    torch.set_num_threads(1)
-    code, began = 0, time.time()
-    for cfg in configs:
-        error = store.path(key(cfg), ".error")
-        if error.is_file() and error.stat().st_mtime > began:  # another worker has just tried
-            continue
+    MIXERS.update(cloudpickle.loads(operators) if operators else {})
+    torch.set_num_threads(1)  # as everywhere, so that a run is the same wherever it is trained
+    store, error = Store(profile), None
+    with logged(store):
         try:
-            runs.run(cfg, store)
-            runs.baseline(cfg, store)
-        except Held:
-            continue
-        except BiasnbError as error:
-            print(f"error: {error}", flush=True)
-            code = 1
-        except Exception:  # of any kind: the other runs go on
+            configs = [Config(**each) for each in fields]
+            with keys.snapshot():
+                if kind == "baseline":
+                    run.baseline(configs[0], store)
+                else:
+                    run.run_together(configs, store)
+        except BiasnbError as trouble:
+            error = f"{type(trouble).__name__}: {trouble}"
+        except Exception as trouble:
             traceback.print_exc()
-            code = 1
-    return code
+            error = f"{type(trouble).__name__}: {' '.join(str(trouble).split())}"
+    files = {}
+    for key in run_keys:
+        if store.has(key):
+            paths = [store.path(key, suffix) for suffix in SUFFIXES]
+            files |= {path.name: path.read_bytes() for path in paths if path.is_file()}
+    if not error and len(files) < len(run_keys):
+        error = "the worker made another run than was asked for; its data or its version of biasnb differ"
+    return {"files": files, "error": error, "worker": worker_name()}
 
 
-def stop_with_parent():
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
+def worker_name():
+    import socket
+
+    return f"{socket.gethostname()}, process {os.getpid()}"
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+@contextlib.contextmanager
+def logged(store):
+    """In this block what is printed goes to runs/<profile>/workers.log."""
+    try:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        log = open(store.folder / "workers.log", "a", encoding="utf-8")  # noqa: SIM115
+    except OSError:
+        log = open(os.devnull, "w")  # noqa: SIM115
+    with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..config import BiasnbError
 from ..records.keys import key, key_fields, search_key
-from . import executor as workers
+from . import executor
 
 LADDER = (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 LOWEST, HIGHEST = 1e-5, 1.0
@@ -33,7 +33,7 @@ def tune(configs, store):
     losses = {k: {} for k in firsts if not store.has(k)}
     while asked := {k: lr for k, found in losses.items() if (lr := next_rate(found))}:
         runs = {k: replace(firsts[k], lr=lr) for k, lr in asked.items()}
-        workers.train(list(runs.values()), store)
+        executor.train(list(runs.values()), store)
         for k, cfg in runs.items():
             record = store.load(key(cfg))
             losses[k][cfg.lr] = record["loss"]["val"] if record["status"] == "done" else math.inf

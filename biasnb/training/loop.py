@@ -1,17 +1,21 @@
 """The training loop: schedule, optimizer, one page from batch to update; of one network, or of several seeds as one."""
 
+import contextlib
 import math
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 
-from ..config import BiasnbError
-from ..data.datasets import augmentation, generator
-from ..records.interrupts import Interrupts
+from ..config import BiasnbError, Config
+from ..data.datasets import Data, augmentation, generator
 from ..records.progress import Progress
+from .checkpoint import Checkpoints, Interval, Monitor
 from .pretext import draw
 from .seeds import Single, Stack
+
+ROWS = 50  # of a history
 
 
 class Diverged(BiasnbError):
@@ -20,6 +24,32 @@ class Diverged(BiasnbError):
     def __init__(self, step, losses, history):
         self.step, self.last, self.history = step, losses[-1] if losses else None, history
         super().__init__(f"step {step}: loss or gradient not finite (last finite loss {self.last}); lower lr")
+
+
+class Apart(BiasnbError):
+    """Networks that cannot be trained as one program, as they stand at different steps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network to train on data.pool, where its states are kept and who is told how far it is, if anywhere and anybody."""
+
+    cfg: Config
+    data: Data
+    model: torch.nn.Module
+    checkpoints: Checkpoints | None = None
+    monitor: Monitor | None = None
+
+
+@contextlib.contextmanager
+def threads(count):
+    """In this block torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def learning_rate(cfg, step):
@@ -32,20 +62,16 @@ def learning_rate(cfg, step):
 
 def make_optimizer(model, cfg):
     """AdamW; matrices decay, gains and embeddings do not, and what is frozen is left out."""
-    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    plain = [n for n in named if "norm" in n or n.endswith("gate") or n.startswith("embed.")]
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    plain = [name for name in named if "norm" in name or name.endswith("gate") or name.startswith("embed.")]
     groups = [
-        {"params": [p for n, p in named.items() if n not in plain], "weight_decay": cfg.weight_decay},
-        {"params": [named[n] for n in plain], "weight_decay": 0.0},
+        {"params": [p for name, p in named.items() if name not in plain], "weight_decay": cfg.weight_decay},
+        {"params": [named[name] for name in plain], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), fused=True)
 
 
-class Apart(BiasnbError):
-    """Networks that cannot be trained as one program, as they stand at different steps."""
-
-
-class Views:
+class Batches:
     """What a network is given at each step: a batch of its pool, augmented, and what its task needs beside it. Every random
     draw comes from a stream named by seed, purpose and step."""
 
@@ -65,6 +91,44 @@ class Views:
         return augmentation(cfg.batch, cfg.image_size, cfg.augment, rng)(self.pool.images[chosen]), given
 
 
+class Journal:
+    """The losses and gradient norms of the networks of a program, and from them the rows of their histories.
+
+    logs: one {"history": rows, "window": losses since the last row, "speeds": images/s, "seconds"} per network. Numbers stay
+    on their device until they are looked at, for which a GPU has to come to rest."""
+
+    def __init__(self, logs, step):
+        self.logs, self.recent = logs, []  # recent: (step, (2, S) numbers) that nobody has looked at
+        self.losses, self.norms = [math.nan] * len(logs), [math.nan] * len(logs)  # the last that were looked at
+        self.row_step, self.row_time = step, time.perf_counter()
+
+    def note(self, step, numbers):
+        self.recent.append((step, numbers))
+
+    def look(self):
+        """Raises Diverged for the first number that is not finite."""
+        for step, numbers in self.recent:
+            self.losses, self.norms = numbers.tolist()
+            for log, loss, norm in zip(self.logs, self.losses, self.norms, strict=True):
+                log["window"].append(loss)
+                if not math.isfinite(loss + norm):
+                    before = [row["loss"] for row in log["history"][-1:]] + log["window"][:-1]
+                    raise Diverged(step, before, log["history"])
+        self.recent.clear()
+
+    def add_row(self, cfg, step, rate, weight_norms):
+        """Sum up what has been looked at since the last row."""
+        now = time.perf_counter()
+        seconds = now - self.row_time
+        for log, gradient_norm, weight_norm in zip(self.logs, self.norms, weight_norms, strict=True):
+            row = {"step": step, "loss": statistics.fmean(log["window"]), "lr": rate}
+            log["history"].append({**row, "gradient_norm": gradient_norm, "weight_norm": weight_norm})
+            log["speeds"].append((step - self.row_step) * cfg.batch / seconds)
+            log["seconds"] += seconds
+            log["window"].clear()
+        self.row_step, self.row_time = step, now
+
+
 def program(cfg, models, optimizers):
     """(what is trained, its optimizer): of one network its own, of several a Stack and one for all."""
     if len(models) == 1:
@@ -73,10 +137,11 @@ def program(cfg, models, optimizers):
     return net, net.gather(make_optimizer(net.net, cfg))
 
 
-def gradients(net, cfg, views):
-    """Forward and backward of a Single, or of a Stack of S: ((S,) losses, (S,) norms before clipping), on their device."""
-    with torch.autocast(views[0][0].device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-        losses = net.losses(views)
+def gradients(net, cfg, batches):
+    """Forward and backward of a Single, or of a Stack of S, on one batch per network: ((S,) losses, (S,) gradient norms before
+    clipping), on their device."""
+    with torch.autocast(batches[0][0].device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        losses = net.losses(batches)
     net.zero_grad()
     losses.sum().backward()
     return losses.detach(), net.clip(cfg.clip)
@@ -88,80 +153,74 @@ def guard(optimizer, numbers):
     optimizer.found_inf = lost.maximum(getattr(optimizer, "found_inf", lost))
 
 
+def resume(jobs, optimizers):
+    """(step, one log per job): from the newest states, which are put into networks and optimizers, or from the beginning.
+    Raises Apart if states are of different steps, StoreError as `Checkpoints.resume` does."""
+    steps, logs = [], []
+    for job, optimizer in zip(jobs, optimizers, strict=True):
+        found = job.checkpoints.resume(job.model, optimizer) if job.checkpoints else None
+        step, log = found or (0, {"history": [], "window": [], "speeds": [], "seconds": 0.0})
+        steps.append(step)
+        logs.append(log)
+    if len(set(steps)) > 1:
+        raise Apart(f"checkpoints are of steps {sorted(set(steps))}")
+    return steps[0], logs
+
+
 def pretrain(cfg, data, model, checkpoints=None, label=None, monitor=None):
-    """Train `model` in place on data.pool; a `progress.Monitor` shows others how far it is.
+    """Train `model` in place on data.pool; a Monitor shows others how far it is.
 
     A run goes on from a checkpoint exactly as if it had never stopped. Returns {"history": rows of {step, loss, lr,
     gradient_norm, weight_norm}, "speeds": images/s of each row's window, "seconds": of training}. Raises Diverged before
-    an update that is not finite.
+    an update that is not finite, StoreError for states that cannot be read or written.
     """
-    return pretrain_together([(cfg, data, model, checkpoints)], label, [monitor])[0]
+    return pretrain_together([Job(cfg, data, model, checkpoints, monitor)], label)[0]
 
 
-def pretrain_together(jobs, label=None, monitors=None):
-    """Train the networks of jobs (cfg, data, model, checkpoints) that differ in their seed only as one program, each as
-    `pretrain` would alone, up to rounding. Returns a log for each. Raises Diverged if one of them does, Apart if their
-    checkpoints are of different steps."""
-    cfg, data, _, checkpoints = jobs[0]
-    views = [Views(one, its.pool) for one, its, *_ in jobs]
-    optimizers = [make_optimizer(net, one) for one, _, net, _ in jobs]
-    found = [kept and kept.resume(net, optimizer) for (*_, net, kept), optimizer in zip(jobs, optimizers, strict=True)]
-    steps, logs = zip(*(f or (0, {"history": [], "window": [], "speeds": [], "seconds": 0.0}) for f in found), strict=True)
-    if len(set(steps)) > 1:
-        raise Apart(f"checkpoints are of steps {sorted(set(steps))}")
-    net, optimizer = program(cfg, [job[2] for job in jobs], optimizers)
-    step, every, at_once = steps[0], max(1, cfg.steps // 50), data.pool.images.device.type == "cpu"
-    recent = []  # (step, losses and norms that are still on the device)
-    losses, norms = ([math.nan] * len(jobs) for _ in range(2))  # the last that were looked at
+def pretrain_together(jobs, label=None):
+    """Train the networks of Jobs that differ in their seed only as one program, each as `pretrain` would alone, up to
+    rounding. Returns a log for each. Raises as `pretrain` does, and Apart if their checkpoints are of different steps."""
+    cfg = jobs[0].cfg
+    pools = [Batches(job.cfg, job.data.pool) for job in jobs]
+    optimizers = [make_optimizer(job.model, job.cfg) for job in jobs]
+    step, logs = resume(jobs, optimizers)
+    net, optimizer = program(cfg, [job.model for job in jobs], optimizers)
+    journal, interval, report = Journal(logs, step), Interval(), Progress(label or cfg.mixer, cfg.steps, step)
+    on_cpu, row_every = jobs[0].data.pool.images.device.type == "cpu", max(1, cfg.steps // ROWS)
 
-    def look():
-        for at, numbers in recent:
-            losses[:], norms[:] = numbers.tolist()
-            for log, loss, norm in zip(logs, losses, norms, strict=True):
-                log["window"].append(loss)
-                if not math.isfinite(loss + norm):
-                    before = [row["loss"] for row in log["history"][-1:]] + log["window"][:-1]
-                    raise Diverged(at, before, log["history"])
-        recent.clear()
+    while step < cfg.steps:
+        rate = learning_rate(cfg, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        numbers = torch.stack(gradients(net, cfg, [pool.at(step) for pool in pools]))  # (2, S): losses, gradient norms
+        journal.note(step, numbers)
+        ends_row = (step + 1) % row_every == 0 or step + 1 == cfg.steps
+        if on_cpu or ends_row:
+            journal.look()
+        else:
+            guard(optimizer, numbers)
+        optimizer.step()
+        step += 1
 
-    report = Progress(label or cfg.mixer, cfg.steps, step)
-    monitors = monitors or [None] * len(jobs)
-    mark, marked = time.perf_counter(), step
-    with Interrupts() as interrupts:
-        while step < cfg.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(cfg, step)
-            recent.append((step, torch.stack(gradients(net, cfg, [view.at(step) for view in views]))))
-            row = (step + 1) % every == 0 or step + 1 == cfg.steps
-            if at_once or row:
-                look()
-            else:
-                guard(optimizer, recent[-1][1])
-            optimizer.step()
-
-            step += 1
-            now = time.perf_counter()
-            if row:
-                weights = net.norms([p.detach() for p in net.parameters()])
-                for log, monitor, norm, size in zip(logs, monitors, norms, weights.tolist(), strict=True):
-                    line = {"step": step, "loss": statistics.fmean(log["window"]), "lr": group["lr"]}
-                    log["history"].append({**line, "gradient_norm": norm, "weight_norm": size})
-                    if monitor:
-                        monitor.row(log["history"][-1])
-                    log["speeds"].append((step - marked) * cfg.batch / (now - mark))
-                    log["window"].clear()
-                    log["seconds"] += now - mark
-                mark, marked = now, step
-            report(step, f"loss {losses[0]:.4f}")
-            for monitor, loss in zip(monitors, losses, strict=True):
-                if monitor:
-                    monitor(step, cfg.steps, loss)
-            if checkpoints and (interrupts.caught or checkpoints.due(now) or step == cfg.steps):
-                look()
-                net.scatter(optimizer)
-                for (*_, one, its), its_optimizer, log in zip(jobs, optimizers, logs, strict=True):
-                    its.save(step, one, its_optimizer, log)
-            interrupts.stop()
+        if ends_row:
+            journal.add_row(cfg, step, rate, net.norms([p.detach() for p in net.parameters()]).tolist())
+        report(step, f"loss {journal.losses[0]:.4f}")
+        tell(jobs, journal, step, ends_row)
+        if jobs[0].checkpoints and (interval.due() or step == cfg.steps):
+            journal.look()
+            net.scatter(optimizer)
+            with interval.saving():
+                for job, one, log in zip(jobs, optimizers, logs, strict=True):
+                    job.checkpoints.save(step, job.model, one, log)
     net.scatter(optimizer)
     report.finish(f"loss {logs[0]['history'][-1]['loss']:.4f}, trained")
-    return list(logs)
+    return logs
+
+
+def tell(jobs, journal, step, new_row):
+    """Tell the Monitors of jobs how far they are."""
+    for job, log, loss in zip(jobs, journal.logs, journal.losses, strict=True):
+        if job.monitor:
+            if new_row:
+                job.monitor.row(log["history"][-1])
+            job.monitor(step, job.cfg.steps, loss)

@@ -33,7 +33,7 @@ def draw(cfg, labels, generator):
     return labels if cfg.pretext == "supervised" else None
 
 
-def spoilt(model, images, given):
+def corrupted(model, images, given):
     """Arranged images as the network gets them: with noise added under 'denoise', as they are otherwise."""
     if model.cfg.pretext != "denoise":
         return images
@@ -42,7 +42,7 @@ def spoilt(model, images, given):
 
 def hidden_grid(model, images, given):
     """Arranged images and what `draw` gave -> (B, H, W, D), from which the head predicts."""
-    return model(model.encode(spoilt(model, images, given)), given if model.cfg.pretext == "bert" else None)
+    return model(model.encode(corrupted(model, images, given)), given if model.cfg.pretext == "bert" else None)
 
 
 def targets(model, images):
@@ -213,6 +213,6 @@ def examples(model, images, given):
     else:
         filled = reconstruct(model, images, given)
         grey = predicted_pixels(model, images, given) if cfg.pretext == "bert" else None
-    seen = model.restore(spoilt(model, model.arrange(images), given)).float()
+    seen = model.restore(corrupted(model, model.arrange(images), given)).float()
     seen = seen if grey is None else torch.where(grey[..., None], 128.0, seen)
     return {name: x.round().byte().cpu().numpy() for name, x in (("input", seen), ("reconstruction", filled))}

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .pretext import LOSSES, spoilt, targets
+from .pretext import LOSSES, corrupted, targets
 
 COMPILED_STEPS = 2000  # fewer would not pay for the time that compiling takes
 
@@ -62,13 +62,14 @@ class Single(nn.Module):
         self.model, device = model, model.mean.device
         self.score = None if device.type == "cpu" else compiled(Scored(model), steps, device)
 
-    def losses(self, views):
-        """(1,) loss of the view [(images, given)]."""
+    def losses(self, batches):
+        """(1,) loss of the one batch (images, given)."""
+        images, given = batches[0]
         if self.score is None:
-            return LOSSES[self.model.cfg.pretext](self.model, *views[0])[None]
+            return LOSSES[self.model.cfg.pretext](self.model, images, given)[None]
         with torch.no_grad():
-            view = seen(self.model, *views[0])
-        return self.score(*view)[None]
+            encoded, target, mask = encoded_batch(self.model, images, given)
+        return self.score(encoded, target, mask)[None]
 
     def norms(self, tensors):
         """(1,) norm over all these tensors."""
@@ -91,22 +92,28 @@ class Stack(nn.Module):
         self.scored = scored = Scored(copy.deepcopy(models[0]))
         for name, p in self.net.named_parameters():
             p.data = torch.stack([model.get_parameter(name).data for model in models])
+
+        def loss_of_one(parameters, encoded, target, mask):
+            return functional_call(scored, parameters, (encoded, target, mask))
+
         axes = (0, 0, 0, 0 if models[0].cfg.pretext == "bert" else None)
-        call = vmap(lambda p, *view: functional_call(scored, p, view), axes)
-        self.score = compiled(call, steps, models[0].mean.device)
+        self.score = compiled(vmap(loss_of_one, axes), steps, models[0].mean.device)
 
     @property
     def net(self):
         return self.scored.net
 
-    def losses(self, views):
-        """(S,) losses of the views [(images, given), ...], one per network."""
+    def losses(self, batches):
+        """(S,) losses of S batches (images, given), one per network."""
         with torch.no_grad():
-            parts = [seen(model, *view) for model, view in zip(self.models, views, strict=True)]
-            x, target, given = (None if part[0] is None else torch.stack(part) for part in zip(*parts, strict=True))
-        plain = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext()  # the fused has no rule
+            parts = [encoded_batch(model, *batch) for model, batch in zip(self.models, batches, strict=True)]
+            encoded, targets, masks = zip(*parts, strict=True)
+            encoded, targets = torch.stack(encoded), torch.stack(targets)
+            masks = None if masks[0] is None else torch.stack(masks)
+        # On a CPU the fused attention has no rule for vmap.
+        plain = sdpa_kernel(SDPBackend.MATH) if encoded.device.type == "cpu" else contextlib.nullcontext()
         with plain:
-            return self.score(dict(self.scored.named_parameters()), x, target, given)
+            return self.score(dict(self.scored.named_parameters()), encoded, targets, masks)
 
     def norms(self, tensors):
         """(S,) norms over all these tensors (S, ...)."""
@@ -123,33 +130,41 @@ class Stack(nn.Module):
 
     def gather(self, optimizer):
         """Give an optimizer of `net` the states of the networks' own; returns it."""
-        for p, *own in zip(*map(trained, (optimizer, *self.optimizers)), strict=True):
-            states = [one.state[q] for one, q in zip(self.optimizers, own, strict=True)]
-            optimizer.state[p] = {name: value if name == "step" else torch.stack([state[name] for state in states])
-                               for name, value in states[0].items()}  # fmt: skip
+        for stacked, own in self._correspondence(optimizer):
+            states = [one.state[p] for one, p in zip(self.optimizers, own, strict=True)]
+            for name, value in states[0].items():
+                joined = value if name == "step" else torch.stack([state[name] for state in states])
+                optimizer.state[stacked][name] = joined
         return optimizer
 
     @torch.no_grad()
     def scatter(self, optimizer):
         """Give the networks their parameters back, and their optimizers the state of this one."""
-        for name, p in self.net.named_parameters():
-            for model, value in zip(self.models, p, strict=True):
+        for name, stacked in self.net.named_parameters():
+            for model, value in zip(self.models, stacked, strict=True):
                 model.get_parameter(name).copy_(value)
-        for p, *own in zip(*map(trained, (optimizer, *self.optimizers)), strict=True):
-            for i, (one, q) in enumerate(zip(self.optimizers, own, strict=True)):
-                one.state[q] = {name: value.clone() if name == "step" else value[i].clone()
-                                for name, value in optimizer.state[p].items()}  # fmt: skip
+        for stacked, own in self._correspondence(optimizer):
+            for i, (one, p) in enumerate(zip(self.optimizers, own, strict=True)):
+                one.state[p] = {}
+                for name, value in optimizer.state[stacked].items():
+                    one.state[p][name] = value.clone() if name == "step" else value[i].clone()
+
+    def _correspondence(self, optimizer):
+        """Each parameter of an optimizer of `net` with the tuple of the networks' own that it stands for."""
+        own = zip(*(trained(one) for one in self.optimizers), strict=True)
+        return zip(trained(optimizer), own, strict=True)
 
 
 def trained(optimizer):
+    """The parameters of an optimizer, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def seen(model, images, given):
-    """(what the network sees, what it must predict, what is hidden from it): images (B, S, S, 3) and what `pretext.draw`
-    gave -> encoded images, (B * N, ...) targets or (B,) labels, the mask."""
+def encoded_batch(model, images, given):
+    """What a Scored takes, of images (B, S, S, 3) and what `pretext.draw` gave: encoded images, (B * N, ...) targets or (B,)
+    labels, and under 'bert' the mask (B, H, W)."""
     images = model.arrange(images)
-    x = model.encode(spoilt(model, images, given))
+    encoded = model.encode(corrupted(model, images, given))
     if model.cfg.pretext == "supervised":
-        return x, given, None
-    return x, targets(model, images).flatten(0, 2), given if model.cfg.pretext == "bert" else None
+        return encoded, given, None
+    return encoded, targets(model, images).flatten(0, 2), given if model.cfg.pretext == "bert" else None

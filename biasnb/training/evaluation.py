@@ -1,9 +1,14 @@
-"""What the features are worth: linear probe and k-nearest neighbours on frozen, token-averaged features per layer."""
+"""What a network is measured against and what its features are worth: reconstructions that train nothing, the baselines of the
+masked PSNR; linear probe and k-nearest neighbours on frozen, token-averaged features per layer."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..data.palette import quantise
+from ..networks.embed import arrange, pixel_order
 from ..networks.model import features, per_pass
+from .pretext import evaluation_masks, pixel_mask, psnr
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
@@ -20,7 +25,7 @@ def layer_features(model, split):
 
 
 def pixel_features(split):
-    """((1, n, S*S*3), (n,)): the pixels themselves, the baseline of every probe."""
+    """((1, n, S*S*3) pixels, (n,) labels) of the labelled images of a split: the baseline of every probe."""
     labelled = split.labels >= 0
     return split.images[labelled].float().flatten(1)[None], split.labels[labelled]
 
@@ -67,16 +72,15 @@ def linear_probe(train, val, test, classes):
     """
     mean = train[0].mean(1, keepdim=True)
     std = train[0].std(1, keepdim=True).clamp(min=1e-6)
-    splits = {name: ((x - mean) / std, y) for name, (x, y) in (("train", train), ("val", val), ("test", test))}
-    w = fit_logistic(*splits["train"], classes)
-    right = {}
-    for name, (x, y) in splits.items():
-        logits = (x @ w[:, :-1].flatten(2) + w[:, -1].flatten(1)[:, None]).unflatten(2, w.shape[2:])
-        right[name] = logits.argmax(3) == y[None, :, None]  # (L, n, P)
+    w = fit_logistic((train[0] - mean) / std, train[1], classes)
+    right = {}  # split -> (L, n, P) bool, whether each image is classified right
+    for name, (x, y) in {"train": train, "val": val, "test": test}.items():
+        logits = ((x - mean) / std) @ w[:, :-1].flatten(2) + w[:, -1].flatten(1)[:, None]
+        right[name] = logits.unflatten(2, w.shape[2:]).argmax(3) == y[None, :, None]
     rows = []
     for layer in range(len(w)):
         best = int(right["val"][layer].float().mean(0).argmax())
-        accuracy = {name: float(r[layer, :, best].double().mean()) for name, r in right.items()}
+        accuracy = {name: float(found[layer, :, best].double().mean()) for name, found in right.items()}
         rows.append({"layer": layer, "penalty": PENALTIES[best], **accuracy})
     chosen = max(rows, key=lambda row: row["val"])
     correct = right["test"][chosen["layer"], :, PENALTIES.index(chosen["penalty"])]
@@ -108,4 +112,64 @@ def probe_network(model, data):
 
 def probe_pixels(data):
     """The chosen row of a linear probe on raw pixels."""
-    return linear_probe(*(pixel_features(split) for split in (data.train, data.val, data.test)), len(data.classes))["chosen"]
+    train, val, test = (pixel_features(split) for split in (data.train, data.val, data.test))
+    return linear_probe(train, val, test, len(data.classes))["chosen"]
+
+
+# ---- reconstructions that train nothing ----------------------------------------------------------------------------------
+
+
+def image_mean(images, hidden):
+    """Every hidden pixel becomes the mean of the image's visible pixels. images (B, S, S, 3) float, hidden (B, S, S)."""
+    seen = ~hidden[..., None]
+    mean = (images * seen).sum((1, 2), keepdim=True) / seen.sum((1, 2), keepdim=True).clamp(min=1)
+    return torch.where(seen, images, mean)
+
+
+def neighbour_mean(images, hidden):
+    """Every hidden pixel becomes the mean of the visible pixels in the smallest window around it that holds any."""
+    seen = (~hidden[:, None]).float()
+    x = images.permute(0, 3, 1, 2) * seen
+    filled, missing = images.clone(), hidden.clone()
+    for reach in range(1, images.shape[1]):
+        if not missing.any():
+            break
+        window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
+        count = F.avg_pool2d(seen, **window)
+        mean = (F.avg_pool2d(x, **window) / count.clamp(min=1e-9)).permute(0, 2, 3, 1)
+        found = missing & (count[:, 0] > 1e-9)
+        filled[found] = mean[found]
+        missing &= ~found
+    return filled
+
+
+def nearest_visible(images, hidden):
+    """Every hidden pixel becomes the visible pixel at the smallest Euclidean distance."""
+    from scipy.ndimage import distance_transform_edt  # only baselines need it
+
+    filled = images.cpu().numpy().copy()
+    for image, mask in zip(filled, hidden.cpu().numpy(), strict=True):
+        if not mask.all():
+            rows, columns = distance_transform_edt(mask, return_distances=False, return_indices=True)
+            image[:] = image[rows, columns]
+    return torch.from_numpy(filled).to(images.device)
+
+
+BASELINES = {"image_mean": image_mean, "neighbour_mean": neighbour_mean, "nearest_visible": nearest_visible}
+
+
+def baseline_psnr(split, cfg, part, chunk=500):
+    """PSNR in dB of each baseline on one split under its fixed masks, on pixels in the order of the network."""
+    order = pixel_order(cfg)
+    hidden = pixel_mask(evaluation_masks(split, cfg, part), cfg.patch)
+    errors = dict.fromkeys(BASELINES, 0.0)
+    for images, mask in zip(arrange(split.images, order).split(chunk), hidden.split(chunk), strict=True):
+        for name, fill in BASELINES.items():
+            errors[name] += float((fill(images.float(), mask) - images.float()).square().sum(dtype=torch.float64))
+    return {name: psnr(error, int(hidden.sum()) * 3) for name, error in errors.items()}
+
+
+def palette_psnr(images, palette):
+    """PSNR in dB of quantising all pixels: the ceiling of a palette head."""
+    error = (palette.colours[quantise(images, palette).long()] - images.float()).square()
+    return psnr(float(error.sum(dtype=torch.float64)), int(np.prod(images.shape)))

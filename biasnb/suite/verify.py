@@ -1,26 +1,19 @@
 """Published weights: a folder per network in results/<profile>/networks, and whether they give the recorded numbers again."""
 
-import json
 import sys
-from pathlib import Path
 
-import torch
-from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError, safe_open
-
-from ..config import Config, ConfigError, check_profile, nearest
+from ..config import Config, ConfigError
 from ..data.datasets import DataError
-from ..data.palette import Palette
-from ..networks.model import Isotropic
+from ..networks.pretrained import description, folder, from_file, load_weights, published
 from ..operators import CUBE, TRIO
 from ..records.files import StoreError, read_json, to_json, write_atomic
-from ..records.processes import threads
 from ..records.store import Store
-from .pretext import evaluate
-from .probe import probe_network
-from .run import description, fill, prepare
+from ..training.evaluation import probe_network
+from ..training.loop import threads
+from ..training.pretext import evaluate
+from ..training.run import prepare
 
-GRIDS = {"20_trio": TRIO, "21_cube": CUBE}  # whose networks are published
+SWEEPS = {"20_trio": TRIO, "21_cube": CUBE}  # whose networks are published
 COLUMNS = ("network", "metric", "recorded", "measured", "allowed", "agrees")
 SCORES = ("loss", "psnr", "accuracy", "probe")
 # What is measured again: metric -> (path in the record, factor, decimals that tables print, allowed difference), by default
@@ -34,93 +27,19 @@ METRICS = {
 }
 
 
-class Pretrained(Isotropic, PyTorchModelHubMixin, library_name="biasnb"):
-    """A trained network in the layout of Hugging Face's hub, a folder with config.json and model.safetensors:
-    `Pretrained.from_pretrained(folder)` reads it without a network connection, `save_pretrained(folder)` writes it.
-
-    `settings` are Config fields. mean, std: of the training pixels per channel, 0 to 255; palette: its colours (K, 3); key and
-    profile: of the record that says what the network is worth. It needs no data, so that it has no folder of them either."""
-
-    def __init__(self, *, mean, std, palette=None, classes=0, key="", profile="", **settings):
-        cfg = Config(**{**settings, **({"data_dir": "."} if settings.get("dataset") == "folder" else {})})
-        colours = palette and Palette(torch.tensor(palette))
-        super().__init__(cfg, (torch.tensor(mean), torch.tensor(std)), colours, classes)
-        self.key, self.profile = key, profile
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **about):
-        if not Path(model_id).is_dir():
-            where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-            return super()._from_pretrained(model_id=model_id, force_download=force_download, **where, **about)
-        return built(about, Path(model_id) / "model.safetensors")
-
-
-def built(about, path):
-    """The network of a `run.description`, with the weights in a file. Raises StoreError naming the file."""
-    try:
-        model = Pretrained(**about)
-    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-        why = f"its network is not one of this suite ({error})"
-        raise StoreError(f"{path}: {why}; publish or train it again") from None
-    fill(model, path)
-    return model.eval()
-
-
-def network(name, profile="quick"):
-    """A trained network, ready to use, without its data: a published one by its name, one of your own runs in runs/<profile>
-    by its key, or that of a folder with config.json and model.safetensors. Raises StoreError if there is none, or if its
-    files are broken."""
-    check_profile(profile)
-    name = str(name)
-    places = folder(profile) / name, Path(name).expanduser()
-    own = Store(profile).folder / f"{name}.safetensors"
-    if not (places[0] / "config.json").is_file() and own.is_file():
-        return built(said_of(own), own)
-    for place in places:
-        if (place / "config.json").is_file():
-            about = read_json(place / "config.json")
-            if not isinstance(about, dict):
-                raise StoreError(f"{place / 'config.json'}: not what is said of a network; publish the network again")
-            return built(about, place / "model.safetensors")
-    names = published(profile)
-    what = f"network: {name!r} is neither published in profile {profile!r} nor the key of a run of it nor a folder of a network"
-    raise StoreError(f"{what}; did you mean {nearest(name, names)!r}? There are {', '.join(names)}")
-
-
-def said_of(path):
-    """What the weights of a run say of their network. Raises StoreError."""
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["about"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: does not say of which network it is ({type(error).__name__}); train the run again") from None
-
-
 def networks(store):
     """{mixer: key} of the networks that a profile publishes: for each preset of the trio and each cell of the cube the first
-    run with pretext 'bert' at the grid's largest depth and first seed. Raises StoreError if no such run was asked for."""
-    grids, found = {grid.name: grid.runs for grid in store.grids()}, {}
-    for name, mixers in GRIDS.items():
-        runs = [run for run in grids.get(name, ()) if run["mixer"] in mixers and run["pretext"] == "bert"]
+    run with pretext 'bert' at the sweep's largest depth and first seed. Raises StoreError if no such run was asked for."""
+    sweeps, found = {sweep.name: sweep.runs for sweep in store.sweeps()}, {}
+    for name, mixers in SWEEPS.items():
+        runs = [run for run in sweeps.get(name, ()) if run["mixer"] in mixers and run["pretext"] == "bert"]
         for run in runs:
             if run["depth"] == max(r["depth"] for r in runs) and run["seed"] == runs[0]["seed"]:
                 found.setdefault(run["mixer"], run["key"])
     if not found:
         asked = f"run `biasnb reproduce --profile {store.profile}` first"
-        raise StoreError(f"{store.folder}: neither {' nor '.join(GRIDS)} asks for a network to publish; {asked}")
+        raise StoreError(f"{store.folder}: neither {' nor '.join(SWEEPS)} asks for a network to publish; {asked}")
     return found
-
-
-def folder(profile):
-    return Store(profile, "results").folder / "networks"
-
-
-def published(profile):
-    """Names of the published networks of a profile. Raises StoreError if there are none."""
-    names = sorted(path.name for path in folder(profile).glob("*") if path.is_dir())
-    if not names:
-        raise StoreError(f"{folder(profile)}: no published networks; choose another profile or run `biasnb publish` first")
-    return names
 
 
 def publish(profile, data_dir=""):
@@ -142,7 +61,7 @@ def publish(profile, data_dir=""):
         if other:
             raise StoreError(f"{there.path(key)}: another {', '.join(other)} than {here.path(key)}; publish the records first")
         model = prepare(Config(**record["config"], data_dir=data_dir))[1]
-        fill(model, weights)
+        load_weights(model, weights)
         files[f"{mixer}/model.safetensors"] = weights.read_bytes()
         files[f"{mixer}/config.json"] = to_json(description(model, key, profile))
     for name, content in files.items():
@@ -165,7 +84,7 @@ def loaded(profile, mixer, data_dir=""):
     if {name: said.get(name) for name in record["config"]} != record["config"]:
         raise StoreError(f"{path}: another config than {store.path(said['key'])}; publish the network again")
     data, start = prepare(Config(**record["config"], data_dir=data_dir))
-    return record, data, built(said, path.with_name("model.safetensors")).to(start.mean.device)
+    return record, data, from_file(said, path.with_name("model.safetensors")).to(start.mean.device)
 
 
 def verify(profile, stream=sys.stdout, data_dir=""):

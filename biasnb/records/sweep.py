@@ -1,0 +1,148 @@
+"""A sweep: the runs that one notebook asked for, and their records as a pandas frame."""
+
+import math
+from dataclasses import dataclass
+
+from ..config import fields_of
+from .files import to_json, write_atomic
+
+BASELINES = ("baseline_psnr", "baseline_probe")  # columns of `Sweep.frame`
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs that one notebook asked for, in `<store>/sweeps/<name>.json`: {notebook, profile, data, changed, searches: keys
+    of learning-rate searches, runs: [{key, baseline, and the key fields of the Config}]}."""
+
+    store: object  # the Store that holds its records
+    name: str
+    content: dict
+
+    def save(self):
+        """Write what was asked for. Raises StoreError."""
+        write_atomic(self.store.folder / "sweeps" / f"{self.name}.json", to_json(self.content))
+
+    @property
+    def runs(self):
+        return self.content["runs"]
+
+    @property
+    def searches(self):
+        """Keys of the searches that gave its learning rates."""
+        return self.content.get("searches", [])
+
+    @property
+    def keys(self):
+        """Keys of all records it needs: of its runs, then of their baselines."""
+        found = [run["key"] for run in self.runs] + [run["baseline"] for run in self.runs]
+        return list(dict.fromkeys(found))
+
+    def missing(self):
+        """Keys of the records that it lacks."""
+        return [key for key in self.keys if not self.store.has(key)]
+
+    def factors(self):
+        """Names of the fields beside the seed that vary between runs of one mixer; ["depth"] if none does. A searched learning
+        rate follows from the other fields and is no factor."""
+        no_factor = {"key", "baseline", "seed"} | ({"lr"} if self.searches else set())
+        levels = {}  # (field, mixer) -> its values
+        for run in self.runs:
+            for name in run.keys() - no_factor:
+                levels.setdefault((name, run["mixer"]), set()).add(run[name])
+        varied = {name for (name, _), values in levels.items() if len(values) > 1}
+        return [name for name in fields_of() if name in varied] or ["depth"]
+
+    def base(self):
+        """Factor -> its level at the point that all else is varied around: the first that was asked for."""
+        found = {}
+        for name in self.factors():
+            levels = [run[name] for run in self.runs if run.get(name) is not None]
+            found[name] = levels[0] if levels else None
+        return found
+
+    def frame(self):
+        """One row per run that was asked for; a run without a record has the status 'failed' if it left an error, else
+        'missing', and no metrics. The baselines' metrics are columns too: baseline_psnr (dB, visible-neighbour mean) and
+        baseline_probe (accuracy on raw pixels, 0 to 1). Raises StoreError for a broken record."""
+        import pandas as pd
+
+        asked = pd.DataFrame(self.runs)
+        baselines = self._baselines()
+        for i, name in enumerate(BASELINES):
+            asked[name] = [baselines[run["baseline"]][i] for run in self.runs]
+        asked["status"] = [self._status_without_record(run["key"]) for run in self.runs]
+        found = frame([self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])])
+        if found.empty:
+            return asked
+        rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")
+        return rows.assign(status=rows["status"].fillna(asked["status"]), **asked.drop(columns="status"))
+
+    def _baselines(self):
+        """Key of a baseline record -> its two metrics, NaN if it is missing."""
+        found = {}
+        for key in {run["baseline"] for run in self.runs}:
+            found[key] = (math.nan, math.nan)
+            if self.store.has(key):
+                record = self.store.load(key)
+                found[key] = (record["psnr"]["neighbour_mean"], record["pixel_probe"]["test"])
+        return found
+
+    def _status_without_record(self, key):
+        failed = not self.store.has(key) and self.store.status(key)[0] == "failed"
+        return "failed" if failed else "missing"
+
+    def baseline(self):
+        """The baseline record of its first run, or None if it is missing."""
+        if self.runs and self.store.has(self.runs[0]["baseline"]):
+            return self.store.load(self.runs[0]["baseline"])
+        return None
+
+    def records(self):
+        """The records of the finished runs, in the order they were asked for."""
+        found = [self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])]
+        return [record for record in found if record["status"] == "done"]
+
+    def caption(self, data=None):
+        """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
+        run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
+        named = {"pretext": "pretext", "patch": "patch", "width": "width", "depth": "depth", "mask_rate": "mask rate"}
+        said = {*named, "steps", "seed", "mixer", "dataset", "files", "image_size", "own"}
+        words = [
+            f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
+            f"profile {self.content['profile']}",
+        ]
+        words += [f"{label} {run[name]}" for name, label in named.items() if name in shared]
+        words += [f"{run['steps']} steps"] if "steps" in shared else []
+        words += [f"{name} {value}" for name, value in self.content["changed"].items() if name not in said]
+        return ", ".join(words)
+
+
+def frame(records):
+    """Records of runs as a pandas frame: config fields, then metrics. Probe columns are test accuracies, 0 to 1, at the chosen
+    layer; PSNR in dB; bits_per_pixel of networks that predict palette indices."""
+    import pandas as pd  # takes a while, and nothing that trains needs it
+
+    return pd.DataFrame([_row(record) for record in records if record["kind"] == "run"])
+
+
+def _row(record):
+    data = {"key": record["key"], "data": record["data"]["name"], "fingerprint": record["data"]["fingerprint"]}
+    row = {**data, **record["config"], "status": record["status"]}
+    if record["status"] != "done":
+        return row
+    row |= {name: record[name] for name in ("flop_per_image", "images_per_second", "wall_seconds")}
+    row |= {"loss": record["loss"]["test"], "val_loss": record["loss"]["val"], "psnr": record["psnr"]["test"]}
+    if record["config"].get("target") == "palette":
+        row["bits_per_pixel"] = record["loss"]["test"] / math.log(2)
+    row |= {"accuracy": record["accuracy"]["test"], "context_coverage": record["context_coverage"]}
+    row |= {f"parameters_{part}": count for part, count in record["parameters"].items()}
+    chosen = record["probe"]["chosen"]
+    row |= {"probe": chosen["test"], "probe_layer": chosen["layer"]}
+    row |= {"init_probe": record["init_probe"]["chosen"]["test"], "knn": chosen["knn"]}
+    return row
+
+
+def with_columns(table, *names):
+    """The frame with these columns, empty where it lacks them."""
+    missing = [name for name in names if name not in table.columns]
+    return table.reindex(columns=[*table.columns, *missing])

@@ -1,0 +1,280 @@
+"""What a notebook asks for: its question, its parameters, its runs, and the tables and figures that it shows.
+
+A notebook is read, not known: the cell tagged `parameters` holds literals, the cells tagged `sweep` build the list of runs,
+and they are run here, without a kernel, to learn which runs a notebook needs with given parameters."""
+
+import ast
+import json
+import re
+
+from ..config import BiasnbError, ConfigError, check_names, configure, fields_of, full_path, nearest, short
+from ..records import places
+
+KINDS = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}  # types that a parameter can have
+SHOWN = {"show_figure": "figures", "show_table": "tables"}
+
+
+class NotebookError(BiasnbError):
+    """A notebook that cannot be run, or that ran and did not keep its promise; `state` is failed, killed or timeout."""
+
+    def __init__(self, message, state="failed"):
+        super().__init__(message)
+        self.state = state
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def names():
+    """The names of all notebooks, in order."""
+    return sorted(path.stem for path in places.notebooks().glob("*.ipynb"))
+
+
+def path_of(name):
+    """Raises ConfigError naming the nearest notebook."""
+    if name not in names():
+        raise ConfigError(f"notebook: {name!r} is not one of {names()}; did you mean {nearest(name, names())!r}?")
+    return places.notebooks() / f"{name}.ipynb"
+
+
+def read(name):
+    """The notebook as a dict, the source of every cell as one text. Raises ConfigError for an unknown name, NotebookError if it
+    is broken or has lost its kernelspec, without which neither JupyterLab nor plain Papermill can run it."""
+    path = path_of(name)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for cell in found["cells"]:
+            cell["source"] = "".join(cell["source"])
+            cell["tags"] = cell["metadata"].get("tags", [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotebookError(f"{path}: not a readable notebook ({type(error).__name__}: {error})") from None
+    spec = found.get("metadata", {}).get("kernelspec")
+    if not (isinstance(spec, dict) and spec.get("name")):
+        raise NotebookError(f"{path}: has lost its kernelspec; restore it with git checkout or save it in JupyterLab")
+    return found
+
+
+def tagged(notebook, tag):
+    """The sources of the code cells with a tag."""
+    return [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code" and tag in cell["tags"]]
+
+
+def question(name):
+    """The question of a notebook: the first sentence behind **Question.** in its first cell. Raises NotebookError without
+    one."""
+    found = re.search(r"\*\*Question\.\*\*\s+([^?]*\?)", read(name)["cells"][0]["source"])
+    if not found:
+        raise NotebookError(f"{name}: its first cell has no question; begin a paragraph there with **Question.**")
+    return " ".join(found[1].split())
+
+
+def shown(name):
+    """{"figures": names, "tables": names} that the cells of a notebook show; empty for a notebook that is not there."""
+    found = {"figures": [], "tables": []}
+    for cell in read(name)["cells"] if name in names() else ():
+        if cell["cell_type"] != "code":
+            continue
+        for node in ast.walk(ast.parse(cell["source"])):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SHOWN:
+                first = node.args[0]
+                if not (isinstance(first, ast.Constant) and isinstance(first.value, str)):
+                    raise NotebookError(f"{name}: {ast.unparse(node)}: its first argument is no literal name; write it out")
+                found[SHOWN[node.func.id]].append(first.value)
+    return {kind: list(dict.fromkeys(listed)) for kind, listed in found.items()}
+
+
+def declared(name, notebook=None):
+    """The parameters of a notebook from its one cell tagged `parameters`: name -> default value. The cell is read, not run.
+
+    Raises NotebookError unless there is exactly one such cell and it holds only `name = literal`."""
+    cells = tagged(notebook or read(name), "parameters")
+    if len(cells) != 1:
+        raise NotebookError(f"{name}: {len(cells)} cells are tagged 'parameters', needs exactly one")
+    try:
+        statements = ast.parse(cells[0]).body
+    except SyntaxError as error:
+        raise NotebookError(f"{name}: parameters cell: line {error.lineno}: {error.msg}") from None
+    found = {}
+    for statement in statements:
+        try:
+            (target,) = [statement.target] if isinstance(statement, ast.AnnAssign) else statement.targets
+            found[target.id] = ast.literal_eval(statement.value)
+        except (AttributeError, ValueError, TypeError):
+            text = short(ast.unparse(statement))
+            raise NotebookError(f"{name}: parameters cell: {text} is not `name = literal`") from None
+        value = found[target.id]
+        if not (factor_of(target.id) and isinstance(value, list | None)) and type(value).__name__ not in KINDS:
+            raise NotebookError(f"{name}: parameters cell: {target.id} = {value!r} has a default of no known type; give one")
+    return found
+
+
+def factor_of(parameter):
+    """The factor whose levels a parameter lists, by its name: a Config field or its plural, such as `depths` or `patches`, or
+    one of them after a word, such as `cell_seeds`; None if there is none."""
+    for factor in (parameter, parameter.removesuffix("s"), parameter.removesuffix("es")):
+        if field_of(factor):
+            return factor
+    return None
+
+
+def field_of(factor):
+    """The Config field that a factor varies; None if there is none."""
+    return next((field for field in (factor, factor.rpartition("_")[2]) if field in fields_of()), None)
+
+
+def factors_of(values):
+    """Parameter -> factor, of those parameters that list levels."""
+    return {name: factor_of(name) for name, value in values.items() if isinstance(value, list | None) and factor_of(name)}
+
+
+def default_levels(name):
+    """Factor -> the levels that the notebook lists, None for those of the profile; {} without a notebook."""
+    if name not in names():
+        return {}
+    listed = {parameter: value for parameter, value in declared(name).items() if isinstance(value, list | None)}
+    return {factor_of(parameter) or parameter.removesuffix("s"): value for parameter, value in listed.items()}
+
+
+def lint():
+    """What is wrong with the notebooks, a line each: a lost tag or kernelspec, parameters that are not literals, a study under
+    another name than its file's."""
+    found = []
+    for name in names():
+        try:
+            notebook = read(name)
+            declared(name, notebook)
+            question(name)
+            shown(name)
+            if notebook["metadata"]["kernelspec"]["name"] != "python3":
+                found.append(f"{name}: kernelspec {notebook['metadata']['kernelspec']['name']!r}, expected 'python3'")
+            for other in re.findall(r"\bStudy\(\s*[\"'](\w+)[\"']", "\n".join(tagged(notebook, "sweep"))):
+                if other != name:
+                    found.append(f"{name}: its study is called {other!r}; give it the name of the file")
+        except NotebookError as error:
+            found.append(str(error))
+    return found
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------------
+
+
+def parameters(name, given=None):
+    """All parameters of a notebook, checked and typed, from its defaults and given texts or values.
+
+    A Config field that is given goes to the parameter that lists its levels, if the notebook has one, else into its
+    `settings`. Raises ConfigError for an unknown, misspelt, mistyped or impossible one."""
+    values = declared(name)
+    if "settings" in values:
+        values["settings"] = dict(values["settings"])
+    factors = factors_of(values)
+    for field, value in (given or {}).items():
+        listing = [parameter for parameter, factor in factors.items() if field == field_of(factor)]
+        if field in factors:
+            values[field] = levels_of(factors[field], value)
+        elif listing:
+            values |= {parameter: levels_of(field, value) for parameter in listing}
+        elif field == "settings" and "settings" in values:
+            values["settings"] |= parse(field, value, dict)
+        elif field in values:
+            values[field] = parse(field, value, type(values[field]))
+        else:
+            known = [*values, *(fields_of() if "settings" in values else [])]
+            check_names({field: value}, known, "parameter")
+            values["settings"][field] = setting(field, value)
+    if values.get("folder"):
+        values["folder"] = str(full_path(values["folder"]))
+    if "data_dir" in values.get("settings", {}):
+        values["settings"]["data_dir"] = setting("data_dir", values["settings"]["data_dir"])
+    check_names(values.get("settings", {}), fields_of(), "setting")
+    plan(name, values)
+    return values
+
+
+def accepted(name, given):
+    """The part of settings for all notebooks that this one has a use for. A list goes where the notebook varies that field;
+    where only others do, its first value is taken. Raises ConfigError for a setting that no notebook knows."""
+    values = declared(name)
+    check_names(given, [*values, *fields_of()], "parameter")
+    fields = {field_of(factor) for factor in factors_of(values).values()}
+    taken = {}
+    for field, value in given.items():
+        if field in values or field in fields:
+            taken[field] = value
+        elif "settings" in values and field in fields_of():
+            levels = levels_of(field, value)
+            taken[field] = levels[0] if len(levels) > 1 and varied(field) else value
+    return taken
+
+
+def varied(field):
+    """Whether any notebook lists levels of a field."""
+    return any(field == field_of(factor) for name in names() for factor in default_levels(name))
+
+
+def levels_of(field, value):
+    """Texts or values as a list of levels of a field; None stays None. Raises ConfigError."""
+    if value is None or value in ("None", "null"):
+        return None
+    if isinstance(value, str):
+        listed = value.startswith("[") and value.endswith("]")
+        value = [part.strip().strip("\"'") for part in (value[1:-1] if listed else value).split(",") if part.strip()]
+    elif not isinstance(value, list | tuple):
+        value = [value]
+    kind = fields_of()[field_of(field)]
+    return [parse(field, one, kind) for one in value]
+
+
+def setting(field, value):
+    """Text as a value of a Config field; a folder as its path from the root. Raises ConfigError."""
+    if field == "data_dir" and value != "":
+        return str(full_path(value))
+    if not isinstance(value, str) or field == "data_dir" or (field, value) == ("lr", "tuned"):
+        return value
+    return parse(field, value, fields_of()[field])
+
+
+def parse(field, value, kind):
+    """Text as a value of a type, without guessing; a value that is not text must have the type. Raises ConfigError."""
+    if not isinstance(value, str) or kind is str:
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ConfigError(f"{field}: {short(value)} is {type(value).__name__}, expected {kind.__name__}")
+        return value
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        if kind in (int, float):
+            if not re.fullmatch(r"[+-]?(0|[1-9][0-9]*)" if kind is int else r"[+-]?[0-9a-z.+-]+", value, re.I | re.A):
+                raise ValueError
+            return kind(value)
+        found = json.loads(value)
+        if type(found) is not kind:
+            raise ValueError
+        return found
+    except (ValueError, KeyError, RecursionError):
+        form = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, f"a JSON {kind.__name__}")
+        raise ConfigError(f"{field}: {short(value)} is not {form}") from None
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def plan(name, values=None):
+    """The sweep that a notebook asks for with these parameters (None: its defaults), from its own cells; None for a notebook
+    that has no sweep, whose settings are checked all the same. Trains nothing. Raises ConfigError."""
+    notebook = read(name)
+    cells = tagged(notebook, "sweep")
+    namespace = {"__name__": "__main__", **declared(name, notebook), **(values or {})}
+    if not cells:
+        settings = {field: value for field, value in namespace.get("settings", {}).items() if value != "tuned"}
+        configure(namespace.get("profile", "quick"), **settings)
+        return None
+    try:
+        for source in cells:
+            exec(compile(source, f"{name}.ipynb", "exec"), namespace)
+        return namespace["sweep"]
+    except BiasnbError:
+        raise
+    except Exception as error:
+        raise NotebookError(f"{name}: its list of runs cannot be made: {type(error).__name__}: {error}") from None

@@ -1,0 +1,186 @@
+"""The experiment of a notebook: factors and their levels become a list of runs, and the runs a sweep."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+import pandas as pd
+
+from ..config import Config, ConfigError, check_names, check_profile, fields_of, full_path, short
+from ..operators import MIXERS
+from ..records import keys
+from ..records.store import Store, Sweep
+from . import manifest
+
+
+class Study:
+    """What all runs of a notebook share, and the factors that it varies.
+
+    `name` is the notebook's file name without its suffix. `settings` are Config fields that replace those of the profile;
+    lr "tuned" takes the rate of every run from the searches of `biasnb tune`. `base` is the part of the profile that
+    the runs start from: "study", or "trio" for the longer runs. `factors` are lists of levels; None stands for the setting of
+    that name, if there is one, else for the levels of the profile. A factor with a single level has it in all runs.
+
+    Raises ConfigError for an unknown profile or setting, and for levels that are no list, none, or named twice."""
+
+    def __init__(self, name, profile, settings=None, base="study", **factors):
+        self.name, self.profile, self.settings = name, profile, dict(settings or {})
+        check_names(self.settings, fields_of(), "setting")
+        for field, value in self.settings.items():
+            if isinstance(value, list | tuple):
+                raise ConfigError(
+                    f"settings: {field}: {short(value)} is a list, but this notebook varies only {', '.join(factors)}"
+                )
+        sizes = check_profile(profile)
+        self.fields, self.profile_levels = dict(sizes["config"]), {}
+        for table in (sizes["levels"], sizes[base], sizes["levels"].get(name, {})):
+            for field, value in table.items():
+                if isinstance(value, list):
+                    self.profile_levels[field] = value
+                elif not isinstance(value, dict):
+                    self.fields[field] = value
+        self.fields |= self.settings
+        self.tuned = self.fields.get("lr") == "tuned"
+        if self.tuned:
+            del self.fields["lr"]
+        self.levels = {factor: self._levels(factor, given) for factor, given in factors.items()}
+        self.fields |= {factor: found[0] for factor, found in self.levels.items() if len(found) == 1 and factor in fields_of()}
+
+    def _levels(self, factor, given):
+        fixed = [self.settings[factor]] if factor in self.settings else None
+        if given is None:
+            given = fixed or self.profile_levels.get(factor)
+            if given is None:
+                raise ConfigError(f"{factor}: profile {self.profile!r} has no levels of it; give a list")
+        if not isinstance(given, list | tuple):
+            raise ConfigError(f"{factor}: {short(given)} is not a list of levels; give e.g. [{short(given)}]")
+        if fixed and list(given) != fixed:
+            raise ConfigError(f"settings: {factor} is a factor of this notebook; give its levels there, not in settings")
+        empty = not given and manifest.field_of(factor)  # a list of another kind, such as of controls, may be empty
+        if empty or any(value in given[:i] for i, value in enumerate(given)):
+            raise ConfigError(f"{factor}: {short(given)} is empty or names a level twice; list each level once")
+        return list(given)
+
+    def setting(self, field):
+        """The value of a Config field that all runs share, unless they vary it."""
+        return self.fields.get(field, Config.__dataclass_fields__[field].default)
+
+    def every_combination(self, *factors, **levels):
+        """A Config for every combination of the levels of these factors and of the further fields whose levels are given, the
+        last one varying fastest."""
+        varied = {**{factor: self.levels[factor] for factor in factors}, **levels}
+        points = product(*varied.values())
+        return [Config(**{**self.fields, **dict(zip(varied, point, strict=True))}) for point in points]
+
+    def one_factor_at_a_time(self, *factors, over=("seed", "mixer")):
+        """The base point and every level of each factor, the others at their base, for every combination of the factors in
+        `over`."""
+        *outer, last = over
+        runs = self.every_combination(*over)
+        for factor in factors:
+            runs += self.every_combination(*outer, factor, last)
+        return list(dict.fromkeys(runs))
+
+    def with_positions(self, runs):
+        """The runs with positions that go with their operator's constraint, unless `settings` has a position: none where A
+        depends on offsets only, absolute ones where it need not, static or dynamic alike, so that input dependence is not mixed
+        up with them. Operators that have no table of positions but ask with their content (hyena, attention with local
+        heads) need absolute ones too."""
+        if "position" in self.settings:
+            return runs
+        placed = []
+        for cfg in runs:
+            operator = MIXERS[cfg.mixer]
+            absolute = not operator.shared or (operator.dynamic and not operator.biased)
+            placed.append(replace(cfg, position="learned" if absolute else "none"))
+        return placed
+
+    def plan(self, runs):
+        """The sweep of these runs: what is asked for, and what of it is saved. Trains nothing and writes nothing. Raises
+        ConfigError for a learning rate that has not been searched."""
+        with keys.snapshot():
+            store = Store(self.profile)
+            runs = self._searched(runs, store) if self.tuned else runs
+            configs = list({keys.key(cfg): cfg for cfg in runs}.values())
+            changed = self._changed()
+            data = configs[0].dataset if configs else self.setting("dataset")
+            if data == "folder":
+                folder = configs[0].data_dir if configs else self.setting("data_dir")
+                data = full_path(folder).name
+                changed |= {"dataset": data, "files": keys.folder_signature(folder)}
+            if defined := {cfg.mixer: digest for cfg in configs if (digest := keys.user_digest(cfg.mixer))}:
+                changed["user_defined"] = defined
+            words = [self.name, data, keys.digest(changed, 6)] if changed else [self.name]
+            searched = {keys.search_key(cfg) for cfg in configs if cfg.pretext != "none"} if self.tuned else ()
+            content = {
+                "notebook": self.name,
+                "profile": self.profile,
+                "data": data,
+                "changed": changed,
+                "searches": sorted(searched),
+                "runs": [{"key": keys.key(cfg), "baseline": keys.baseline_key(cfg), **keys.key_fields(cfg)} for cfg in configs],
+                **manifest.shown(self.name),
+            }
+        return Planned(store, "-".join(words), content, tuple(configs))
+
+    def _changed(self):
+        """Settings, and levels of factors that are others than those of the notebook as it is saved."""
+        defaults = manifest.default_levels(self.name)
+        changed = {field: value for field, value in self.settings.items() if field not in ("data_dir", "device")}
+        for factor, levels in self.levels.items():
+            usual = self.profile_levels.get(factor) if defaults.get(factor) is None else defaults[factor]
+            if factor in defaults and factor not in self.settings and levels != usual:
+                changed[factor] = levels
+        return changed
+
+    def _searched(self, runs, store):
+        """The runs with the rates that searches have chosen."""
+        found = []
+        for cfg in runs:
+            if cfg.pretext != "none" and not store.has(keys.search_key(cfg)):
+                raise ConfigError(
+                    f"lr: 'tuned', but mixer {cfg.mixer!r} has no searched rate; run `biasnb tune {self.name}` first"
+                )
+            found.append(cfg if cfg.pretext == "none" else replace(cfg, lr=store.load(keys.search_key(cfg))["chosen"]))
+        return found
+
+
+@dataclass(frozen=True)
+class Planned(Sweep):
+    """A sweep whose runs can be trained."""
+
+    configs: tuple = ()
+
+    def overview(self):
+        """A table: every factor, its levels, and how many runs of each level are saved."""
+        rows = []
+        for factor in dict.fromkeys(["mixer", *self.factors(), "seed"]):
+            counts = {}
+            for run in self.runs:
+                saved, asked = counts.get(run.get(factor), (0, 0))
+                counts[run.get(factor)] = saved + self.store.has(run["key"]), asked + 1
+            levels = {level: count for level, count in counts.items() if level is not None}
+            rows.append(
+                {
+                    "factor": factor,
+                    "levels": ", ".join(map(str, levels)),
+                    "saved runs": ", ".join(f"{saved} of {asked}" for saved, asked in levels.values()),
+                }
+            )
+        saved = sum(self.store.has(run["key"]) for run in self.runs)
+        table = pd.DataFrame(rows).style.hide(axis="index")
+        return table.set_caption(f"{len(self.runs)} runs: {saved} saved, {len(self.runs) - saved} missing")
+
+    def train(self):
+        """Train what is missing, and note what was asked for in runs/<profile>. What is saved is loaded, what was interrupted
+        goes on. Raises BiasnbError naming the runs that failed."""
+        from . import executor
+
+        self.save()
+        if self.missing():
+            executor.train(self.configs, self.store)
+        return self
+
+
+def images_of(folder):
+    """The settings that a folder of one's own images asks for, all of them labelled; none for ""."""
+    return {"dataset": "folder", "data_dir": str(full_path(folder)), "labelled": 0} if folder else {}
