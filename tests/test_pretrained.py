@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load, save
+from synthetic import sweep_of
 
 import biasnb
 from biasnb.config import configure
@@ -19,7 +20,6 @@ from biasnb.records.keys import baseline_key, key, key_fields
 from biasnb.records.store import Store, StoreError
 from biasnb.records.sweep import Sweep
 from biasnb.suite import verify
-from biasnb.sweep.experiments import plan
 from biasnb.training import run
 from biasnb.training.pretext import evaluate
 
@@ -61,8 +61,8 @@ def test_a_profile_publishes_the_deepest_of_each_preset_and_every_cell(root):
         verify.networks(Store("smoke"))
     runs = {}
     for name in ("20_trio", "21_cube", "24_geometry"):
-        grid, configs = plan(name, "smoke")
-        grid.save()
+        sweep, configs = sweep_of(name)
+        sweep.save()
         runs |= {key(cfg): cfg for cfg in configs}
     chosen = {mixer: runs[k] for mixer, k in verify.networks(Store("smoke")).items()}
     assert list(chosen) == [*TRIO, *CUBE]

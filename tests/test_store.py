@@ -16,7 +16,6 @@ from biasnb.records import store as stores
 from biasnb.records.keys import key
 from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
-from biasnb.suite import reproduce as suite
 
 
 def test_a_record_comes_back_as_it_was_saved(root):
@@ -276,6 +275,8 @@ def test_a_grid_needs_the_baselines_of_its_runs_too(root):
 
 
 def test_publish_promotes_complete_valid_records_only(root):
+    from biasnb.suite import reproduce as suite
+
     here = Store("smoke")
     g = saved_sweep(here)
     g.save()
@@ -296,6 +297,8 @@ def test_publish_promotes_complete_valid_records_only(root):
 
 
 def test_publish_leaves_out_grids_with_other_settings_unless_named(root):
+    from biasnb.suite import reproduce as suite
+
     g = saved_sweep(Store("smoke"), seed=[0])
     g.save()
     side = replace(g, name="20_trio-side", content={**g.content, "changed": {"lr": 1.0}, "runs": g.runs[:1]})
@@ -309,6 +312,8 @@ def test_publish_leaves_out_grids_with_other_settings_unless_named(root):
 
 
 def test_agreement_reports_each_metric_and_what_is_outside(root):
+    from biasnb.suite import reproduce as suite
+
     here, there = Store("smoke"), Store("smoke", "results")
     assert "nothing to compare" in suite.agreement("smoke")[0]
     for seed in range(3):

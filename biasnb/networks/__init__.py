@@ -1,2 +1,3 @@
-"""The isotropic stack: embedding, positions, the mixing operators, blocks, head, and what a network costs. Imports
+"""The isotropic stack: embedding, positions, the mixing operators, blocks, head, what a network
+costs, and trained networks without their data. Imports
 `data` and below."""
