@@ -1,13 +1,18 @@
 """How fast this machine trains: the suite's step beside the same network from timm's parts, in one run.
 
-Every rate is the median over windows that take turns, after a warm-up; ratios are of windows side by side."""
+    python benchmarks/bench.py [operators] [sizes] [seeds] [suite]
 
+prints tables, of all parts by default, and writes runs/bench.json. Every rate is the median over windows that take turns, after
+a warm-up; ratios are of windows side by side."""
+
+import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -16,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from biasnb.config import BiasnbError, configure
+from biasnb.config import BiasnbError, ConfigError, check_names, configure
 from biasnb.networks.embed import patchify
 from biasnb.networks.model import flop_per_image
 from biasnb.records import places
@@ -59,11 +64,13 @@ def ceilings(device):
         a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
         x = torch.randn(64, 64, 16, 16, device=device).to(dtype, memory_format=torch.channels_last)
         w = torch.randn(64, 64, 3, 3, device=device).to(dtype)
-        speed = rates({"matmul": lambda a=a, b=b: a @ b, "dense conv": lambda x=x, w=w: F.conv2d(x, w, padding=1)}, seconds=0.2)
+        steps = {"matmul": partial(torch.matmul, a, b), "dense conv": partial(F.conv2d, x, w, padding=1)}
+        speed = rates(steps, seconds=0.2)
         found[f"matmul {name}, GFLOP/s"] = speed["matmul"] * 2 * 1024**3 / 1e9
         found[f"dense conv {name}, GFLOP/s"] = speed["dense conv"] * 2 * 9 * 64 * 64 * 64 * 256 / 1e9
     source, target = (torch.zeros(2**24, device=device) for _ in range(2))
-    found["copy, GB/s"] = rates({"copy": lambda: target.copy_(source)}, seconds=0.2)["copy"] * 2 * source.nbytes / 1e9
+    speed = rates({"copy": partial(target.copy_, source)}, seconds=0.2)
+    found["copy, GB/s"] = speed["copy"] * 2 * source.nbytes / 1e9
     return found
 
 
@@ -216,20 +223,20 @@ def seeds(device, ceiling):
 
 def suite(device, ceiling):
     """Seconds that the suite itself takes: the median of three."""
-    from biasnb.suite.parameters import import_nbformat
+    import nbformat
 
-    nbformat = import_nbformat()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "empty.ipynb"
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
         python = [sys.executable, "-c"]
-        draw = "from biasnb.suite.reproduce import *; render_sweep(Store('quick', 'results').sweeps()[0], Path('{}'))"
+        draw = "from pathlib import Path; from biasnb.figures import *; from biasnb.records.store import Store; "
+        draw += "write_figures(Store('quick', 'results').sweeps()[0], Path('{}'))"
         for name, command in {
             "biasnb --help": [sys.executable, "-m", "biasnb", "--help"],
             "import torch": [*python, "import torch"],
             "import what trains (biasnb.training.run)": [*python, "import biasnb.training.run"],
-            "import what draws (biasnb.figures)": [*python, "import biasnb.figures.drawing, biasnb.figures.tables"],
-            "two figures and a table, drawn in all formats": [*python, draw.format(folder)],
+            "import what draws (biasnb.figures)": [*python, "import biasnb.figures"],
+            "two figures, drawn in all formats": [*python, draw.format(folder)],
             "an empty notebook by Papermill": [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3",
                                                str(path), str(Path(folder) / "out.ipynb")],
         }.items():  # fmt: skip
@@ -282,3 +289,21 @@ def bench(names, stream=sys.stdout):
     path = places.root() / "runs" / "bench.json"
     write_atomic(path, to_json(found))
     return path
+
+
+def main(words=None):
+    """Returns the exit status: 0, 1 for what is not installed, 2 for a part that is not known."""
+    parser = argparse.ArgumentParser("bench.py", description="Training speed of this machine; writes runs/bench.json.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parts = parser.parse_args(words).parts
+    try:
+        check_names({name: name for name in parts}, PARTS, "part")
+        print(bench(parts or list(PARTS)))
+    except BiasnbError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,19 +1,14 @@
-"""What runs cost: predicted, and measured beside timm's parts."""
+"""What runs cost: predicted."""
 
-import functools
-import io
-
-import bench
 import pytest
+from biasnb.sweep.experiments import EXPERIMENTS, plan
 from synthetic import record_of
 
 from biasnb.config import Config, configure
-from biasnb.records.files import read_json
 from biasnb.records.keys import key
 from biasnb.records.store import Store
 from biasnb.suite.commands import main
 from biasnb.sweep import estimate as cost
-from biasnb.sweep.experiments import EXPERIMENTS, plan
 
 SMALL = {"image_size": 8, "width": 8, "heads": 2, "kernel": 3, "batch": 16}
 
@@ -91,38 +86,6 @@ def test_calibration_measures_in_processes_of_its_own():
     assert found.keys() == {None, *configs} and found[None] > 1e6
     assert found[configs[0]]["step"] > 0 and found[configs[1]]["step"] == 0
     assert all(one["forward"] > 0 and one["flop"] > 0 for cfg, one in found.items() if cfg)
-
-
-@pytest.fixture
-def fast(monkeypatch):
-    monkeypatch.setattr(bench, "rates", functools.partial(bench.searches, windows=1, seconds=0.001))
-
-
-@pytest.mark.parametrize("mixer", bench.TRIO)
-def test_the_networks_from_timm_have_as_many_parameters_but_for_biases(mixer):
-    cfg = small(mixer=mixer, depth=2)
-    ours, timm = cost.networks(cfg, "cpu", 20)[1][0], bench.Timm(cfg)
-    count = sum(p.numel() for name, p in timm.named_parameters() if not name.endswith("bias"))
-    assert count == pytest.approx(sum(p.numel() for p in ours.parameters()), rel=0.03)
-
-
-def test_a_row_of_the_benchmark_compares_with_the_same_network_from_timm(fast):
-    cfg = small(mixer="igpt", depth=2)
-    parts = {name: bench.theirs(cfg, "cpu", loader=name == "loader") for name in ("timm", "loader")}
-    row = bench.measured(cfg, "cpu", bench.ceilings("cpu"), **parts)
-    assert row["best"] in ("fp32", "bf16") and row["best / timm"] > 0 and row["best / loader"] > 0
-    assert row["N"] == 16 and row["MFLOP/image"] > 0 and row["MB"] > 0
-
-
-def test_the_benchmark_prints_and_writes_its_rows(root, fast, monkeypatch, capsys):
-    monkeypatch.setenv("BIASNB_ROOT", str(root))
-    monkeypatch.setattr(bench, "TRIO", ("conv_dense",))
-    monkeypatch.setattr(bench, "base", lambda **fields: small(**{**SMALL, **fields}))
-    path = bench.bench(["seeds"], io.StringIO())
-    found = read_json(path)
-    assert [row["mixer"] for row in found["seeds"]] == ["conv_dense"] * 2
-    assert found["seeds"][0].keys() >= {"3 seeds / one", "5 seeds / one"} and found["ceilings"]["copy, GB/s"] > 0
-    assert main(["bench", "seds"]) == 2 and "did you mean 'seeds'" in capsys.readouterr().err
 
 
 def test_every_shape_of_every_profile_can_be_asked_for():

@@ -275,7 +275,7 @@ def test_of_two_processes_at_once_one_downloads_and_the_other_waits(cifar, serve
 def test_a_process_stopped_in_mid_download_leaves_nothing_that_is_taken_for_whole(cifar, server, root, start, number):
     server.go.clear()
     words = ["run", "--profile", "smoke", "dataset=cifar10", f"data_dir={root / 'data'}"]
-    process, log = start(words, server.known, root)
+    process, _ = start(words, server.known, root)
     partial = root / "data/cifar-10-python.tar.gz"
     until(lambda: server.asked == 1 and partial.exists())
     time.sleep(0.1)

@@ -134,9 +134,9 @@ def test_sign_flip_without_seeds_is_missing():
 @pytest.mark.parametrize("ps", ([0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.02, 0.9]))
 def test_holm_steps_down(ps):
     """The i-th smallest of m times m - i + 1, never below a smaller one's nor above 1; a missing p changes nothing."""
-    expected, baseline = {}, 0.0
+    expected, least = {}, 0.0
     for i, p in enumerate(sorted(ps)):
-        baseline = expected[p] = max(baseline, min(1, p * (len(ps) - i)))
+        least = expected[p] = max(least, min(1, p * (len(ps) - i)))
     assert stats.holm([nan, *ps, nan]).tolist() == pytest.approx([nan, *(expected[p] for p in ps), nan], nan_ok=True)
 
 

@@ -1,2 +1,2 @@
-"""What is tried out by hand: the playground, and the checks that measure what each operator is. Imports `training`,
-`figures` and below."""
+"""What a reader tries out by hand: the `playground` and the `scene` that it shows, and the `checks` that measure what each
+operator is. Imports `training`, `figures` and the rooms below them."""

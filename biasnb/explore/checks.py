@@ -1,4 +1,4 @@
-"""What each operator is, measured: the numbers that prove its biases, at random weights in float64 on a small grid.
+"""What each operator is, measured: numbers that show its biases, at random weights in float64 on a small token grid.
 
 Nothing here asks an operator what it is; the tests compare these numbers with what `operators.MIXERS` says of it."""
 
@@ -102,9 +102,10 @@ def raster(mixer):
     past = float((reads.tril(-1) > 0).sum() / (n * (n - 1) / 2))
     if not hasattr(net.blocks[0].mix, "allowed"):
         raise BiasnbError(f"{mixer}: its class has no buffer `allowed` that says what may be read; register one, (N, N)")
-    if abs(past - (said := context_coverage(net))) > 1e-6:
+    said = context_coverage(net)
+    if abs(past - said) > 1e-6:
         raise BiasnbError(
-            f"{mixer}: reads {past:.3g} of the past, its `allowed` says {said:.3g}; mend `allowed` or what it reads"
+            f"{mixer}: reads {past:.3g} of the past, its `allowed` says {said:.3g}; correct `allowed` or what it reads"
         )
     return float(reads.triu().max() / reads.max().clamp(min=1e-300)), past
 
@@ -129,10 +130,15 @@ def agrees(found):
     """What of an operator's entry the numbers of its `row` contradict, in words; "yes" if nothing."""
     contradicted = []
     if found["roll error"] is not None:
-        measured = found["roll error"] < 1e-12, found["positions read"] <= WINDOW, found["nonlinearity"] > 1e-12
-        contradicted += ["shared"] if found["shared"] != measured[0] else []
-        contradicted += [name for name, seen in (("local", measured[1]), ("dynamic", measured[2])) if found[name] and not seen]
-    return ", ".join(contradicted + (["causal"] if found["future read"] else [])) or "yes"
+        if found["shared"] != (found["roll error"] < 1e-12):
+            contradicted.append("shared")
+        if found["local"] and found["positions read"] > WINDOW:
+            contradicted.append("local")
+        if found["dynamic"] and found["nonlinearity"] <= 1e-12:
+            contradicted.append("dynamic")
+    if found["future read"]:
+        contradicted.append("causal")
+    return ", ".join(contradicted) or "yes"
 
 
 def markdown():

@@ -22,6 +22,8 @@ PAINTED, MEAN = "painted", "mean of heads"
 AT_FIRST, AT_MOST = 5, 7  # networks that are shown
 FIGURE = 8.75, 5.45  # inches
 MASKED, SHIFTED = (0, 1), 3  # the tile that is painted on, the row of shifted pictures
+WIDTH = {"width": "18em"}
+AT_REST = {"continuous_update": False}  # a change counts when the mouse is released or Enter is pressed
 HINT = (
     "Click on a picture to look at a position; click or drag over the <b>masked</b> image to hide and to show tokens; "
     f"Ctrl-click to choose up to {AT_MOST} networks."
@@ -75,6 +77,11 @@ class Panel:
         return picture | self.controls.box._repr_mimebundle_()
 
 
+def named(text):
+    """What all widgets with a name to their left share."""
+    return {"description": text, "style": {"description_width": "6em"}, "layout": WIDTH}
+
+
 class Controls:
     """The widgets of a Panel: each changes its Scene."""
 
@@ -84,51 +91,44 @@ class Controls:
         self.panel, self.painting, self.seed = panel, None, 0
         deepest = max(model.cfg.depth for model in panel.models.values())
         heads = max(map(heads_of, panel.models.values()))
-        width = {"width": "18em"}
-        wide = {"style": {"description_width": "6em"}, "layout": width}
-        slider = lambda value, low, high, name: w.IntSlider(value, low, high, description=name, continuous_update=False, **wide)  # noqa: E731
+        each = [(f"head {i + 1}", i) for i in range(heads)]
         self.source = w.ToggleButtons(options=["test set", "folder", "upload"], style={"button_width": "5.5em"})
-        self.index = slider(panel.first, 0, len(panel.images) - 1, "number")
-        self.folder = w.Text(
-            description="folder", placeholder="a folder with JPEG or PNG files", continuous_update=False, **wide
-        )
-        self.upload = w.FileUpload(accept=",".join(IMAGE_SUFFIXES), description="choose a file", layout=width)
-        self.rule = w.Dropdown(options=[*MASKS, PAINTED], description="mask", **wide)
-        self.rate = w.FloatSlider(
-            panel.rate, min=0.05, max=0.95, step=0.05, description="rate", continuous_update=False, **wide
-        )
-        self.again = w.Button(description="draw another mask", icon="random", layout=width)
-        self.layer = slider(1, 1, deepest, "layer")
-        self.head = w.Dropdown(
-            options=[(MEAN, MEAN), *((f"head {i + 1}", i) for i in range(heads))], description="head", **wide
-        )
-        self.down = slider(0, 0, panel.grid - 1, "shift down")
-        self.right = slider(0, 0, panel.grid - 1, "shift right")
-        self.chosen = w.SelectMultiple(
-            options=list(panel.models), value=list(panel.responses), rows=5, description="networks", **wide
-        )
+        self.index = w.IntSlider(panel.first, 0, len(panel.images) - 1, **named("number"), **AT_REST)
+        self.folder = w.Text(placeholder="a folder with JPEG or PNG files", **named("folder"), **AT_REST)
+        self.upload = w.FileUpload(accept=",".join(IMAGE_SUFFIXES), description="choose a file", layout=WIDTH)
+        self.rule = w.Dropdown(options=[*MASKS, PAINTED], **named("mask"))
+        self.rate = w.FloatSlider(panel.rate, min=0.05, max=0.95, step=0.05, **named("rate"), **AT_REST)
+        self.again = w.Button(description="draw another mask", icon="random", layout=WIDTH)
+        self.layer = w.IntSlider(1, 1, deepest, **named("layer"), **AT_REST)
+        self.head = w.Dropdown(options=[(MEAN, MEAN), *each], **named("head"))
+        self.down = w.IntSlider(0, 0, panel.grid - 1, **named("shift down"), **AT_REST)
+        self.right = w.IntSlider(0, 0, panel.grid - 1, **named("shift right"), **AT_REST)
+        self.chosen = w.SelectMultiple(options=list(panel.models), value=list(panel.responses), rows=5, **named("networks"))
         self.trouble = w.HTML()
-        hint = w.HTML(HINT)
         columns = (
             (self.source, self.index, self.folder, self.upload),
             (self.rule, self.rate, self.again),
             (self.layer, self.head, self.down, self.right),
             (self.chosen,),
         )
-        row = w.HBox(list(map(w.VBox, columns)), layout={"flex_flow": "row wrap"})
-        self.box = w.VBox([row, hint, self.trouble, self.canvas()])
+        row = w.HBox([w.VBox(column) for column in columns], layout={"flex_flow": "row wrap"})
+        self.box = w.VBox([row, w.HTML(HINT), self.trouble, self.canvas()])
         self.follow()
-        self.sources()
-        self.source.observe(self.sources, "value")
+        self.show_source()
+        self.connect()
+
+    def connect(self):
+        """Change the Scene whenever a widget changes."""
+        self.source.observe(self.show_source, "value")
         for widget in (self.source, self.index, self.folder, self.upload):
             widget.observe(self.choose, "value")
         for widget in (self.rule, self.rate):
             widget.observe(self.mask, "value")
-        self.again.on_click(self.redraw)
-        self.layer.observe(lambda change: panel.change(layer=change["new"]), "value")
-        self.head.observe(lambda change: panel.change(head=None if change["new"] == MEAN else change["new"]), "value")
+        self.again.on_click(self.draw_again)
+        self.layer.observe(lambda change: self.panel.change(layer=change["new"]), "value")
+        self.head.observe(lambda change: self.panel.change(head=None if change["new"] == MEAN else change["new"]), "value")
         for widget in (self.down, self.right):
-            widget.observe(lambda _: panel.change(shift=(self.down.value, self.right.value)), "value")
+            widget.observe(lambda _: self.panel.change(shift=(self.down.value, self.right.value)), "value")
         self.chosen.observe(self.networks, "value")
 
     def canvas(self):
@@ -144,34 +144,34 @@ class Controls:
         return canvas
 
     def networks(self, *_):
-        with self.told():
+        with self.errors_shown():
             if not 0 < len(self.chosen.value) <= AT_MOST:
                 raise BiasnbError(f"networks: {len(self.chosen.value)} are chosen; choose 1 to {AT_MOST}")
             self.panel.choose(self.chosen.value)
 
     def follow(self):
-        """Let the widgets say what the Scene is, wherever it was changed."""
+        """Let the widgets show the Scene, wherever it was changed."""
         scene = self.panel.scene
         (self.down.value, self.right.value), self.layer.value = scene.shift, scene.layer
         self.head.value = MEAN if scene.head is None else scene.head
 
     @contextlib.contextmanager
-    def told(self):
-        """Trouble with what was chosen is said in one line, and what was shown stays."""
+    def errors_shown(self):
+        """An error in what was chosen is shown in one line, and the pictures stay as they were."""
         try:
             self.trouble.value = ""
             yield
         except (BiasnbError, OSError) as error:
             self.trouble.value = f"<span style='color:#b00'>{html.escape(str(error))}</span>"
 
-    def sources(self, *_):
+    def show_source(self, *_):
         shown = self.source.value
         self.folder.layout.display = None if shown == "folder" else "none"
         self.upload.layout.display = None if shown == "upload" else "none"
         self.index.layout.display = "none" if shown == "upload" else None
 
     def choose(self, *_):
-        with self.told():
+        with self.errors_shown():
             image = {"test set": self.embedded, "folder": self.in_folder, "upload": self.uploaded}[self.source.value]()
             if image is not None:
                 self.panel.change(image=image)
@@ -201,7 +201,7 @@ class Controls:
         if self.rule.value != PAINTED:
             self.panel.change(mask=MASKS[self.rule.value](self.panel.grid, self.rate.value, self.seed))
 
-    def redraw(self, _):
+    def draw_again(self, _):
         self.seed += 1
         self.mask()
 

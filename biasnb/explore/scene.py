@@ -24,19 +24,31 @@ SMALL_PRINT = (
 )
 
 
-def middle(grid):
+def random_mask(grid, rate, seed):
+    return draw_mask(1, grid, rate, generator("cpu", seed, "playground"))[0]
+
+
+def centre_square(grid, rate, seed):
     side = min(grid // 2 + (grid - grid // 2) % 2, grid - 1)
     place = torch.arange(grid) - (grid - side) // 2
     inside = (place >= 0) & (place < side)
     return inside[:, None] & inside
 
 
+def every_second_row(grid, rate, seed):
+    return (torch.arange(grid) % 2 == 1)[:, None].expand(grid, grid)
+
+
+def lower_half(grid, rate, seed):
+    return (torch.arange(grid) >= grid / 2)[:, None].expand(grid, grid)
+
+
 # Mask rules: name -> function of (tokens per side, rate, seed), (H, W) bool, True where hidden.
 MASKS = {
-    "random": lambda grid, rate, seed: draw_mask(1, grid, rate, generator("cpu", seed, "playground"))[0],
-    "centre square": lambda grid, rate, seed: middle(grid),
-    "every second row": lambda grid, rate, seed: (torch.arange(grid) % 2 == 1)[:, None].expand(grid, grid),
-    "lower half": lambda grid, rate, seed: (torch.arange(grid) >= grid / 2)[:, None].expand(grid, grid),
+    "random": random_mask,
+    "centre square": centre_square,
+    "every second row": every_second_row,
+    "lower half": lower_half,
 }
 
 
@@ -67,11 +79,11 @@ class Response(NamedTuple):
 
 
 def respond(model, scene, last=None, known=None):
-    """The Response of a network to a Scene; what of an earlier Scene, `last`, is the same, of its Response, `known`, is too."""
+    """The Response of a network to a Scene. Of an earlier Scene, `last`, and its Response, `known`, whatever has not changed is
+    taken over."""
 
     def changed(*names):
-        pairs = [(getattr(scene, name), getattr(last, name, None)) for name in names]
-        return known is None or any(new is not old and (isinstance(new, torch.Tensor) or new != old) for new, old in pairs)
+        return known is None or any(differs(getattr(scene, name), getattr(last, name)) for name in names)
 
     found, image, mask = known._asdict() if known else {}, scene.image[None], scene.mask[None]
     if changed("image", "mask"):
@@ -90,6 +102,11 @@ def respond(model, scene, last=None, known=None):
             "shift_error": float(error.norm() / still.norm()),
         }
     return Response(**found)
+
+
+def differs(new, old):
+    """Whether a field of a Scene has changed; another tensor counts as changed."""
+    return new is not old and (isinstance(new, torch.Tensor) or new != old)
 
 
 def layer_and_head(model, scene):

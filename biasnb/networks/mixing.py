@@ -18,8 +18,10 @@ from .positions import Table, add_identity, attend, convolve, linear, masked_sof
 
 def operator(cfg, layer=0):
     """The operator that a Config names, for one of its blocks."""
-    named = operators.MIXERS[cfg.mixer].operator
-    return (globals()[named] if isinstance(named, str) else named)(cfg, layer)
+    made = operators.MIXERS[cfg.mixer].operator
+    if isinstance(made, str):  # a class or function of this module
+        made = globals()[made]
+    return made(cfg, layer)
 
 
 # ---- one mixing matrix per head -----------------------------------------------------------------------------------
@@ -167,7 +169,8 @@ class Attention(Mix):
 
     def content(self, x, query=None):
         """Scores q_i . k_j / sqrt(d), (B, G, N, N)."""
-        q, k = self.split(self.query(x if query is None else query)), self.split(self.key(x))
+        q = self.split(self.query(x if query is None else query))
+        k = self.split(self.key(x))
         return q @ k.mT / math.sqrt(q.shape[-1])
 
     def matrix(self, x, query=None):
@@ -176,12 +179,13 @@ class Attention(Mix):
 
     def apply_matrix(self, x, query=None):
         """The fused form of `matrix` and product."""
-        q, k, v = (self.split(w(y)) for w, y in ((self.query, x if query is None else query), (self.key, x), (self.value, x)))
-        empty = ~self.allowed.any(-1, keepdim=True)
+        q = self.split(self.query(x if query is None else query))
+        k, v = self.split(self.key(x)), self.split(self.value(x))
+        empty = ~self.allowed.any(-1, keepdim=True)  # rows that may read nothing: softmax needs something to read
         bias = None if self.table is None else self.table().to(q.dtype)
         if self.masks:
-            open_ = self.allowed | empty
-            bias = open_ if bias is None else bias.masked_fill(~open_, -math.inf)
+            readable = self.allowed | empty
+            bias = readable if bias is None else bias.masked_fill(~readable, -math.inf)
         y = attend(q, k, v, bias)
         return y * ~empty if self.causal else y
 
@@ -308,10 +312,8 @@ class TokenMLP(nn.Module):
         if self.causal:
             strict = int(cfg.causal == "entry" and layer == 0)
             degree, position = torch.arange(n).repeat_interleave(ratio), torch.arange(n)
-            reads, read_by = position <= degree[:, None] - strict, degree <= position[:, None]
-            for name, mask in (("reads", reads), ("read_by", read_by)):
-                scale = (mask.shape[1] / mask.sum(1, keepdim=True).clamp(min=1)).sqrt()
-                self.register_buffer(name, mask * scale, persistent=False)
+            self.register_buffer("reads", scaled(position <= degree[:, None] - strict), persistent=False)
+            self.register_buffer("read_by", scaled(degree <= position[:, None]), persistent=False)
 
     def forward(self, x, query=None):
         hidden, out = self.hidden.weight, self.out.weight
@@ -324,10 +326,18 @@ class TokenMLP(nn.Module):
     def favour_self(self):
         n = self.out.weight.shape[0]
         hidden, out = self.hidden.weight.view(n, -1, n), self.out.weight.view(n, n, -1)  # units by degree
+        reads = read_by = torch.ones(n)
+        if self.causal:  # the masks multiply what they let through
+            reads = self.reads.amax(1).view(n, -1)[:, 0]
+            read_by = self.read_by.amax(1).view(n, -1)[:, 0]
         for unit, sign in zip(range(hidden.shape[1]), (1.0, -1.0), strict=False):  # gelu(x) - gelu(-x) = x
-            for part, scale in ((hidden[:, unit], "reads"), (out[:, :, unit], "read_by")):
-                rows = getattr(self, scale).amax(1).view(n, -1)[:, 0] if self.causal else torch.ones(n)
-                part.diagonal().add_(sign / rows.clamp(min=1))
+            hidden[:, unit].diagonal().add_(sign / reads.clamp(min=1))
+            out[:, :, unit].diagonal().add_(sign / read_by.clamp(min=1))
+
+
+def scaled(mask):
+    """A mask (rows, columns) whose rows keep the variance of a sum over all columns."""
+    return mask * (mask.shape[1] / mask.sum(1, keepdim=True).clamp(min=1)).sqrt()
 
 
 class TwoStream(nn.Module):
@@ -345,12 +355,13 @@ class TwoStream(nn.Module):
         self.register_buffer("rows", (torch.arange(k) <= k // 2).float()[:, None], persistent=False)
         own = layer > 0 or cfg.causal == "shift"
         self.register_buffer("past", (torch.arange(k) < k // 2 + own).float(), persistent=False)
-        dy = offsets(cfg)[..., 0]
-        near = window(cfg)
+        dy, near = offsets(cfg)[..., 0], window(cfg)
         own_row = (dy == 0) & near & order(cfg, layer)
-        above = torch.cat([torch.zeros(cfg.grid, cfg.grid**2, dtype=torch.bool), (near & (dy <= 0))[: -cfg.grid]])
-        streams = [torch.cat([near & (dy <= 0), torch.zeros_like(near)], 1), torch.cat([above, own_row], 1)]
-        self.register_buffer("allowed", torch.cat(streams), persistent=False)  # (2N, 2N), vertical first
+        rows = near & (dy <= 0)
+        row_above = torch.cat([torch.zeros(cfg.grid, cfg.grid**2, dtype=torch.bool), rows[: -cfg.grid]])
+        vertical = torch.cat([rows, torch.zeros_like(near)], 1)
+        horizontal = torch.cat([row_above, own_row], 1)
+        self.register_buffer("allowed", torch.cat([vertical, horizontal]), persistent=False)  # (2N, 2N), vertical first
 
     def forward(self, x, query=None):
         vertical, horizontal = x.chunk(2)

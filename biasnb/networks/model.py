@@ -50,7 +50,8 @@ class Norm(nn.RMSNorm):
     def forward(self, x):
         if x.device.type != "cpu":
             return super().forward(x)
-        return (Normalised.apply if torch.is_grad_enabled() else Normalised.forward)(wide(x), self.weight)
+        normalise = Normalised.apply if torch.is_grad_enabled() else Normalised.forward
+        return normalise(wide(x), self.weight)
 
 
 class Block(nn.Module):
@@ -144,11 +145,12 @@ class Isotropic(nn.Module):
         """Encoded images and a mask (B, H, W), True where hidden -> (B, H, W, D). A dict given as `out` receives
         "layers": the L + 1 grids h^0 ... h^L."""
         content, position = self.embed(x, mask)
-        h, entry = content + position, None
-        if self.cfg.causal == "entry":
-            entry = position.expand_as(h)
+        h = content + position
+        entry = position.expand_as(h) if self.cfg.causal == "entry" else None
         if self.streams == 2:
-            h, entry = torch.cat([h, h]), entry if entry is None else torch.cat([h, entry])
+            both = torch.cat([h, h])
+            entry = None if entry is None else torch.cat([h, entry])
+            h = both
         layers = [h]
         for i, block in enumerate(self.stack):
             h = block(h, entry if i == 0 else None)
@@ -162,17 +164,19 @@ def context_coverage(model):
     """Share of the pairs (i, j) that a position may read, all of them or under AR its raster past, that it does read
     through all layers: exact, by Boolean products of what each layer reads."""
     cfg, n = model.cfg, model.cfg.grid**2
-    here = torch.eye(n)
     may = torch.ones(n, n).tril(-1) if cfg.causal else torch.ones(n, n)
-    seen = torch.diag(torch.ones(n - 1), -1) if cfg.causal == "shift" else here
+    seen = torch.diag(torch.ones(n - 1), -1) if cfg.causal == "shift" else torch.eye(n)
     seen = seen.repeat(model.streams, 1)
     for layer, block in enumerate(model.stack):
         reads = block.mix.allowed.cpu()
-        reads = (reads.any(0) if reads.dim() == 3 else reads).float()
+        if reads.dim() == 3:  # heads with windows of their own
+            reads = reads.any(0)
+        reads = reads.float()
         if block.skips[0]:
-            own = torch.ones(len(reads))
-            own[-n:] = not (cfg.causal == "entry" and layer == 0)
-            reads = reads + own.diag()
+            itself = torch.ones(len(reads))
+            if cfg.causal == "entry" and layer == 0:
+                itself[-n:] = 0
+            reads = reads + itself.diag()
         seen = (reads @ seen > 0).float()
     return float((seen[-n:] * may).sum() / may.sum())
 
@@ -202,34 +206,42 @@ def build(cfg, stats, palette=None, device="cpu", classes=0):
     model = Isotropic(cfg, stats, palette, classes)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            fan_in = p[0].numel()
-            owner, _, own = name.rpartition(".")
-            if "norm" in name or own == "gate":
+            if "norm" in name or name.endswith(".gate"):
                 p.fill_(1.0)
-                continue
-            if name.startswith("head"):
+            elif name.startswith("head"):
                 p.zero_()
-                continue
-            if name in ("embed.position", "embed.start"):
-                std = 0.5
-            elif own in (scales := getattr(model.get_submodule(owner), "scales", {})):
-                std = scales[own]
-            elif isinstance(model.embed.content, PaletteContent) and name.startswith("embed.content"):
-                std = 1.0 / cfg.patch
             else:
-                std = fan_in**-0.5 / (cfg.depth**0.5 if ".out." in name else 1.0)
-            p.normal_(0.0, std, generator=generator("cpu", cfg.seed, "weights", name))
+                p.normal_(0.0, initial_std(model, name, p), generator=generator("cpu", cfg.seed, "weights", name))
         for block in model.blocks:
             block.favour_self()
     return model.to(device)
+
+
+def initial_std(model, name, parameter):
+    """Standard deviation of a parameter's initial values: its module says it in `scales`, else it follows from the fan-in."""
+    cfg = model.cfg
+    owner, _, own = name.rpartition(".")
+    scales = getattr(model.get_submodule(owner), "scales", {})
+    if name in ("embed.position", "embed.start"):
+        return 0.5
+    if own in scales:
+        return scales[own]
+    if isinstance(model.embed.content, PaletteContent) and name.startswith("embed.content"):
+        return 1.0 / cfg.patch
+    fan_in = parameter[0].numel()
+    return fan_in**-0.5 / (cfg.depth**0.5 if ".out." in name else 1.0)
 
 
 def parameters_by_part(model):
     """Number of parameters that mix positions, that mix channels (MLPs and norms), and of embedding and head."""
     parts = {"mixing": 0, "channel": 0, "embedding": 0}
     for name, p in model.named_parameters():
-        part = "embedding" if name.startswith(("embed.", "head.")) else "mixing" if ".mix." in name else "channel"
-        parts[part] += p.numel()
+        if name.startswith(("embed.", "head.")):
+            parts["embedding"] += p.numel()
+        elif ".mix." in name:
+            parts["mixing"] += p.numel()
+        else:
+            parts["channel"] += p.numel()
     return parts
 
 

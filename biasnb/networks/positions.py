@@ -24,7 +24,10 @@ def order(cfg, layer):
     """(N, N) bool: everything, or under AR the raster past: j < i where pixels enter, j <= i once they are shifted."""
     n = cfg.grid**2
     everything = torch.ones(n, n, dtype=torch.bool)
-    return everything.tril(-(cfg.causal == "entry" and layer == 0)) if cfg.causal else everything
+    if not cfg.causal:
+        return everything
+    strict = cfg.causal == "entry" and layer == 0
+    return everything.tril(-1 if strict else 0)
 
 
 def window(cfg):
@@ -60,8 +63,8 @@ def attend(q, k, v, bias=None):
     tokens, where products would take much memory, fused in fp32. The choice follows from the shape alone, so that a run goes
     on as it began; docs/performance.md has the times.
     """
-    (heads, n, d), narrow = q.shape[1:], q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    if not narrow:
+    heads, n, d = q.shape[1:]
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     if n > 256:
         with torch.autocast("cpu", enabled=False):
@@ -69,9 +72,13 @@ def attend(q, k, v, bias=None):
             return F.scaled_dot_product_attention(wide(q), wide(k), wide(v), attn_mask=bias)
     if bias is not None and not bias.is_floating_point():
         bias = torch.zeros(bias.shape, dtype=q.dtype).masked_fill(~bias, -math.inf)
-    parts = zip(*(x.split(max(1, 2**20 // (heads * n * n))) for x in (q * d**-0.5, k, v)), strict=True)
-    scores = ((q @ k.mT, v) for q, k, v in parts)
-    return torch.cat([(s if bias is None else s + bias).softmax(-1) @ v for s, v in scores])
+    images, found = max(1, 2**20 // (heads * n * n)), []
+    for some_q, some_k, some_v in zip((q * d**-0.5).split(images), k.split(images), v.split(images), strict=True):
+        scores = some_q @ some_k.mT
+        if bias is not None:
+            scores = scores + bias
+        found.append(scores.softmax(-1) @ some_v)
+    return torch.cat(found)
 
 
 def taps_of(cfg, layer):
@@ -79,7 +86,8 @@ def taps_of(cfg, layer):
     k = cfg.kernel
     mask = torch.ones(k * k)
     if cfg.causal:
-        mask[k * k // 2 + (cfg.causal != "entry" or layer > 0) :] = 0
+        strict = cfg.causal == "entry" and layer == 0
+        mask[k * k // 2 + (0 if strict else 1) :] = 0
     return mask.view(k, k)
 
 
@@ -94,8 +102,11 @@ class Table(nn.Module):
         side, middle = (cfg.kernel, cfg.kernel // 2) if local else (2 * cfg.grid - 1, cfg.grid - 1)
         if cfg.circular and not local:
             side, middle = cfg.grid, cfg.grid // 2
-        taps = side**2 if local or shared else n
-        address = ((d + middle) * torch.tensor([side, 1])).sum(2).clamp(0, taps - 1) if local or shared else torch.arange(n)
+        if local or shared:
+            taps = side**2
+            address = ((d + middle) * torch.tensor([side, 1])).sum(2).clamp(0, taps - 1)
+        else:
+            taps, address = n, torch.arange(n)
         self.register_buffer("address", address.expand(n, n), persistent=False)
         self.weight = nn.Parameter(torch.empty(heads, 1 if shared else n, taps))
         self.scales = {"weight": std}
