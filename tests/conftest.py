@@ -1,9 +1,9 @@
-import numpy as np
+import contextlib
+import shutil
+
 import pytest
 import torch
 from faults import Table
-
-from biasnb.records import store
 
 
 def pytest_addoption(parser, pluginmanager):
@@ -11,7 +11,7 @@ def pytest_addoption(parser, pluginmanager):
 
 
 # Files that take long, longest first: then processes that share the files (--dist loadfile) end at about the same time.
-LONG = ("test_notebooks", "test_faults_suite", "test_faults_runs", "test_lab", "test_rendering", "test_workers", "test_chaos")
+LONG = ("test_notebooks", "test_faults_suite", "test_faults_runs", "test_lab", "test_rendering", "test_executor", "test_chaos")
 
 
 def pytest_collection_modifyitems(items):
@@ -28,17 +28,34 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def decoded(tmp_path_factory):
     """A folder to copy to runs/cache of a new root: the photographs of profile smoke, which take seconds to decode."""
-    from biasnb.config import VERSIONS
-    from biasnb.data import datasets as data
+    from biasnb.config import configure
+    from biasnb.data.datasets import load
 
     folder = tmp_path_factory.mktemp("decoded")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIASNB_ROOT", str(folder))
-        _, classes, arrays, _ = data._arrays("photographs", "", 8, "")
-    store.write_arrays(
-        folder / "cache" / f"photographs-{VERSIONS['photographs']}-8.npz", {**arrays, "classes": np.array(classes)}
-    )
-    return folder / "cache"
+        load(configure("smoke"))
+    return folder / "runs" / "cache"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory, decoded):
+    """The address of a scheduler with two workers, whose folder no test knows."""
+    from biasnb.sweep import executor
+
+    folder = tmp_path_factory.mktemp("workers")
+    shutil.copytree(decoded, folder / "runs" / "cache")
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("BIASNB_ROOT", str(folder))
+            address = stack.enter_context(executor.cluster(2))
+        yield address
+
+
+@pytest.fixture
+def scheduler(cluster, monkeypatch):
+    """What is trained in the test is trained by the workers of `cluster`."""
+    monkeypatch.setenv("BIASNB_SCHEDULER", cluster)
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from biasnb.records import places
 from biasnb.records.keys import baseline_key, key, key_fields
 from biasnb.records.store import Store, StoreError
 from biasnb.records.sweep import Sweep
-from biasnb.suite import verify
-from biasnb.sweep.experiments import plan
+from biasnb.suite import publish
+from biasnb.sweep import manifest
 from biasnb.training import run
 from biasnb.training.pretext import evaluate
 
@@ -57,30 +57,37 @@ def off(rows):
 
 
 def test_a_profile_publishes_the_deepest_of_each_preset_and_every_cell(root):
-    with pytest.raises(StoreError, match="neither 20_trio nor 21_cube asks for a network"):
-        verify.networks(Store("smoke"))
+    with pytest.raises(StoreError, match="holds no sweep to publish"):
+        publish.networks(Store("smoke"))
     runs = {}
-    for name in ("20_trio", "21_cube", "24_geometry"):
-        grid, configs = plan(name, "smoke")
-        grid.save()
-        runs |= {key(cfg): cfg for cfg in configs}
-    chosen = {mixer: runs[k] for mixer, k in verify.networks(Store("smoke")).items()}
+    for name in ("20_trio", "21_cube", "24_geometry", "26_permutation"):
+        sweep = manifest.plan(name, manifest.parameters(name, {"profile": "smoke"}))
+        sweep.save()
+        runs |= {key(cfg): cfg for cfg in sweep.configs}
+    chosen = {mixer: runs[k] for mixer, k in publish.networks(Store("smoke")).items()}
     assert list(chosen) == [*TRIO, *CUBE]
     assert all((cfg.mixer, cfg.seed, cfg.pretext) == (mixer, 0, "bert") for mixer, cfg in chosen.items())
     assert [chosen[mixer].depth for mixer in (*TRIO, *CUBE)] == [2] * 3 + [1] * 8
     assert chosen["lattn"].kernel == configure("smoke").kernel
+    assert list(publish.networks(Store("smoke"), ["21_cube"])) == list(CUBE)
+
+
+def test_the_committed_networks_are_those_that_would_be_published():
+    store = Store("quick", "results")
+    committed = {path.parent.name: json.loads(path.read_text())["key"] for path in store.folder.glob("networks/*/config.json")}
+    assert publish.networks(store) == committed
 
 
 def test_published_weights_give_the_recorded_numbers_again(made):
-    assert verify.publish("smoke") == ["igpt", "conv", "lc"]
+    assert publish.publish_networks("smoke") == ["igpt", "conv", "lc"]
     log = io.StringIO()
     threads = torch.get_num_threads()
-    rows = verify.verify("smoke", log)
+    rows = publish.verify("smoke", log)
     assert off(rows) == set()
-    assert {row["metric"] for row in rows} == {"data", *verify.METRICS} - {"accuracy, %"}
+    assert {row["metric"] for row in rows} == {"data", "PSNR, dB", "loss", "probe, %", "k-NN, %"}
     assert log.getvalue().split("\n")[:3] == ["[1/3] conv", "[2/3] igpt", "[3/3] lc"]
     assert torch.get_num_threads() == threads
-    record, _, model = verify.loaded("smoke", "igpt")
+    record, _, model = publish.loaded("smoke", "igpt")
     assert (record["key"], model.cfg.seed) == (key(configure("smoke", mixer="igpt")), 0)
     about = json.loads((made / "results/smoke/networks/igpt/config.json").read_text())
     assert about == {**record["config"], "key": record["key"], "profile": "smoke",
@@ -88,12 +95,12 @@ def test_published_weights_give_the_recorded_numbers_again(made):
 
 
 def test_a_weight_changed_by_hand_is_found_by_the_metrics_that_moved(made):
-    verify.publish("smoke")
+    publish.publish_networks("smoke")
     path = pretrained.folder("smoke") / "conv" / "model.safetensors"
     tensors = load(path.read_bytes())
     tensors["head.weight"][0] += 1.0
     path.write_bytes(save(tensors))
-    assert off(verify.verify("smoke", io.StringIO())) == {("conv", "PSNR, dB"), ("conv", "loss")}
+    assert off(publish.verify("smoke", io.StringIO())) == {("conv", "PSNR, dB"), ("conv", "loss")}
 
 
 def test_values_agree_up_to_what_is_allowed_and_not_beyond():
@@ -102,8 +109,8 @@ def test_values_agree_up_to_what_is_allowed_and_not_beyond():
     near = {**record, "loss": {"test": 1.0004}, "probe": {"chosen": {"test": 0.509, "knn": 0.5004}}}
     far = {**record, "loss": {"test": float("nan")}, "accuracy": {"test": 0.501}, "data": {"fingerprint": "b"}}
     far["probe"] = {"chosen": {"test": 0.511, "knn": 0.501}}
-    assert {row[0]: row[-1] for row in verify.compare(record, near)} == dict.fromkeys(["data", *SUPERVISED], True)
-    assert {row[0]: row[-1] for row in verify.compare(record, far)} == dict.fromkeys(["data", *SUPERVISED], False)
+    assert {row[0]: row[-1] for row in publish.compare(record, near)} == dict.fromkeys(["data", *SUPERVISED], True)
+    assert {row[0]: row[-1] for row in publish.compare(record, far)} == dict.fromkeys(["data", *SUPERVISED], False)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +123,11 @@ def test_values_agree_up_to_what_is_allowed_and_not_beyond():
     ids=["truncated", "foreign", "missing"],
 )
 def test_weights_that_cannot_be_loaded_are_named_in_a_line(made, spoil, reason):
-    verify.publish("smoke")
+    publish.publish_networks("smoke")
     path = pretrained.folder("smoke") / "lc" / "model.safetensors"
     spoil(path)
     with pytest.raises(StoreError, match=reason) as caught:
-        verify.verify("smoke", io.StringIO())
+        publish.verify("smoke", io.StringIO())
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
@@ -130,17 +137,17 @@ def changed(path, **fields):
 
 def test_a_network_whose_config_is_not_that_of_its_record_is_refused(made):
     with pytest.raises(StoreError, match="no published networks"):
-        verify.verify("smoke")
-    verify.publish("smoke")
+        publish.verify("smoke")
+    publish.publish_networks("smoke")
     path = pretrained.folder("smoke") / "lc" / "config.json"
     changed(path, mixer="conv")
     with pytest.raises(StoreError, match=r"lc/config\.json: another config than"):
-        verify.loaded("smoke", "lc")
+        publish.loaded("smoke", "lc")
     path.write_text("[]")
     with pytest.raises(StoreError, match=r"lc/config\.json: lacks the key"):
-        verify.loaded("smoke", "lc")
+        publish.loaded("smoke", "lc")
     with pytest.raises(StoreError, match=r"'hyena' is not published in .*; there are conv, igpt, lc"):
-        verify.loaded("smoke", "hyena")
+        publish.loaded("smoke", "hyena")
 
 
 @pytest.mark.parametrize(
@@ -157,25 +164,25 @@ def test_what_does_not_belong_together_is_not_published(made, spoil, reason):
     k = key(configure("smoke", **RUNS["21_cube"][1]))
     spoil(*(made / base / "smoke" / k for base in ("runs", "results")))
     with pytest.raises(StoreError, match=reason) as caught:
-        verify.publish("smoke")
+        publish.publish_networks("smoke")
     assert k in str(caught.value) and "\n" not in str(caught.value)
     assert not pretrained.folder("smoke").exists()
 
 
 def test_a_diverged_network_has_no_weights_to_publish(made):
     changed(made / "runs" / "smoke" / f"{key(configure('smoke', mixer='igpt'))}.json", status="diverged")
-    assert verify.publish("smoke") == ["conv", "lc"]
+    assert publish.publish_networks("smoke") == ["conv", "lc"]
 
 
 def test_data_that_are_not_here_are_said_to_be_missing(made, monkeypatch):
-    verify.publish("smoke")
+    publish.publish_networks("smoke")
 
     def prepare(cfg):
         raise DataError(f"no data in {cfg.data_dir}")
 
-    monkeypatch.setattr(verify, "prepare", prepare)
+    monkeypatch.setattr(run, "prepare", prepare)
     log = io.StringIO()
-    rows = verify.verify("smoke", log, "elsewhere")
+    rows = publish.verify("smoke", log, "elsewhere")
     assert [(row["network"], row["agrees"]) for row in rows] == [("conv", None), ("igpt", None), ("lc", None)]
     assert "data not here" in rows[0]["measured"] and "no data in elsewhere" in log.getvalue()
 
@@ -191,8 +198,8 @@ def test_committed_networks_are_small_and_belong_to_committed_records():
 
 def test_a_network_is_loaded_in_one_line_and_by_the_hubs_own_way_without_a_network_connection(made, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", None)
-    verify.publish("smoke")
-    _, data, model = verify.loaded("smoke", "igpt")
+    publish.publish_networks("smoke")
+    _, data, model = publish.loaded("smoke", "igpt")
     one = biasnb.load("igpt", "smoke")
     other = pretrained.Pretrained.from_pretrained(pretrained.folder("smoke") / "igpt")
     images = data.test.images[:4]
@@ -232,7 +239,7 @@ def test_a_network_of_palette_colours_and_one_of_labels_come_back_whole(root):
     ids=["no config", "a list", "ragged mean", "broken config", "unknown field", "no weights", "other weights"],
 )
 def test_a_broken_folder_of_a_network_is_named_in_one_line(made, spoil, message):
-    verify.publish("smoke")
+    publish.publish_networks("smoke")
     spoil(pretrained.folder("smoke") / "conv")
     with pytest.raises(StoreError, match=message) as caught:
         biasnb.load("conv", "smoke")

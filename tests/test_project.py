@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import yaml
 from faults import FAULTS
@@ -13,6 +14,10 @@ from synthetic import NO_TORCH
 from biasnb.records.places import CHECKOUT as ROOT
 
 LIGHT = ("figures", "evidence", "records", "config", "operators", "suite", "sweep")  # parts that start without torch
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def requirements():
@@ -45,13 +50,17 @@ def test_rooms_are_small_and_every_one_says_what_it_holds():
         assert "mports" in ast.get_docstring(ast.parse((room / "__init__.py").read_text())), room.name
 
 
+def test_imports_go_from_room_to_room_as_the_contract_says():
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_what_needs_no_torch_starts_without_it():
     modules = [f"biasnb.{part}" for part in LIGHT]
     modules += [f"biasnb.{part}.{path.stem}" for part in LIGHT for path in (ROOT / "biasnb" / part).glob("*.py")]
     script = NO_TORCH + "".join(f"import {name}\n" for name in modules if not name.endswith("__init__"))
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -19,10 +19,11 @@ from synthetic import NO_TORCH, run_record
 from biasnb.records import places, store
 from biasnb.records.store import Store, StoreError
 from biasnb.suite import report
-from biasnb.sweep.experiments import EXPERIMENTS
+from biasnb.sweep import manifest
 
 CHECKOUT = places.CHECKOUT
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+CHANGED = {"profile": "smoke", "depths": [3], "settings": {"lr": 0.1, "data_dir": "/secret"}}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -42,11 +43,11 @@ def executed(first, *outputs):
     cells = [new_markdown_cell(first), new_markdown_cell("## Parameters"), new_code_cell("steps = 1"),
              new_code_cell("steps = 2"), new_markdown_cell("## Figure: the curves"),
              new_code_cell("print('<b>')", outputs=list(outputs))]  # fmt: skip
-    return new_notebook(cells=cells, metadata={"papermill": {"parameters": {"profile": "smoke", "overrides": {"depth": 3}}}})
+    return new_notebook(cells=cells, metadata={"papermill": {"parameters": {**manifest.declared("20_trio"), **CHANGED}}})
 
 
 def finding(name, verdict="supported", text="Attention is worse.", **fields):
-    claim = SimpleNamespace(id=fields.pop("id", "P1"), text=text, experiments=(name,))
+    claim = SimpleNamespace(id=fields.pop("id", "P1"), text=text, notebooks=(name,))
     fields = {"metric": "psnr", "evidence": "", "why": "5 pairs", "effect": "-0.33 [-0.5, -0.1] dB", "n": 5, **fields}
     return SimpleNamespace(claim=claim, verdict=verdict, **fields)
 
@@ -60,9 +61,9 @@ FINDINGS = [
 
 
 @pytest.fixture
-def site(root, monkeypatch):
+def site(root):
     """A checkout with executed notebooks: two, one of them also with changed settings, one failed, one at work."""
-    monkeypatch.setenv("BIASNB_ROOT", str(root))
+    shutil.copytree(CHECKOUT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*"))
     for name, content in {"docs/operators.md": b"# Operators", "figures/quick/a.png": png(90), "README.md": b""}.items():
         store.write_atomic(root / name, content)
     links = (
@@ -114,7 +115,7 @@ def test_there_is_a_page_for_every_executed_notebook_and_an_index_of_all(site):
     assert set(found) == {"index.html", "00_start_here.html", "20_trio.html", "20_trio-leaves-ab12cd.html"}
     assert sorted(path.name for path in index.parent.iterdir()) == sorted(found)
     order = [article["id"] for article in found["index.html"]("article")]
-    assert order == sorted([*EXPERIMENTS, "20_trio-leaves-ab12cd"])
+    assert order == sorted([*manifest.names(), "20_trio-leaves-ab12cd"])
     nav = found["20_trio.html"].nav
     assert [a["href"] for a in nav("a")] == ["index.html", "00_start_here.html", "20_trio-leaves-ab12cd.html"]
     assert found["20_trio.html"].title.get_text() == "20 · Trio · biasnb smoke"
@@ -125,13 +126,14 @@ def test_there_is_a_page_for_every_executed_notebook_and_an_index_of_all(site):
 def test_the_index_shows_question_answer_figure_and_verdicts_of_a_notebook(site):
     index = pages(report.write(site, FINDINGS))["index.html"]
     trio, changed = index.find(id="20_trio"), index.find(id="20_trio-leaves-ab12cd")
-    assert EXPERIMENTS["20_trio"].question in trio.h3.get_text()
+    assert manifest.question("20_trio") in trio.h3.get_text()
     assert "Convolution is <code>best</code>." in str(trio)
     assert trio.img["src"] == "data:image/png;base64," + base64.b64encode(png((250, 0, 0))).decode()
     assert trio.img.parent["href"] == "20_trio.html" and trio.img["alt"] == "Figure: the curves"
     chips = [chip.get_text() for chip in trio(class_="verdict")]
     assert chips == ["✓ P1 PSNR supported", "? P1 roll error undecided"]
-    assert "depth 3" in changed.get_text() and "depth 3" not in trio.get_text()
+    assert "depths [3], lr 0.1" in changed.get_text() and "depths" not in trio.get_text()
+    assert "secret" not in changed.get_text() and "seeds" not in changed.get_text()
     start = index.find(id="00_start_here")
     assert not start("img") and "<em>fills</em>" in str(start) and start.find("a", string="holes")["href"] == "20_trio.html"
     rows = index.table.tbody("tr")

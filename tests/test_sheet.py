@@ -1,26 +1,27 @@
 """REPRODUCIBILITY.md: what it says is what the committed records say, and what it points to exists."""
 
 import re
+from collections import Counter
 from functools import partial
 from string import Formatter
 
 import pytest
 from synthetic import run_record
 
-from biasnb.config import PROFILES, configure
-from biasnb.records.places import CHECKOUT as ROOT
+from biasnb.config import PROFILES, Config, configure
+from biasnb.records import places
 from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
 from biasnb.records.sweep import Sweep
 from biasnb.suite import sheet
 
+ROOT = places.CHECKOUT
 PAGE = (ROOT / sheet.PAGE).read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def empty(root, monkeypatch):
+def empty(root):
     """A checkout without records, with a template to write."""
-    monkeypatch.setenv("BIASNB_ROOT", str(root))
     (root / "docs").mkdir()
     return root / sheet.TEMPLATE
 
@@ -39,9 +40,10 @@ def test_every_link_leads_to_a_file_or_a_heading():
 
 
 def test_every_departure_that_the_code_marks_is_listed():
-    marked = sum(path.read_text(encoding="utf-8").count("# DEVIATION: ") for path in ROOT.glob("biasnb/*.py"))
-    own = (ROOT / "biasnb" / "sheet.py").read_text(encoding="utf-8").count("# DEVIATION: ")
-    assert len(sheet.deviations([]).splitlines()) - 2 == marked - own > 0
+    sources = {path: path.read_text(encoding="utf-8") for path in places.PACKAGE.rglob("*.py")}
+    marked = {path: text.count("# DEVIATION: ") for path, text in sources.items() if path.name != "sheet.py"}
+    listed = re.findall(r"\]\(biasnb/(.+?)\)", sheet.deviations([]))
+    assert {path.relative_to(places.PACKAGE).as_posix(): n for path, n in marked.items() if n} == Counter(listed)
 
 
 def test_the_template_uses_every_number_that_is_computed():
@@ -67,7 +69,7 @@ def test_a_template_that_cannot_be_filled_is_refused_in_a_line(empty, text, reas
     assert not (empty.parents[1] / sheet.PAGE).exists()
 
 
-def test_numbers_are_those_of_the_records_that_grids_ask_for(empty):
+def test_numbers_are_those_of_the_records_that_sweeps_ask_for(empty):
     there = Store("smoke", "results")
     records = [run_record(mixer, 1, seed) for mixer in ("igpt", "conv") for seed in (0, 1)]
     records += [run_record("mixer", 1, 0, status="diverged"), run_record("lc", 1, 0), run_record("full", 1, 0)]
@@ -76,11 +78,11 @@ def test_numbers_are_those_of_the_records_that_grids_ask_for(empty):
     for record in records:
         if record is not absent:
             there.save({**record, "environment": environment(threads=1)})
-    rates = [{"lr": 0.1, "loss": 0.5, "key": asked[0]["key"]}, {"lr": 0.03, "loss": None, "key": "0" * 16}]
-    there.save({"kind": "search", "key": "rate-0", "config": {"mixer": "igpt"}, "rates": rates, "chosen": 0.1})
-    overrides = {"files": "f" * 16, "mixer": ["igpt", "conv"], "steps": 4}
-    Sweep(there, "20_trio-0", {"experiment": "20_trio", "overrides": overrides, "runs": runs, "rates": ["rate-0"]}).save()
-    Sweep(there, "90_paper", {"experiment": "90_paper", "overrides": {}, "runs": []}).save()
+    tried = [{"lr": 0.1, "loss": 0.5, "key": asked[0]["key"]}, {"lr": 0.03, "loss": None, "key": "0" * 16}]
+    there.save({"kind": "search", "key": "search-0", "config": {"mixer": "igpt"}, "rates": tried, "chosen": 0.1})
+    content = {"changed": {"files": "f" * 16, "mixer": ["igpt", "conv"], "steps": 4}, "runs": runs, "searches": ["search-0"]}
+    Sweep(there, "20_trio-0", {"notebook": "20_trio", **content}).save()
+    Sweep(there, "90_paper", {"notebook": "90_paper", "changed": {}, "runs": []}).save()
 
     def row(field):
         empty.write_text(f"{{{field}}}")
@@ -102,10 +104,10 @@ def test_numbers_are_those_of_the_records_that_grids_ask_for(empty):
 
 
 def test_settings_show_what_studies_change(monkeypatch):
-    sizes = {"config": {"width": 64, "batch": 32}, "depths": (1, 3), "seeds": (0, 1), "study_seeds": (0, 1)}
+    sizes = {"config": {"width": 64, "batch": 32}, "trio": {"depth": [1, 3], "seed": [0, 1]}}
     for profile in sheet.COLUMNS:
-        monkeypatch.setitem(PROFILES, profile, {**sizes, "study": {"width": 32}})
+        monkeypatch.setitem(PROFILES, profile, {**sizes, "study": {"width": 32, "seed": [0, 1]}})
     assert sheet.setting("width", []) == " | ".join(["64; studies 32"] * 3)
     assert sheet.setting("batch", []) == "32 | 32 | 32"
-    assert sheet.setting("depth", []) == " | ".join([f"1/3; studies {configure('quick').depth}"] * 3)
+    assert sheet.setting("depth", []) == " | ".join([f"1/3; studies {Config().depth}"] * 3)
     assert sheet.setting("seed", []) == "0/1 | 0/1 | 0/1"

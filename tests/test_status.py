@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
+from synthetic import sweep_of
 
 import biasnb
 from biasnb.config import ConfigError, configure
@@ -18,8 +20,7 @@ from biasnb.records.progress import Progress
 from biasnb.records.store import Store, StoreError, load
 from biasnb.suite import status
 from biasnb.suite.commands import main
-from biasnb.sweep import executor as workers
-from biasnb.sweep.experiments import plan
+from biasnb.sweep import executor, manifest
 from biasnb.training import checkpoint, run
 from biasnb.training.checkpoint import Monitor
 
@@ -83,7 +84,7 @@ def test_a_finished_run_leaves_no_progress_behind(root):
 
 
 def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
-    sweep, configs = plan("20_trio", "smoke")
+    sweep, configs = sweep_of("20_trio")
     store = sweep.store
     run.run(configs[0], store)
     store.path(key(configs[2]), ".error").write_text("ValueError: odd")
@@ -97,7 +98,7 @@ def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
     assert lines[-1] == whole[-1][:110] and "1 done" in whole[-1] and "1 running" in whole[-1] and "1 failed" in whole[-1]
     assert len(whole) > 150 and sum(line.endswith(" done") for line in whole[:-1]) == 1
     assert len(frame) == len(sweep.runs) and set(frame.state) == {"done", "running", "failed", "missing"}
-    assert list(screen.done) == [key(configs[0])]
+    assert list(screen.ended) == [key(configs[0])]
     store.path(key(configs[0])).write_text("not read again")
     assert "1 done" in screen.page(200, 8)[0][-1]
 
@@ -122,13 +123,22 @@ def test_unknown_names_are_refused_in_python_too(root):
         biasnb.load(3, "smoke")
 
 
+def test_settings_that_are_wrong_are_refused_and_impossible_ones_named_by_notebook(root):
+    for given in ({"depht": 2}, {"depth": "two"}):
+        with pytest.raises(ConfigError, match="depth"):
+            status.page("smoke", given)
+    lines = status.page("smoke", {"pretext": "ar", "padding": "circular"})
+    impossible = [line for line in lines if "impossible with these settings: padding: 'circular'" in line]
+    assert impossible and all(line.split()[0] in manifest.names() for line in impossible)
+
+
 def test_status_watch_goes_on_until_nothing_is_left_to_do(root, capsys, monkeypatch):
-    monkeypatch.setattr(status, "EXPERIMENTS", {"10_one_run": None})
+    monkeypatch.setattr(manifest, "names", lambda: ["10_one_run"])
     slept = []
 
     def sleep(seconds):
         slept.append(seconds)
-        run.run(plan("10_one_run", "smoke")[1][0], Store("smoke"))
+        run.run(sweep_of("10_one_run")[1][0], Store("smoke"))
 
     monkeypatch.setattr("time.sleep", sleep)
     assert main(["status", "--profile", "smoke", "--watch"]) == 0
@@ -142,22 +152,22 @@ def test_jupyterlab_shows_every_run_that_is_under_way_below_the_line(monkeypatch
     monkeypatch.setattr("IPython.display.DisplayHandle.display", lambda *args, **more: None)
     monkeypatch.setattr("IPython.display.DisplayHandle.update", lambda self, data, raw: shown.append(data))
     report = Progress("2 workers", 5, every=1e-9, unit="runs")
-    report(1, "", lambda: [{"run": "<igpt>", "step": "step 3"}])
+    report(1, "", [{"run": "<igpt>", "step": "step 3"}])
     report.finish("done")
     assert "20 %" in shown[0]["text/plain"] and shown[0]["text/plain"].endswith("\n<igpt> step 3")
     assert "<td>&lt;igpt&gt;</td><td>step 3</td>" in shown[0]["text/html"]
     assert "<table>" not in shown[1]["text/html"]
 
 
-def test_workers_name_the_runs_that_are_under_way(root):
-    store, configs = Store("smoke"), [CFG, configure("smoke", steps=11)]
-    missing = {(key(cfg), "baseline"): cfg for cfg in configs}
-    assert workers.under_way(set(missing), missing, store) == []
-    with store.lock(key(CFG)):
-        for cfg in configs:  # the second was killed
-            store.path(key(cfg), ".progress").write_text('{"step": 3, "steps": 10, "loss": 0.5, "seconds_left": 70}')
-        (line,) = workers.under_way(set(missing), missing, store)
-    assert line == {"run": "convmixer, depth 1, seed 0", "step": "step 3 of 10", "loss": "loss 0.5000", "left": "70 s left"}
+def test_the_runs_that_workers_are_at_are_named_with_their_steps(root):
+    store, tasks = Store("smoke"), executor.grouped({key(CFG): ("run", CFG)}, by_seed=False)
+    future = mock.Mock(key=tasks[0].key)
+    dask = mock.Mock(**{"processing.return_value": {"worker": [future.key, "of another client"]}})
+    store.folder.mkdir(parents=True)
+    store.path(key(CFG), ".progress").write_text('{"step": 3, "steps": 10, "loss": 0.5, "seconds_left": 70}')
+    (row,) = executor.running(dask, {future: tasks[0]}, [future], store)
+    assert (row["run"], row["step"], row["loss"]) == ("convmixer, depth 1, seed 0", "step 3 of 10", "loss 0.5000")
+    assert (row["left"], row["share"]) == ("70 s left", 0.3)
 
 
 def events(folder):

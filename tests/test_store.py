@@ -4,7 +4,6 @@ import shutil
 import socket
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from biasnb.records import store as stores
 from biasnb.records.keys import key
 from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
-from biasnb.suite import reproduce as suite
 
 
 def test_a_record_comes_back_as_it_was_saved(root):
@@ -273,53 +271,6 @@ def test_a_grid_needs_the_baselines_of_its_runs_too(root):
     assert g.frame().baseline_psnr.isna().tolist() == [baseline == baselines[0] for baseline in baselines]
     assert g.frame().status.unique().tolist() == ["done"]
     assert g.baseline() is None
-
-
-def test_publish_promotes_complete_valid_records_only(root):
-    here = Store("smoke")
-    g = saved_sweep(here)
-    g.save()
-    victim = here.path(g.keys[0])
-    content = victim.read_text()
-    victim.unlink()
-    with pytest.raises(StoreError, match="missing"):
-        suite.publish("smoke")
-    victim.write_text(content.replace('"psnr"', '"snr"'))
-    with pytest.raises(StoreError, match="lacks psnr"):
-        suite.publish("smoke")
-    assert not (root / "results").exists()
-    victim.write_text(content)
-    assert suite.publish("smoke") == (len(g.keys), [], 0)
-    there = Store("smoke", "results")
-    assert [x.frame().equals(g.frame()) for x in there.sweeps()] == [True]
-    assert suite.newest("smoke").base == "runs"
-
-
-def test_publish_leaves_out_grids_with_other_settings_unless_named(root):
-    g = saved_sweep(Store("smoke"), seed=[0])
-    g.save()
-    side = replace(g, name="20_trio-side", content={**g.content, "changed": {"lr": 1.0}, "runs": g.runs[:1]})
-    side.save()
-    assert suite.publish("smoke")[1] == ["20_trio-side"]
-    assert [x.name for x in Store("smoke", "results").sweeps()] == ["20_trio"]
-    suite.publish("smoke", ["20_trio-side"])
-    assert [x.name for x in Store("smoke", "results").sweeps()] == ["20_trio", "20_trio-side"]
-    with pytest.raises(StoreError, match="no such sweep"):
-        suite.publish("smoke", ["21_trio"])
-
-
-def test_agreement_reports_each_metric_and_what_is_outside(root):
-    here, there = Store("smoke"), Store("smoke", "results")
-    assert "nothing to compare" in suite.agreement("smoke")[0]
-    for seed in range(3):
-        there.save(run_record("mixer", 2, seed))
-        here.save(run_record("mixer", 2, seed, psnr=22.0625 if seed else 27.0))
-    for store in (here, there):
-        store.save(run_record("mixer", 2, 0, pretext="supervised"))  # has no PSNR
-    text = "\n".join(suite.agreement("smoke"))
-    assert "4 runs" in text
-    assert "masked PSNR | ± 0.1 dB | 0.062 | 5 | NO, 2 of 3" in text
-    assert "probe | ± 0.02  | 0 | 0 | yes" in text
 
 
 def test_environment_names_versions_and_machine_but_no_path(root):

@@ -1,19 +1,35 @@
 """The command line."""
 
-import argparse
+import functools
 import os
 import shutil
+import signal
 import sys
 import time
+from dataclasses import fields
+from pathlib import Path
 
-from ..config import PROFILES, BiasnbError, ConfigError, check_names, check_profile, configure, fields_of, short
+import click
+
+from ..config import (
+    PROFILES,
+    BiasnbError,
+    Config,
+    ConfigError,
+    check_names,
+    check_profile,
+    configure,
+    fields_of,
+    nearest,
+    short,
+)
 from ..operators import MIXERS
 from ..records import places
 from ..records.keys import key
 from ..records.store import Store
-from ..sweep.experiments import EXPERIMENTS, experiment
+from ..sweep import executor, manifest
 
-EPILOG = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
+SETTINGS = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
 EVERY = 2  # seconds between two looks of `status --watch`
 
 
@@ -23,7 +39,42 @@ class Incomplete(BiasnbError):
     exit_code = 3
 
 
-def settings(words):
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+class Commands(click.Group):
+    def resolve_command(self, context, args):
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            known = list(self.commands)
+            raise ConfigError(f"command: {short(args[0])} is not one of {known}; did you mean {nearest(args[0], known)!r}?")
+        return super().resolve_command(context, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+def biasnb():
+    """Reproducibility suite for On the Bias Against Inductive Biases."""
+
+
+def command(name, example, settings=""):
+    """A subcommand whose help ends with an example. `settings` is how the words after its options are called, if it takes
+    any: its function is given them as `settings`, name -> text."""
+
+    def registered(function):
+        @functools.wraps(function)
+        def called(**given):
+            if settings:
+                given["settings"] = split(given["settings"])
+            return function(**given)
+
+        about = [f"Example: biasnb {example}."] + ([SETTINGS + "."] if settings else [])
+        if settings:
+            called = click.argument("settings", nargs=-1, metavar=f"[{settings}]...")(called)
+        return biasnb.command(name, epilog=" ".join(about), short_help=function.__doc__.splitlines()[0])(called)
+
+    return registered
+
+
+def split(words):
     """['depth=2', 'lr=0.01'] -> {'depth': '2', 'lr': '0.01'}. Raises ConfigError."""
     found = {}
     for word in words:
@@ -34,29 +85,84 @@ def settings(words):
     return found
 
 
-def typed(words):
-    """Settings as values of the Config fields. Raises ConfigError."""
-    from .parameters import parse_field
-
-    given = settings(words)
-    check_names(given, fields_of())
-    return {name: parse_field(name, value) for name, value in given.items()}
+def typed(settings):
+    """Texts as values of the Config fields. Raises ConfigError."""
+    check_names(settings, fields_of())
+    return {name: manifest.setting(name, value) for name, value in settings.items()}
 
 
-def reproduce(args):
+def profile_option(default="quick"):
+    def checked(context, option, name):
+        if name is not None:
+            check_profile(name)
+        return name
+
+    words = f"{', '.join(PROFILES)} (default: {default or 'all published'})"
+    return click.option("--profile", default=default, callback=checked, metavar="NAME", help=words)
+
+
+def training_options(function):
+    """Options of every command that trains: where, and whether to write events. They are passed on in the environment, which
+    workers and kernels inherit."""
+
+    def scheduler(context, option, address):
+        if address:
+            os.environ[executor.SCHEDULER] = address
+
+    def scheduler_file(context, option, path):
+        if path and not Path(path).is_file():
+            raise ConfigError(f"scheduler_file: {short(path)} is no file; start `dask scheduler --scheduler-file {path}` first")
+        if path:
+            os.environ[executor.SCHEDULER] = str(Path(path).resolve())
+
+    def tensorboard(context, option, asked):
+        if asked:
+            from ..training import checkpoint
+
+            os.environ["BIASNB_TENSORBOARD"] = "1"
+            checkpoint.tensorboard()
+
+    for name, callback, words in (
+        ("--tensorboard", tensorboard, "also write events to runs/PROFILE/tensorboard, a folder per run"),
+        ("--scheduler-file", scheduler_file, "train on the Dask scheduler that wrote this file"),
+        ("--scheduler", scheduler, "train on this Dask scheduler, e.g. tcp://10.0.0.1:8786, not on this machine"),
+    ):
+        kind = {"is_flag": True} if callback is tensorboard else {"metavar": "FILE" if "file" in name else "ADDRESS"}
+        function = click.option(name, callback=callback, expose_value=False, help=words, **kind)(function)
+    return function
+
+
+data_dir_option = click.option("--data-dir", default="", metavar="FOLDER", help="where the data lie, if they are a folder")
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+@command("reproduce", "reproduce --profile quick", settings="FIELD=VALUE")
+@profile_option()
+@click.option("--fresh", is_flag=True, help="start anew; earlier runs are set aside as runs/PROFILE.old1 and so on")
+@training_options
+def reproduce(profile, settings, fresh):
+    """Train all runs, run every notebook, draw, and compare with the reference."""
     from .reproduce import reproduce
 
-    failed = reproduce(args.profile, settings(args.settings), args.fresh)
-    if failed:
-        raise BiasnbError(f"{len(failed)} of {len(EXPERIMENTS)} notebooks failed: {', '.join(failed)}")
+    if "profile" in settings:
+        raise ConfigError(f"profile: give it as --profile {settings['profile']}, not as profile={settings['profile']}")
+    reproduce(profile, settings, fresh)
 
 
-def run(args):
-    cfg = configure(args.profile, **typed(args.settings))
+@command("run", "run --profile quick mixer=igpt depth=4", settings="FIELD=VALUE")
+@profile_option()
+@training_options
+def run(profile, settings):
+    """Train and evaluate one network."""
+    cfg = configure(profile, **typed(settings))
     from ..training import run
 
-    store = Store(args.profile)
+    store = Store(profile)
     store.tidy()
+    if os.environ.get(executor.SCHEDULER):
+        executor.train([cfg], store)
     record = run.run(cfg, store)
     if record["status"] == "diverged":
         raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")
@@ -73,65 +179,50 @@ def run(args):
     print(f"probe        {100 * chosen['test']:.1f} % at layer {chosen['layer']} (random init {100 * start['test']:.1f} %)")
 
 
-def tune(args):
+@command("notebook", "notebook 20_trio --profile smoke seed=0,1", settings="NAME=VALUE")
+@click.argument("name")
+@profile_option()
+@click.option("--cell-timeout", type=int, metavar="SECONDS", help="a cell that takes longer fails the notebook")
+@training_options
+def notebook(name, profile, settings, cell_timeout):
+    """Run one notebook with its parameters or settings, strictly checked."""
+    from .notebooks import execute
+
+    print(execute(name, {"profile": profile, **settings}, cell_timeout=cell_timeout))
+
+
+@command("tune", "tune 21_cube --profile laptop", settings="FIELD=VALUE")
+@click.argument("name")
+@profile_option()
+@training_options
+def tune(name, profile, settings):
+    """Search the learning rate of every operator of a notebook."""
     from ..sweep.search import tune
 
-    given = typed(args.settings)
-    configs = experiment(args.name).runs(args.profile, given)
-    if not configs:
-        raise ConfigError(f"notebook: {args.name!r} trains nothing that has a learning rate")
-    for record in tune(configs, Store(args.profile)):
+    sweep = manifest.plan(name, manifest.parameters(name, {"profile": profile, **settings}))
+    if not sweep or all(cfg.pretext == "none" for cfg in sweep.configs):
+        raise ConfigError(f"notebook: {name!r} trains nothing that has a learning rate")
+    for record in tune(sweep.configs, Store(profile)):
         tried = [f"{row['lr']:g}: {row['loss']:.4f}" if row["loss"] else f"{row['lr']:g}: diverged" for row in record["rates"]]
         print(f"{record['config']['mixer']:22} lr {record['chosen']:<8g} validation loss by rate: {', '.join(tried)}")
     print("use them with lr=tuned")
 
 
-def proofs(args):
-    from ..explore.checks import markdown
-    from ..records.files import write_atomic
+@command("plan", "plan --profile laptop", settings="FIELD=VALUE")
+@profile_option()
+@training_options
+def plan(profile, settings):
+    """Time, memory and FLOP of a profile before it is trained, by a minute's calibration."""
+    from ..sweep.estimate import predict
 
-    text = markdown()
-    write_atomic(places.root() / "docs" / "operators.md", text)
-    print(text)
-
-
-def measure(args):
-    from ..data.datasets import load
-    from ..training import run
-    from ..training.measures import cka_layers, network, transfer
-
-    given = typed(args.settings)
-    check_names(given, ("dataset", "data_dir"), "setting of the data set to transfer to")
-    store = Store(args.profile)
-    record, data, model = run.restore(args.key, store, args.data_dir)
-    images = run.measured(data.test)
-    measures, _ = network(model, images)
-    print(f"{args.key}: {record['config']['mixer']}, depth {record['config']['depth']}, seed {record['config']['seed']}")
-    print("\n".join(f"{name:18} {value}" for name, value in measures.items()))
-    if args.other:
-        other = run.restore(args.other, store, args.data_dir)[2]
-        print(f"cka with {args.other}")
-        print("\n".join("  " + " ".join(f"{v:6.3f}" for v in row) for row in cka_layers(model, images, other).tolist()))
-    if given:
-        found = transfer(model, load(run.transfer_config(model.cfg, **given), model.mean.device))
-        print(f"transfer: probe {100 * found['test']:.1f} % at layer {found['layer']}, LogME {found['logme']:.3f}")
+    rows, lines = predict(profile, settings)
+    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]}
+    for row in [{name: name for name in widths}, *rows]:
+        print("  ".join(f"{row[name]!s:{'<' if name == 'notebook' else '>'}{width}}" for name, width in widths.items()))
+    print("\n".join(lines))
 
 
-def notebook(args):
-    from .notebook import execute
-
-    given = settings(args.settings)
-    given.setdefault("profile", args.profile)
-    print(execute(args.name, given, cell_timeout=args.cell_timeout))
-
-
-def lint(args):
-    from .parameters import lint
-
-    found = lint()
-    print("\n".join(found) or f"{len(EXPERIMENTS)} notebooks: each has one cell of literal parameters and its kernelspec")
-    if found:
-        raise BiasnbError(f"{len(found)} of {len(EXPERIMENTS)} notebooks cannot be run so")
+# ---- looking at records ---------------------------------------------------------------------------------------------
 
 
 def check_complete(stores):
@@ -143,44 +234,141 @@ def check_complete(stores):
         raise Incomplete(f"{len(lacking)} sweeps lack records and were shown with gaps; `biasnb status` says which and why")
 
 
-def figures(args):
-    from .reproduce import published, render, render_reference
+def stores_of(profile, runs):
+    """The store of your own runs, or those of the committed records: of one profile or, without one, of all."""
+    from .publish import published
 
-    paths = render(Store(args.profile)) if args.runs else render_reference([args.profile] if args.profile else None)
-    print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
-    check_complete([Store(args.profile)] if args.runs else [Store(name, "results") for name in published(args.profile)])
+    if runs:
+        return [Store(profile or "quick")]
+    return [Store(name, "results") for name in published(profile) if profile in (None, name)]
 
 
-def claims(args):
+runs_option = click.option("--runs", is_flag=True, help="from your runs in runs/PROFILE instead of results/")
+
+
+@command("figures", "figures")
+@profile_option(None)
+@runs_option
+def figures(profile, runs):
+    """Draw tables and figures from records alone."""
     from ..evidence import claims
-    from ..figures import board as verdicts
-    from .reproduce import published
+    from ..figures import board
+    from .reproduce import draw
 
-    if args.runs:
-        stores, folder = [Store(args.profile)], Store(args.profile).folder / "claims"
-    else:
-        stores, folder = [Store(name, "results") for name in published(args.profile)], places.root() / "figures"
+    folder, stores = places.root() / "figures", stores_of(profile, runs)
+    paths = draw(stores, folder)
+    if not runs:
+        paths += board.write(claims.findings(stores_of(None, False)), folder)
+    print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
+    check_complete(stores)
+
+
+@command("claims", "claims --profile quick")
+@profile_option(None)
+@runs_option
+def claims(profile, runs):
+    """Decide every claim from records alone."""
+    from ..evidence import claims
+    from ..figures import board
+
+    shown = stores_of(profile, runs)
+    stores, folder = (shown, shown[0].folder / "claims") if runs else (stores_of(None, False), places.root() / "figures")
     found = claims.findings(stores)
-    paths = verdicts.write(found, folder)
+    paths = board.write(found, folder)
     for f in found:
-        if args.profile in (None, f.profile):
+        if profile in (None, f.profile):
             print(f"{f.claim.id:3} {f.metric:10} {f.profile:7} {f.verdict:12} {f.effect}; n {f.n}; {f.why}")
     print("\n".join(str(path) for path in paths if path.suffix in (".md", ".png")))
     check_complete(stores)
 
 
-def report(args):
+@command("report", "report --profile quick")
+@profile_option()
+def report(profile):
+    """Write your executed notebooks and the claims as static HTML."""
     from ..evidence import claims
     from .report import write
 
-    store = Store(args.profile)
+    store = Store(profile)
     print(write(store, claims.findings([store])))
 
 
-def verify(args):
-    from .verify import verify
+@command("status", "status --watch", settings="FIELD=VALUE")
+@profile_option()
+@click.option("--watch", is_flag=True, help=f"again every {EVERY} s, until nothing is left to do")
+def status(profile, settings, watch):
+    """Which runs and notebooks are done, running, failed, missing."""
+    from .status import Screen, page
 
-    rows = verify(args.profile, data_dir=args.data_dir)
+    if not watch:
+        print("\n".join(page(profile, settings)))
+        return
+    screen, clear, goes_on = Screen(profile, settings), "\x1b[H\x1b[J" if sys.stdout.isatty() else "", True
+    while goes_on:
+        lines, goes_on = screen.page(*shutil.get_terminal_size((200, 60)))
+        stamp = time.strftime(f"%H:%M:%S, every {EVERY} s, Ctrl-C ends")
+        print(clear + "\n".join([stamp, *lines]), flush=True)
+        time.sleep(EVERY if goes_on else 0)
+
+
+@command("measure", "measure KEY --other KEY dataset=leaves", settings="FIELD=VALUE")
+@click.argument("key")
+@profile_option()
+@click.option("--other", metavar="KEY", help="another run on images of the same size, for CKA between the two")
+@data_dir_option
+def measure(key, profile, settings, other, data_dir):
+    """Measures of a trained network, from its weights; with dataset=NAME also what it is worth on that data set.
+
+    KEY is a run in runs/PROFILE, see `biasnb status`."""
+    from ..data.datasets import load
+    from ..training import measures, run
+
+    given = typed(settings)
+    check_names(given, ("dataset", "data_dir"), "setting of the data set to transfer to")
+    store = Store(profile)
+    record, data, model = run.restore(key, store, data_dir)
+    images = run.measured(data.test)
+    print(f"{key}: {record['config']['mixer']}, depth {record['config']['depth']}, seed {record['config']['seed']}")
+    print("\n".join(f"{name:18} {value}" for name, value in measures.network(model, images)[0].items()))
+    if other:
+        similarity = measures.cka_layers(model, images, run.restore(other, store, data_dir)[2])
+        print(f"cka with {other}")
+        print("\n".join("  " + " ".join(f"{value:6.3f}" for value in row) for row in similarity.tolist()))
+    if given:
+        found = measures.transfer(model, load(run.transfer_config(model.cfg, **given), model.mean.device))
+        print(f"transfer: probe {100 * found['test']:.1f} % at layer {found['layer']}, LogME {found['logme']:.3f}")
+
+
+# ---- publishing -----------------------------------------------------------------------------------------------------
+
+
+@command("publish", "publish --profile quick")
+@click.argument("names", nargs=-1, metavar="[SWEEP]...")
+@profile_option()
+@click.option("--networks", is_flag=True, help="also the weights of one network per preset and cell, for `verify`")
+@data_dir_option
+def publish(names, profile, networks, data_dir):
+    """Make the records of a run the committed reference: of the sweeps named, or of all with the profile's own settings."""
+    from .publish import publish, publish_networks
+
+    count, left, dirty = publish(profile, names)
+    if left:
+        print(f"left out, as their settings are not the profile's (name them to publish them): {', '.join(left)}")
+    if dirty:
+        print(f"warning: {dirty} records were made from uncommitted code; run again from a clean commit to make them traceable")
+    if networks:
+        print(f"weights of {', '.join(publish_networks(profile, names, data_dir))}")
+    print(f"{count} records of {profile} published; now `biasnb figures` and `biasnb sheet`, look, and commit")
+
+
+@command("verify", "verify --profile quick")
+@profile_option()
+@data_dir_option
+def verify(profile, data_dir):
+    """Evaluate published networks again and compare with the records."""
+    from .publish import verify
+
+    rows = verify(profile, data_dir=data_dir)
     for row in rows:
         outcome = {True: "agrees", False: "DIFFERS", None: row["measured"]}[row["agrees"]]
         outcome += " to the digit" if row["agrees"] and row["measured"] == row["recorded"] else ""
@@ -190,180 +378,110 @@ def verify(args):
     if wrong:
         raise BiasnbError(f"{len(wrong)} of {len(rows)} numbers differ from the records: {', '.join(wrong)}")
     if all(row["agrees"] is None for row in rows):
-        raise BiasnbError(f"profile: nothing of {args.profile!r} could be verified, as its data are not here; give --data-dir")
+        raise BiasnbError(f"profile: nothing of {profile!r} could be verified, as its data are not here; give --data-dir")
 
 
-def cost(args):
-    from ..sweep.estimate import predict
-
-    rows, lines = predict(args.profile, typed(args.settings))
-    widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]}
-    for row in [{name: name for name in widths}, *rows]:
-        print("  ".join(f"{row[name]!s:{'<' if name == 'notebook' else '>'}{width}}" for name, width in widths.items()))
-    print("\n".join(lines))
-
-
-def sheet(args):
+@command("sheet", "sheet")
+def sheet():
+    """Fill REPRODUCIBILITY.md from the committed records."""
     from .sheet import write
 
     print(write())
 
 
-def publish(args):
-    from .reproduce import publish
+@command("proofs", "proofs")
+def proofs():
+    """Measure what every operator is; writes docs/operators.md."""
+    from ..explore.checks import markdown
+    from ..records.files import write_atomic
 
-    count, left, dirty = publish(args.profile, args.names)
-    if left:
-        print(f"left out, as their settings are not the profile's (name them to publish them): {', '.join(left)}")
-    if dirty:
-        print(f"warning: {dirty} records were made from uncommitted code; run again from a clean commit to make them traceable")
-    if args.networks:
-        from .verify import publish as publish_networks
-
-        print(f"weights of {', '.join(publish_networks(args.profile, args.data_dir))}")
-    print(f"{count} records of {args.profile} published; now `biasnb figures` and `biasnb sheet`, look, and commit")
+    text = markdown()
+    write_atomic(places.root() / "docs" / "operators.md", text)
+    print(text)
 
 
-def listing(args):
-    from dataclasses import fields
+@command("lint", "lint")
+def lint():
+    """Check that every notebook can be run with parameters."""
+    found, names = manifest.lint(), manifest.names()
+    print("\n".join(found) or f"{len(names)} notebooks: each has one cell of literal parameters and its kernelspec")
+    if found:
+        raise BiasnbError(f"{len(found)} of {len(names)} notebooks cannot be run with parameters")
 
-    from ..config import Config
 
+@command("list", "list")
+def listing():
+    """Notebooks, profiles, operators, settings."""
     print("Notebooks")
-    for name, e in EXPERIMENTS.items():
-        print(f"  {name:20} {e.question}")
+    for name in manifest.names():
+        print(f"  {name:20} {manifest.question(name)}")
     print("\nProfiles")
     for name, profile in PROFILES.items():
-        print(f"  {name:20} {profile['about']}; depths {profile['depths']}, {len(profile['seeds'])} seeds")
+        print(f"  {name:20} {profile['about']}; depths {profile['trio']['depth']}, {len(profile['trio']['seed'])} seeds")
     print("\nMixing operators\n  " + ", ".join(MIXERS))
     print("\nSettings (FIELD=VALUE) and their defaults")
-    for f in fields(Config):
-        choices = f.metadata["choices"]
-        allowed = " | ".join(map(str, choices)) if choices else f"{f.type.__name__}"
-        print(f"  {f.name:14} {f.default!s:12} {f.metadata['meaning']} ({allowed})")
+    for field in fields(Config):
+        choices = field.metadata["choices"]
+        allowed = " | ".join(map(str, choices)) if choices else f"{field.type.__name__}"
+        print(f"  {field.name:14} {field.default!s:12} {field.metadata['meaning']} ({allowed})")
 
 
-def status(args):
-    from .status import Screen, page
-
-    given = typed(args.settings)
-    if not args.watch:
-        return print("\n".join(page(args.profile, given)))
-    screen, clear, goes_on = Screen(args.profile, given), "\x1b[H\x1b[J" if sys.stdout.isatty() else "", True
-    while goes_on:
-        lines, goes_on = screen.page(*shutil.get_terminal_size((200, 60)))
-        stamp = time.strftime(f"%H:%M:%S, every {EVERY} s, Ctrl-C ends")
-        print(clear + "\n".join([stamp, *lines]), flush=True)
-        time.sleep(EVERY if goes_on else 0)
-
-
-def parser():
-    top = argparse.ArgumentParser("biasnb", description="Reproducibility suite for On the Bias Against Inductive Biases.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, action, words, example, profile="quick"):
-        p = commands.add_parser(name, help=words, description=words, epilog=f"Example: biasnb {example}.")
-        p.set_defaults(action=action)
-        p.add_argument("--profile", default=profile, help=f"{', '.join(PROFILES)} (default: {profile or 'all published'})")
-        return p
-
-    def training(p):
-        p.add_argument(
-            "--tensorboard", action="store_true", help="also write events to runs/PROFILE/tensorboard, a folder per run"
-        )
-
-    def settable(p, metavar="FIELD=VALUE", **words):
-        p.add_argument("settings", nargs="*", metavar=metavar, **words)
-        p.epilog += f" {EPILOG}"
-
-    p = command("reproduce", reproduce, "run every notebook, draw, and compare with the reference", "reproduce --profile quick")
-    p.add_argument("--fresh", action="store_true", help="start anew; earlier runs are set aside as runs/PROFILE.old1 and so on")
-    training(p)
-    settable(p)
-    p = command("run", run, "train and evaluate one network", "run --profile quick mixer=igpt depth=4")
-    training(p)
-    settable(p)
-    p = command("notebook", notebook, "run one notebook, strictly checked", "notebook 20_trio --profile smoke seed=0,1")
-    p.add_argument("name", help="a name from `biasnb list`")
-    p.add_argument("--cell-timeout", metavar="SECONDS", type=int, help="a cell that takes longer fails the notebook")
-    training(p)
-    settable(p, metavar="NAME=VALUE", help="its parameters, or Config fields")
-    p = command("tune", tune, "search the learning rate of every run of a notebook", "tune 21_cube --profile laptop")
-    p.add_argument("name", help="a name from `biasnb list`")
-    training(p)
-    settable(p)
-    p = commands.add_parser("proofs", help="measure what every operator is; writes docs/operators.md")
-    p.set_defaults(action=proofs)
-    p = command("measure", measure, "measures of a trained network, from its weights", "measure KEY --other KEY dataset=leaves")
-    p.add_argument("key", help="key of a run in runs/PROFILE, see `biasnb status`")
-    p.add_argument("--other", help="another run on images of the same size, for CKA between the two")
-    p.add_argument("--data-dir", default="", help="where the data of the run lie, if it is a folder")
-    settable(p, help="dataset=NAME (and data_dir) to transfer to")
-    p = command("figures", figures, "draw tables and figures from records alone", "figures", profile=None)
-    p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")
-    p = command("publish", publish, "make the records of a run the committed reference", "publish --profile quick")
-    p.add_argument("names", nargs="*", metavar="GRID", help="grids to publish (default: all with the profile's own settings)")
-    p.add_argument("--networks", action="store_true", help="also the weights of one network per preset and cell, for `verify`")
-    p.add_argument("--data-dir", default="", help="where the data of the networks lie, if it is a folder")
-    p = command("claims", claims, "decide every claim from records alone", "claims --profile quick", profile=None)
-    p.add_argument("--runs", action="store_true", help="from your runs in runs/PROFILE instead of results/")
-    p = command("report", report, "your executed notebooks and claims as static HTML", "report --profile quick")
-    p = command("verify", verify, "re-evaluate published networks and compare with the records", "verify --profile quick")
-    p.add_argument("--data-dir", default="", help="where the data of the networks lie, if it is a folder")
-    p = command(
-        "plan",
-        cost,
-        "time, memory and FLOP of a profile before it is trained, by a minute's calibration",
-        "plan --profile laptop",
-    )
-    settable(p)
-    p = commands.add_parser("lint", help="check that every notebook can be run with parameters", epilog="Example: biasnb lint")
-    p.set_defaults(action=lint)
-    p = commands.add_parser("sheet", help="fill REPRODUCIBILITY.md from the committed records", epilog="Example: biasnb sheet")
-    p.set_defaults(action=sheet)
-    p = commands.add_parser("list", help="notebooks, profiles, operators, settings", epilog="Example: biasnb list")
-    p.set_defaults(action=listing)
-    p = command("status", status, "which runs and notebooks are done, running, failed, missing", "status --watch")
-    p.add_argument("--watch", action="store_true", help=f"again every {EVERY} s, until nothing is left to do")
-    settable(p)
-    return top
+# ---- the program ----------------------------------------------------------------------------------------------------
 
 
 def main(words=None):
+    """Run a command and return its exit code. Without `words` this is the program itself: its words are those of the shell, and
+    a signal or a closed pipe ends it as the system ends any other, with nothing to tidy up."""
+    program = words is None
+    if program:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a terminal that lacks a sign gets its number
-    top = parser()
-    args, late = top.parse_known_args(words)  # argparse takes no positional after an option that follows another
-    if [word for word in late if word.startswith("-") or not hasattr(args, "settings")]:
-        top.error(f"unrecognized: {' '.join(late)}")
-    if late:
-        args.settings += late
-    if args.command in ("figures", "claims") and args.runs and args.profile is None:
-        args.profile = "quick"
     try:
-        if getattr(args, "profile", None) is not None:
-            check_profile(args.profile)
-        if getattr(args, "tensorboard", False):
-            from ..training.checkpoint import tensorboard
-
-            os.environ["BIASNB_TENSORBOARD"] = "1"  # processes that train inherit it
-            tensorboard()
-        args.action(args)
-    except ConfigError as error:
-        return trouble(f"error: {error}", 2)
-    except BiasnbError as error:
-        return trouble(f"error: {error}", getattr(error, "exit_code", 1))
-    except KeyboardInterrupt:
-        return trouble("\ninterrupted; the same command goes on where it stopped", 130)
+        code = called(sys.argv[1:] if program else words)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not program:
+            raise
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # only now: to Dask a lost connection is no reason to die
+        os.kill(os.getpid(), signal.SIGPIPE)
+
+
+def called(words):
+    """Run a command; returns its exit code, what went wrong told in a line on stderr."""
+    try:
+        with biasnb.make_context("biasnb", list(words)) as context:
+            biasnb.invoke(context)
+    except click.exceptions.Exit as end:  # of --help
+        return end.exit_code
+    except click.ClickException as error:
+        return trouble(usage(error), 2)
+    except ConfigError as error:
+        return trouble(error, 2)
+    except BiasnbError as error:
+        return trouble(error, getattr(error, "exit_code", 1))
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        return trouble(f"error: {error.filename or 'file'}: {error.strerror or error}", 1)
+        return trouble(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     return 0
 
 
-def trouble(line, code):
-    print(line, file=sys.stderr)
+def usage(error):
+    """What is wrong with the words of a command, in a line that names the option and the nearest one."""
+    if isinstance(error, click.NoSuchOption) and error.ctx:
+        parameters = error.ctx.command.get_params(error.ctx)
+        known = [parameter.opts[-1] for parameter in parameters if isinstance(parameter, click.Option)]
+        near = nearest(error.option_name, known)
+        return f"{error.option_name}: no such option of `{error.ctx.command_path}`; did you mean {near}?"
+    where = f" (see `{error.ctx.command_path} --help`)" if getattr(error, "ctx", None) else ""
+    return " ".join(error.format_message().split()).rstrip(".") + where
+
+
+def trouble(message, code):
+    print(f"error: {message}", file=sys.stderr)
     return code
 
 

@@ -1,4 +1,6 @@
-"""The report: executed notebooks and the verdicts on the claims, as HTML pages that need no network and no script."""
+"""The report: executed notebooks and the verdicts on the claims, as HTML pages that need no network and no script.
+
+Their templates and style are the files in templates/."""
 
 import base64
 import contextlib
@@ -6,6 +8,7 @@ import mimetypes
 import os
 import re
 from collections import Counter
+from functools import partial
 from itertools import groupby, takewhile
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -13,9 +16,9 @@ from urllib.parse import quote, unquote
 from ..evidence.contrasts import MARKS, METRICS
 from ..records import places
 from ..records.files import StoreError, write_atomic
-from ..sweep.experiments import EXPERIMENTS
-from . import pages as templates
-from .parameters import import_nbformat
+from ..sweep import manifest
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 NUMBER = re.compile(r"[-−+±]?\d|[-–—]?$|nan$")
@@ -31,57 +34,60 @@ def write(store, findings=(), folder=None):
     the path of the index. Pages of notebooks that are gone are removed.
 
     `findings` are the verdicts on the claims. Raises StoreError naming a notebook that is not readable."""
-    import_nbformat()
-    from jinja2 import DictLoader, Environment, StrictUndefined
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
-
-    folder, findings = Path(folder or store.folder / "report"), list(findings)
-    paths = {path.stem: path for path in (store.folder / "notebooks").glob("*.ipynb") if known(path.stem)}
+    folder, findings, known = Path(folder or store.folder / "report"), list(findings), manifest.names()
+    paths = {path.stem: path for path in (store.folder / "notebooks").glob("*.ipynb") if executed(path.stem, known)}
     if not paths:
         again = f"run `biasnb reproduce --profile {store.profile}` first"
         raise StoreError(f"{store.folder / 'notebooks'}: no executed notebook to report on; {again}")
-    exporter = HTMLExporter(raw_template=templates.CELLS, template_name="basic", config=Config(NbConvertBase=SHOWN))
+    exporter = cells_exporter()
     pages = {name: convert(path, paths, folder, exporter) for name, path in paths.items()}
-    names = sorted({*EXPERIMENTS, *pages}, key=lambda name: (list(EXPERIMENTS).index(name.split("-")[0]), name))
-
-    def place(finding):
-        """Where the runs behind a finding are shown: (notebook, link)."""
-        shown = [finding.evidence] if finding.evidence in pages else finding.claim.notebooks
-        return [(name, f"{quote(name)}.html" if name in pages else f"#{quote(name)}") for name in shown]
-
-    environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined)
-    environment.loader = DictLoader(
-        {"parts": templates.PARTS, "frame": templates.FRAME, "page": templates.PAGE, "index": templates.INDEX}
-    )
-    environment.globals |= {
-        "profile": store.profile,
-        "style": templates.STYLE,
-        "metrics": METRICS,
-        "symbols": MARKS,
-        "place": place,
-    }
+    names = sorted({*known, *pages}, key=lambda name: (name.partition("-")[0], name))
     belonging = {name: [f for f in findings if name in (*f.claim.notebooks, f.evidence)] for name in names}
-    cards = [(name, EXPERIMENTS[name.split("-")[0]].question, pages.get(name), belonging[name]) for name in names]
-    done = ["", *(name for name in names if name in pages), ""]
-    for before, name, after in zip(done, done[1:], done[2:], strict=False):
-        around = {"before": before, "name": name, "after": after}
-        text = environment.get_template("page").render(page=pages[name], found=belonging[name], **around)
+    render = renderer(store.profile, pages)
+    done = [name for name in names if name in pages]
+    for before, name, after in zip(["", *done[:-1]], done, [*done[1:], ""], strict=True):
+        text = render("page.j2", page=pages[name], found=belonging[name], before=before, name=name, after=after)
         write_atomic(folder / f"{name}.html", text)
     for path in folder.glob("*.html"):
-        if known(path.stem) and path.stem not in pages:
+        if executed(path.stem, known) and path.stem not in pages:
             path.unlink()
+    cards = [(name, manifest.question(name.partition("-")[0]), pages.get(name), belonging[name]) for name in names]
     claims = [list(group) for _, group in groupby(findings, lambda finding: finding.claim.id)]
     verdicts = Counter(finding.verdict for finding in findings)
     counts = [(verdict, verdicts[verdict]) for verdict in MARKS if verdict in verdicts]
-    text = environment.get_template("index").render(cards=cards, claims=claims, counts=counts, facts=facts(store))
-    write_atomic(folder / "index.html", text)
+    write_atomic(folder / "index.html", render("index.j2", cards=cards, claims=claims, counts=counts, facts=facts(store)))
     return folder / "index.html"
 
 
-def known(name):
+def executed(name, known):
     """Whether an executed notebook is called so, also one with changed settings, but not one that failed."""
-    return name.split("-")[0] in EXPERIMENTS and not name.endswith(".failed")
+    return name.partition("-")[0] in known and not name.endswith(".failed")
+
+
+def cells_exporter():
+    """What turns the cells of a notebook into HTML."""
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    cells = (TEMPLATES / "cells.j2").read_text(encoding="utf-8")
+    return HTMLExporter(raw_template=cells, template_name="basic", config=Config(NbConvertBase=SHOWN))
+
+
+def renderer(profile, pages):
+    """A function (template, **fields) -> HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined, loader=FileSystemLoader(TEMPLATES))
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    place = partial(places_of, pages=pages)
+    environment.globals |= {"profile": profile, "style": style, "metrics": METRICS, "symbols": MARKS, "place": place}
+    return lambda template, **fields: environment.get_template(template).render(**fields)
+
+
+def places_of(finding, pages):
+    """Where the runs behind a finding are shown: (notebook, link)."""
+    shown = [finding.evidence] if finding.evidence in pages else finding.claim.notebooks
+    return [(name, f"{quote(name)}.html" if name in pages else f"#{quote(name)}") for name in shown]
 
 
 def facts(store):
@@ -146,7 +152,6 @@ def convert(path, executed, folder, exporter):
     if answer:
         answer.parent["class"] = "answer"
     given = notebook.metadata.get("papermill", {}).get("parameters", {}) if "-" in path.stem else {}
-    given = {**given, **given.get("overrides", {})}
     return {
         "title": soup.h1.get_text() if soup.h1 else path.stem,
         "contents": [(tag["id"], tag.get_text()) for tag in soup(["h2", "h3"]) if tag.get("id")],
@@ -154,8 +159,17 @@ def convert(path, executed, folder, exporter):
         "answer": Markup("".join(map(str, answer.next_siblings)) if answer else ""),
         "thumbnail": {name: first.get(name) for name in ("src", "alt")},
         "source": os.path.relpath(path, folder),
-        "given": ", ".join(f"{k} {v}" for k, v in given.items() if k not in ("profile", "overrides", "data_dir")),
+        "given": changed(path.stem.partition("-")[0], given),
     }
+
+
+def changed(name, given):
+    """The parameters of an executed notebook that are others than those it is saved with, in words; folders of this machine are
+    left out."""
+    usual = manifest.declared(name)
+    found = {parameter: value for parameter, value in given.items() if value != usual.get(parameter)}
+    found |= found.pop("settings", {})
+    return ", ".join(f"{name} {value}" for name, value in found.items() if name not in ("profile", "folder", "data_dir"))
 
 
 def fold(soup):
@@ -183,7 +197,10 @@ def set_table(table, soup):
             if all(NUMBER.match(cell.get_text()) for cell in column[len(heads[-1:]) :]):
                 for cell in column:
                     cell["class"] = "number"
-    if len(body) > 10 and "status" in [cell.get_text() for row in heads for cell in row]:
+    titles = set()
+    for row in heads:
+        titles.update(cell.get_text() for cell in row)
+    if len(body) > 10 and "status" in titles:
         details, summary = soup.new_tag("details"), soup.new_tag("summary")
         summary.string = f"{len(body)} runs"
         table.parent.wrap(details).insert(0, summary)
@@ -197,7 +214,7 @@ def target(link, name, executed, folder):
     other = Path(unquote(path)).stem if path.endswith(".ipynb") else name if anchor and not path else ""
     if other in executed:
         return f"{quote(other)}.html" + (f"#{anchor}" if anchor else "")
-    if other in EXPERIMENTS:
+    if other in manifest.names():
         return f"index.html#{other}"
     return quote(os.path.relpath(file, folder)) if (file := checkout(path)) else None
 

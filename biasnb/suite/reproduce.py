@@ -1,283 +1,227 @@
-"""The whole suite: run every notebook, draw what the records say, compare with the reference, publish."""
+"""The whole suite: train what all notebooks need, run every notebook, decide the claims, compare with the reference."""
 
 import contextlib
 import io
+import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from ..config import PROFILES, BiasnbError, check_profile
+from ..config import BiasnbError, check_profile
 from ..evidence import claims
-from ..figures import board as verdicts
-from ..records import places
-from ..records.files import StoreError, write_atomic
+from ..figures import board, write_figures, write_tables
+from ..records import keys, places
+from ..records.files import write_atomic
 from ..records.progress import clock
 from ..records.store import Store
-from ..sweep import executor as workers
-from ..sweep.experiments import EXPERIMENTS, plan
-from . import parameters, report
+from ..sweep import executor, manifest
+from . import notebooks, report
+from .publish import agreement
 
 AT_ONCE = 4  # notebooks
 FEW = 4  # sweeps that are not worth starting processes for
-# How far the same run may be off on another machine: metric -> (path in the record, band, unit).
-BANDS = {
-    "masked PSNR": (("psnr", "test"), 0.1, "dB"),
-    "masked loss": (("loss", "test"), 0.01, ""),
-    "probe": (("probe", "chosen", "test"), 0.02, ""),
-    "probe at init": (("init_probe", "chosen", "test"), 0.02, ""),
-}
+OPENED_FIRST = ("20", "40", "90")  # numbers of the notebooks that the summary names
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of `reproduce`: a notebook, or what comes before and after them."""
+
+    name: str
+    state: str  # done, failed, killed or timeout
+    seconds: float
+    paths: tuple = ()  # of what it wrote
+    notebook: bool = False
 
 
 def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
-    """Train what all notebooks need, draw it, run every notebook with the profile, draw what these have added, and compare.
-    Returns the names that failed.
+    """Train what is missing of all notebooks, run every notebook, decide the claims, write the report and compare with the
+    committed reference. Whatever fails, the rest goes on; raises BiasnbError at the end, naming what failed.
 
-    `given` are parameters for every notebook, as for `notebook.execute`. `fresh` first sets earlier runs of the
-    profile aside as runs/<profile>.old1, .old2, ..."""
+    `given` are settings for every notebook that has a use for them; they are all checked before anything starts. `fresh` first
+    sets earlier runs of the profile aside as runs/<profile>.old1, .old2, ..."""
     check_profile(profile)
-    store = Store(profile)
-    given = {"profile": profile, **(given or {})}
-    asked = {name: parameters.accepted(name, given) for name in EXPERIMENTS}
-    if fresh and store.folder.is_dir():
-        aside = (store.folder.with_name(f"{profile}.old{n}") for n in count(1))
-        store.folder.rename(next(folder for folder in aside if not folder.exists()))
-    failed, start = [], time.monotonic()
-    requests = {name: parameters.request(name, parameters.full(name, asked[name])) for name in EXPERIMENTS}
-    plans = [plan(name, *request) for name, request in requests.items()]
-    configs = [cfg for _, planned in plans for cfg in planned]
-    print(f"{len(set(configs))} runs for {len(EXPERIMENTS)} notebooks", file=stream, flush=True)
-    before = set(store.folder.glob("*.json"))
-    try:
-        workers.train(configs, store)
-        state = "done"
-    except BiasnbError as error:
-        state = "failed"  # the notebooks that need what failed say so once more
-        print(f"error: {error}", file=stream, flush=True)
-    print(f"{len(set(store.folder.glob('*.json')) - before)} new records", file=stream, flush=True)
-    rows, found = [("training", state, time.monotonic() - start, None)], []
-    for sweep, planned in plans:
-        if planned:
-            sweep.save()
-    paths = []
+    began, store = time.monotonic(), Store(profile)
+    asked, sweeps = {}, {}
+    with keys.snapshot():
+        for name in manifest.names():
+            taken = manifest.accepted(name, {"profile": profile, **(given or {})})
+            asked[name] = manifest.parameters(name, taken)
+            sweeps[name] = manifest.plan(name, asked[name])
+        if fresh:
+            set_aside(store.folder)
+    steps = []
 
     def step(name, make):
-        began, state = time.monotonic(), "done"
-        try:
-            paths.extend(path for path in make() if path not in paths)
-        except (BiasnbError, BrokenExecutor, OSError) as error:
-            failed.append(name)
-            state = "failed"
-            print(f"error: {error}", file=stream, flush=True)
-        rows.append((name, state, time.monotonic() - began, None))
+        steps.append(one_step(name, make, stream))
 
-    def decided():
-        found.extend(claims.findings([store]))
-        return verdicts.write(found, store.folder / "claims")
-
-    step("figures", lambda: render(store, [sweep for sweep, planned in plans if planned and not sweep.missing()]))
-    for i, (name, state, seconds, path, text) in enumerate(notebooks(asked, {p.content["notebook"]: p for p, _ in plans}), 1):
-        print(f"\n[{i}/{len(EXPERIMENTS)}] {name}: {EXPERIMENTS[name].question}\n{text}", file=stream, flush=True)
-        rows.append((name, state, seconds, path))
-        failed += [] if path else [name]
-    step("further figures", lambda: render(store))
-    step("claims", decided)
+    configs = configs_by_key(sweeps.values())
+    missing = [cfg for key, cfg in configs.items() if not store.has(key)]
+    print(f"{len(configs)} runs for {len(asked)} notebooks, {len(missing)} to train", file=stream, flush=True)
+    with own_scheduler(missing):
+        step("training", lambda: executor.train(list(configs.values()), store))
+        for sweep in filter(None, sweeps.values()):
+            sweep.save()
+        for number, (done, text) in enumerate(run_notebooks(asked), 1):
+            heading = f"[{number}/{len(asked)}] {done.name}: {manifest.question(done.name)}"
+            print(f"\n{heading}\n{text}", file=stream, flush=True)
+            steps.append(done)
+    found = []
+    step("claims", lambda: decide(store, found))
     step("report", lambda: [report.write(store, found)])
-    summary = summarise(profile, rows, time.monotonic() - start, paths)
+    summary = summarise(profile, steps, time.monotonic() - began)
     write_atomic(store.folder / "summary.md", summary)
     print("\n" + summary, file=stream, flush=True)
-    return failed
+    if trouble := failures(steps):
+        raise BiasnbError(trouble)
 
 
-def notebooks(asked, sweeps):
-    """Run all notebooks, several at once, each with its share of the cores: yields (name, state, seconds, path of the executed
-    copy or None, what it printed). One that fails or is killed leaves the others alone; if this is stopped, all are."""
-    from . import notebook
-
-    side_by_side = min(workers.cores(), AT_ONCE)
-    unfinished, threads = list(EXPERIMENTS), os.environ.get("OMP_NUM_THREADS")
-    pool = ThreadPoolExecutor(side_by_side)
-    with notebook.this_interpreter() as kernel, contextlib.chdir(places.notebooks()):
-        os.environ["OMP_NUM_THREADS"] = str(workers.cores() // side_by_side)  # threads that wait for each other are slow
-        try:
-            running = {name: pool.submit(executed, name, asked[name], sweeps[name], kernel) for name in EXPERIMENTS}
-            for name in EXPERIMENTS:
-                done = running[name].result()
-                unfinished.remove(name)
-                yield done
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            notebook.end_descendants()
-            pool.shutdown()
-            for name in unfinished:
-                if notebook.state(sweeps[name].store, sweeps[name].name)[0] == "killed":
-                    notebook.note(sweeps[name].store, sweeps[name].name, "preempted")
-            raise
-        finally:
-            notebook.set_environment({"OMP_NUM_THREADS": threads})
+def set_aside(folder):
+    """Rename the folder of a profile, if there is one."""
+    if folder.is_dir():
+        names = (folder.with_name(f"{folder.name}.old{number}") for number in count(1))
+        folder.rename(next(name for name in names if not name.exists()))
 
 
-def executed(name, given, sweep, kernel):
-    """Run one notebook, unless it has been run and nothing that it follows from has changed: (name, state, seconds, path of
-    the executed copy or None, what it printed)."""
-    from . import notebook
-
-    began, stream, state = time.monotonic(), io.StringIO(), "done"
-    path = None if sweep.missing() else notebook.made(name, given, sweep.store, sweep.name)
-    if path:
-        return name, state, time.monotonic() - began, path, "nothing has changed since it was run"
-    try:
-        path = notebook.execute(name, given, stream, kernel=kernel)
-    except BiasnbError as error:
-        state = getattr(error, "state", "failed")
-        print(f"error: {error}", file=stream)
-    return name, state, time.monotonic() - began, path, stream.getvalue()
-
-
-def render(store, sweeps=None, folder=None):
-    """Draw all tables and figures of a store's sweeps (None: all) into runs/<profile>/{figures,tables}; for the committed
-    reference into figures/<profile>. Returns the paths. Reads records only; many sweeps are drawn side by side."""
-    sweeps, draw = store.sweeps() if sweeps is None else sweeps, partial(render_sweep, folder=folder)
-    if len(sweeps) <= FEW:
-        paths = list(map(draw, sweeps))
-    else:
-        with ProcessPoolExecutor(initializer=alone, initargs=(os.getpid(),)) as pool:
-            paths = list(pool.map(draw, sweeps))
-    return [path for found in paths for path in found]
-
-
-def alone(parent):
-    """A process that draws: it goes with its parent, which sees to signals."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=follow, args=(parent,), daemon=True).start()
-
-
-def follow(parent):
-    """End this process once its parent is gone."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def render_sweep(sweep, folder=None):
-    from ..figures import write_figures, write_tables
-
-    own = sweep.store.folder
-    return write_figures(sweep, folder or own / "figures") + write_tables(sweep, folder or own / "tables")
-
-
-def newest(profile):
-    """The store to show: your own runs of the profile if there are any, else the committed reference."""
-    own = Store(profile)
-    return own if own.sweeps() else Store(profile, "results")
-
-
-def published(*asked):
-    """The profiles that have committed records. Raises StoreError if one asked for (None: none) is not among them."""
-    found = [profile for profile in PROFILES if (places.results() / profile).is_dir()]
-    for profile in sorted(set(asked) - {None, *found}):
-        raise StoreError(f"profile: {profile!r} has no records in results/; published are {found}")
+def configs_by_key(sweeps):
+    """{key of a run: its Config} of all sweeps, every run once."""
+    found = {}
+    for sweep in filter(None, sweeps):
+        found |= {run["key"]: cfg for run, cfg in zip(sweep.runs, sweep.configs, strict=True)}
     return found
 
 
-def render_reference(profiles=None):
-    """Draw figures/<profile> from results/<profile> for every published profile, and figures/claims.* from all of them.
-    Returns the paths. Raises StoreError for a profile that is not published."""
-    found = published(*(profiles or ()))
-    stores = {profile: Store(profile, "results") for profile in found}
-    folder = places.root() / "figures"
-    paths = [path for profile in profiles or found for path in render(stores[profile], folder=folder / profile)]
-    return paths + verdicts.write(claims.findings(list(stores.values())), folder)
+@contextlib.contextmanager
+def own_scheduler(missing):
+    """Within the block training goes to one scheduler: that which the user has named or, if anything is missing, one of this
+    machine, which notebooks use, too."""
+    if not missing or os.environ.get(executor.SCHEDULER):
+        yield
+        return
+    cluster = executor.cluster(executor.cores(), executor.gpus(missing))
+    with cluster as address, notebooks.environment({executor.SCHEDULER: address}):
+        yield
 
 
-def summarise(profile, rows, seconds, paths):
+def one_step(name, make, stream):
+    """Do one part of the suite; what goes wrong is printed and ends only this part."""
+    began, state, paths = time.monotonic(), "done", None
+    try:
+        paths = make()
+    except Exception as error:  # of whatever kind
+        state = "failed"
+        kind = "" if isinstance(error, BiasnbError | OSError) else f"{type(error).__name__}: "
+        print(f"error: {name}: {kind}{error}", file=stream, flush=True)
+    return Step(name, state, time.monotonic() - began, tuple(paths or ()))
+
+
+def decide(store, found):
+    """Write the board of the claims from this store alone, and add its findings to `found`; returns the paths."""
+    found += claims.findings([store])
+    return board.write(found, store.folder / "claims")
+
+
+# ---- notebooks ------------------------------------------------------------------------------------------------------
+
+
+def run_notebooks(asked):
+    """Run notebooks with these parameters, several at once, each with its share of the cores: yields for each its Step and what
+    it printed, in their order. One that fails or is killed leaves the others alone."""
+    at_once = min(executor.cores(), AT_ONCE, len(asked))
+    share = {"OMP_NUM_THREADS": str(executor.cores() // at_once)}  # threads that wait for each other are slow
+    pool = ThreadPoolExecutor(at_once)
+    with (
+        notebooks.this_interpreter() as kernel,
+        notebooks.environment(share),
+        contextlib.chdir(places.notebooks()),  # for all threads, as Papermill itself would do for each
+    ):
+        running = [pool.submit(run_notebook, name, values, kernel) for name, values in asked.items()]
+        try:
+            for future in running:
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # of a command that ends early
+
+
+def run_notebook(name, values, kernel):
+    """(the Step that this notebook was, what it printed)"""
+    began, stream, state, paths = time.monotonic(), io.StringIO(), "done", ()
+    try:
+        paths = (notebooks.execute(name, values, stream, kernel=kernel),)
+    except BiasnbError as error:
+        state = getattr(error, "state", "failed")
+        print(f"error: {error}", file=stream)
+    return Step(name, state, time.monotonic() - began, paths, notebook=True), stream.getvalue()
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def draw(stores, folder):
+    """Draw the tables and figures of all sweeps of these stores, from records alone: those of your own runs into
+    runs/<profile>/{figures,tables}, those of the committed records into <folder>/<profile>. Many are drawn side by side.
+    Returns the paths."""
+    sweeps = [sweep for store in stores for sweep in store.sweeps()]
+    folders = [folder] * len(sweeps)
+    if len(sweeps) <= FEW:
+        drawn = list(map(draw_sweep, sweeps, folders))
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(executor.cores(), mp_context=spawn, initializer=follow_parent) as pool:
+            drawn = list(pool.map(draw_sweep, sweeps, folders))
+    return [path for paths in drawn for path in paths]
+
+
+def draw_sweep(sweep, folder):
+    if sweep.store.base == "runs":
+        top = sweep.store.folder
+        return write_figures(sweep, top / "figures") + write_tables(sweep, top / "tables")
+    return write_figures(sweep, folder / sweep.store.profile) + write_tables(sweep, folder / sweep.store.profile)
+
+
+def follow_parent():
+    """Let this process end when the one that started it is gone, however it went."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# ---- summary --------------------------------------------------------------------------------------------------------
+
+
+def failures(steps):
+    """What failed, notebooks and other steps apart, in words; "" if nothing did."""
+    every = [step for step in steps if step.notebook]
+    failed = [step.name for step in every if step.state != "done"]
+    others = [step.name for step in steps if step.state != "done" and not step.notebook]
+    words = [f"{len(failed)} of {len(every)} notebooks failed: {', '.join(failed)}"] if failed else []
+    words += [f"other steps failed: {', '.join(others)}"] if others else []
+    return "; ".join(words)
+
+
+def summarise(profile, steps, seconds):
     """The closing page of `reproduce` as Markdown: what ran, how long, what to open, agreement with the reference."""
-    done = sum(state == "done" for name, state, *_ in rows if name in EXPERIMENTS)
-    lines = [f"# {profile}: {done} of {len(EXPERIMENTS)} notebooks in {clock(seconds)}", ""]
+    every = [step for step in steps if step.notebook]
+    done = sum(step.state == "done" for step in every)
+    lines = [f"# {profile}: {done} of {len(every)} notebooks in {clock(seconds)}", ""]
     lines += ["| step | state | time |", "|---|---|---|"]
-    lines += [f"| {name} | {state} | {clock(took)} |" for name, state, took, _ in rows]
+    lines += [f"| {step.name} | {step.state} | {clock(step.seconds)} |" for step in steps]
     lines += ["", "Open:", ""]
-    opened = [path for path in paths if path.suffix == ".html" or path.name == "claims.md"]
-    opened += [path for name, _, _, path in rows if path and name.startswith(("20", "40", "90"))]
-    opened += [path for path in paths if path.suffix == ".png"]
-    lines += [f"- {shown(path)}" for path in opened]
-    lines += ["", *agreement(profile), ""]
-    return "\n".join(lines)
+    written = [path for step in steps if not step.notebook for path in step.paths]
+    opened = [path for path in written if path.suffix == ".html" or path.name == "claims.md"]
+    opened += [path for step in every if step.name.startswith(OPENED_FIRST) for path in step.paths]
+    opened += sorted((Store(profile).folder / "figures").glob("*.png"))
+    lines += [f"- {relative_to_root(path)}" for path in opened]
+    return "\n".join([*lines, "", *agreement(profile), ""])
 
 
-def shown(path):
+def relative_to_root(path):
     return path.relative_to(places.root()) if Path(path).is_relative_to(places.root()) else path
-
-
-def agreement(profile):
-    """This machine against results/<profile>, metric by metric, over the runs that both have: lines of Markdown."""
-    here, there = Store(profile), Store(profile, "results")
-    keys = [p.stem for p in sorted(there.folder.glob("*.json")) if here.has(p.stem) and "-" not in p.stem]
-    if not keys:
-        return [f"No committed reference for these runs in results/{profile}; nothing to compare."]
-    broken = [key for key in keys if "broken" in (here.status(key)[0], there.status(key)[0])]
-    pairs = [(here.load(key), there.load(key)) for key in keys if key not in broken]
-    other = [a["key"] for a, b in pairs if a["status"] != b["status"]]
-    pairs = [(a, b) for a, b in pairs if a["status"] == b["status"] == "done"]
-    moved = sum(a["data"]["fingerprint"] != b["data"]["fingerprint"] for a, b in pairs)
-    lines = [f"Against the reference in results/{profile}, {len(keys)} runs:", ""]
-    lines += ["| metric | band | median difference | largest | within the band |", "|---|---|---|---|---|"]
-    for name, (path, band, unit) in BANDS.items():
-        both = [(value(a, path), value(b, path)) for a, b in pairs]
-        off = sorted(abs(x - y) for x, y in both if None not in (x, y))
-        if off:
-            inside = sum(x <= band for x in off)
-            verdict = "yes" if inside == len(off) else f"NO, {inside} of {len(off)}"
-            lines.append(f"| {name} | ± {band:g} {unit} | {off[len(off) // 2]:.2g} | {off[-1]:.2g} | {verdict} |")
-    if broken:
-        lines += ["", f"Broken records, see `biasnb status`: {', '.join(broken)}"]
-    if other:
-        lines += ["", f"Ended otherwise than in the reference: {', '.join(other)}"]
-    if moved:
-        lines += ["", f"{moved} runs read other pixels than the reference: an image library decodes or resizes otherwise."]
-    return lines
-
-
-def value(record, path):
-    for name in path:
-        record = record[name]
-    return record
-
-
-def publish(profile, names=()):
-    """Promote the validated records of runs/<profile> that its sweeps ask for to results/<profile>: of the sweeps named,
-    or of all with the profile's own settings. Everything is read and checked before anything is written; what was
-    published before stays. Raises StoreError if a record is missing or broken.
-
-    Returns (number of records, sweeps left out, records made from uncommitted code)."""
-    here, there = Store(profile), Store(profile, "results")
-    known = {sweep.name: sweep for sweep in here.sweeps() if sweep.keys}
-    for name in names:
-        if name not in known:
-            raise StoreError(f"{name}: no such sweep in {here.folder}; there are {', '.join(known) or 'none'}")
-    chosen = [sweep for sweep in known.values() if sweep.name in names or not (names or sweep.content["changed"])]
-    if not chosen:
-        raise StoreError(f"{here.folder}: holds no sweep to publish; run `biasnb reproduce --profile {profile}` first")
-    missing = [(sweep.name, key) for sweep in chosen for key in sweep.missing()]
-    if missing:
-        raise StoreError(f"{missing[0][0]}: {len(missing)} records are missing, first {missing[0][1]}; finish the run first")
-    files, dirty = {}, 0
-    for key in dict.fromkeys(key for sweep in chosen for key in (*sweep.keys, *sweep.searches)):
-        record = here.load(key)
-        dirty += bool(record.get("environment", {}).get("dirty"))
-        files[f"{key}.json"] = here.path(key).read_bytes()
-        if "arrays" in record:
-            here.arrays(key)
-            files[f"{key}.npz"] = here.path(key, ".npz").read_bytes()
-    for name, content in files.items():
-        write_atomic(there.folder / name, content)
-    for sweep in chosen:
-        replace(sweep, store=there).save()
-    return sum(name.endswith(".json") for name in files), sorted(set(known) - {sweep.name for sweep in chosen}), dirty

@@ -7,18 +7,19 @@ from functools import partial
 from string import Formatter
 from typing import NamedTuple
 
-from ..config import PROFILES, configure, fields_of, nearest
+from ..config import PROFILES, Config, fields_of, nearest
 from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.store import Store
-from .reproduce import BANDS, published
+from .publish import METRICS, published
 
 TEMPLATE, PAGE = "docs/reproducibility.in.md", "REPRODUCIBILITY.md"
 COLUMNS = ("quick", "laptop", "paper")  # profiles whose settings are shown
 
 
 class Published(NamedTuple):
-    """The committed records of one profile: its sweeps, the runs that they ask for, and the searches that gave their rates."""
+    """The committed records of one profile: its sweeps, the runs that they ask for, and the searches that gave their learning
+    rates."""
 
     profile: str
     sweeps: list
@@ -34,11 +35,12 @@ class Published(NamedTuple):
 def read(profile):
     """Raises StoreError for a broken record."""
     store = Store(profile, "results")
-    sweeps = [sweep for sweep in store.sweeps() if sweep.runs]
-    asked = dict.fromkeys(run["key"] for sweep in sweeps for run in sweep.runs)
-    rates = dict.fromkeys(rate for sweep in sweeps for rate in sweep.searches)
+    sweeps, asked, searched = [sweep for sweep in store.sweeps() if sweep.runs], {}, {}
+    for sweep in sweeps:
+        asked |= dict.fromkeys(run["key"] for run in sweep.runs)
+        searched |= dict.fromkeys(sweep.searches)
     runs = [store.load(key) for key in asked if store.has(key)]
-    return Published(profile, sweeps, runs, [store.load(rate) for rate in rates], len(asked) - len(runs))
+    return Published(profile, sweeps, runs, [store.load(key) for key in searched], len(asked) - len(runs))
 
 
 def fill():
@@ -124,14 +126,13 @@ def machines(profiles):
     rows = []
     for one in profiles:
         stamps = [run["environment"] for run in one.runs]
-        several = lambda name, stamps=stamps: counted(stamp[name] for stamp in stamps)  # noqa: E731
         rows.append(
             {
                 "profile": link(one.profile),
                 "processor": counted(stamp["gpu"] or stamp["cpu"] for stamp in stamps),
-                "threads per run": several("threads"),
-                "system": several("system"),
-                "Python": several("python"),
+                "threads per run": counted(stamp["threads"] for stamp in stamps),
+                "system": counted(stamp["system"] for stamp in stamps),
+                "Python": counted(stamp["python"] for stamp in stamps),
                 "torch": counted(stamp["packages"]["torch"] for stamp in stamps),
                 "commit": counted((stamp["commit"] or "unknown")[:7] for stamp in stamps),
                 "from uncommitted code": sum(bool(stamp["dirty"]) for stamp in stamps),
@@ -157,8 +158,8 @@ def sweeps(profiles):
     rows = []
     for one in profiles:
         status = {run["key"]: run["status"] for run in one.runs}
-        for sweep in one.grids:
-            cells = Counter(str({k: v for k, v in run.items() if k not in ("key", "seed")}) for run in sweep.runs)
+        for sweep in one.sweeps:
+            networks = Counter(network_of(run) for run in sweep.runs)
             changed = {name: value for name, value in sweep.content["changed"].items() if name != "files"}
             notebook = sweep.content["notebook"]
             rows.append(
@@ -166,13 +167,18 @@ def sweeps(profiles):
                     "profile": one.profile,
                     "notebook": f"[{notebook}](notebooks/{notebook}.ipynb)",
                     "runs": len(sweep.runs),
-                    "seeds per network": span(cells.values()),
+                    "seeds per network": span(networks.values()),
                     "diverged": sum(status.get(run["key"]) == "diverged" for run in sweep.runs),
                     "missing": sum(run["key"] not in status for run in sweep.runs),
                     "changed settings": ", ".join(f"{name} {listed(value)}" for name, value in changed.items()) or "none",
                 }
             )
     return markdown(rows)
+
+
+def network_of(run):
+    """What the runs of one network share: all but the seed."""
+    return str({name: value for name, value in run.items() if name not in ("key", "seed")})
 
 
 def listed(value):
@@ -184,7 +190,9 @@ def searches(profiles):
     rows = []
     for one in profiles:
         if one.searches:
-            tried = {rate["key"]: rate["lr"] for search in one.searches for rate in search["rates"]}
+            tried = {}
+            for search in one.searches:
+                tried |= {rate["key"]: rate["lr"] for rate in search["rates"]}
             rows.append(
                 {
                     "profile": link(one.profile),
@@ -223,27 +231,27 @@ def deviations(profiles):
                 words = (ast.get_docstring(node) or "").partition("# DEVIATION: ")[2].split("\n\n")[0]
                 if words:
                     words = " ".join(line.strip("# ") for line in words.splitlines())
-                    rows.append({"where": f"[{path.stem}.{node.name}](biasnb/{path.name})", "departure, and why": words})
+                    file = path.relative_to(places.PACKAGE.parent).as_posix()
+                    rows.append({"where": f"[{path.stem}.{node.name}]({file})", "departure, and why": words})
     return markdown(rows)
 
 
-def bands(profiles):
-    """How far the same run may be off on another machine."""
-    return markdown([{"metric": name, "band": f"± {band:g} {unit}".strip()} for name, (_, band, unit) in BANDS.items()])
+def allowed(profiles):
+    """How far the same run may differ on another machine."""
+    compared = [metric for metric in METRICS if metric.trained is not None]
+    return markdown([{"metric": metric.name, "allowed difference": f"± {metric.trained:g}"} for metric in compared])
 
 
 def setting(name, profiles):
     """Cells of a table: a setting in each profile, and what the studies take instead."""
     cells = []
     for profile in COLUMNS:
-        sizes, base = PROFILES[profile], getattr(configure(profile), name)
-        many = {"depth": ("depths", base), "seed": ("seeds", sizes["study_seeds"])}
-        main = sizes[many[name][0]] if name in many else base
-        study = sizes["study"].get(name, many[name][1] if name in many else base)
-        main, study = (listed(list(value)) if isinstance(value, tuple) else f"{value}" for value in (main, study))
+        sizes = PROFILES[profile]
+        usual = sizes["config"].get(name, Config.__dataclass_fields__[name].default)
+        main, study = (listed(sizes[part].get(name, usual)) for part in ("trio", "study"))
         cells.append(main if main == study else f"{main}; studies {study}")
     return " | ".join(cells)
 
 
-FIELDS = {f.__name__: f for f in (compute, machines, data, sweeps, searches, networks, idle, deviations, bands)}
+FIELDS = {f.__name__: f for f in (compute, machines, data, sweeps, searches, networks, idle, deviations, allowed)}
 FIELDS |= {name: partial(setting, name) for name in fields_of()}

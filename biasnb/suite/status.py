@@ -1,60 +1,69 @@
-"""How all runs of a profile stand: done, running and how far, failed, interrupted, missing. Reads files only."""
+"""How all runs of a profile stand: done, diverged, running and how far, failed, interrupted, missing, or broken. Reads files
+only."""
 
 import re
 
 import pandas as pd
 
-from ..config import ConfigError, check_profile
+from ..config import BiasnbError, check_profile
+from ..records import keys
 from ..records.store import Store
-from ..sweep.experiments import EXPERIMENTS, experiment, fitting, plan
-from .notebook import states
+from ..sweep import manifest
 
 COLUMNS = ("notebook", "key", "mixer", "depth", "seed", "state", "detail")
-FIRST = ("running", "failed", "broken", "interrupted", "missing")  # of a short table, in this order
-GOES_ON = ("running", "missing", "interrupted")
+ENDED = ("done", "diverged")
+FIRST = ("running", "failed", "broken", "interrupted", "missing")  # the order of a short list
+GOES_ON = ("running", "interrupted", "missing")
 
 
 def asked(profile, given=None):
-    """(sweeps that the notebooks ask for with these settings, a line for each notebook that cannot be run so)."""
+    """(the sweeps that notebooks ask for with these settings, a line for each notebook that they make impossible). Raises
+    ConfigError for a setting that is unknown or mistyped."""
+    check_profile(profile)
     sweeps, troubles = [], []
-    for name in EXPERIMENTS:
-        try:
-            sweeps.append(plan(name, profile, fitting(name, given or {}))[0])
-        except ConfigError as error:
-            troubles.append(f"{name:20} cannot be run so: {error}")
+    with keys.snapshot():
+        for name in manifest.names():
+            settings = manifest.accepted(name, {"profile": profile, **(given or {})})
+            try:
+                sweep = manifest.plan(name, manifest.parameters(name, settings))
+            except BiasnbError as error:
+                troubles.append(f"{name:20} impossible with these settings: {error}")
+            else:
+                sweeps += [sweep] if sweep else []
     return sweeps, troubles
 
 
-def runs(profile, sweeps, name=None, done=None):
+def runs(profile, sweeps, name=None, ended=None):
     """A row {notebook, key, mixer, depth, seed, state, detail} for each run of these sweeps, of what notebooks have asked for
-    before, and for single ones; of one notebook if `name` is given. A run of several has one row. `done`, key -> row, is
-    filled with rows that will not change, and taken from."""
+    before, and for single ones; of one notebook if `name` is given. A run that several ask for has one row. `ended`,
+    key -> row, collects the rows of runs that have ended, which are not read again."""
     store, seen = Store(profile), set()
-    done = {} if done is None else done
+    ended = {} if ended is None else ended
     for sweep in [*sweeps, *store.sweeps()]:
         for run in sweep.runs:
             if run["key"] not in seen and name in (None, sweep.content["notebook"]):
                 seen.add(run["key"])
-                yield done.get(run["key"]) or row(store, sweep.name, run["key"], run, done)
-    for key in sorted(kept(store) - seen) if name is None else ():
-        yield done.get(key) or row(store, "(single run)", key, {}, done)
+                yield ended.get(run["key"]) or row(store, sweep.name, run["key"], run, ended)
+    for key in sorted(traces(store) - seen) if name is None else ():
+        yield ended.get(key) or row(store, "(single run)", key, {}, ended)
 
 
-def kept(store):
-    """Keys of all runs of which there is something: a record, an error, how far it is, states."""
-    files = (path for suffix in (".json", ".error", ".progress") for path in store.folder.glob(f"*{suffix}"))
-    names = {path.stem for path in (*files, *store.folder.glob("checkpoints/*"))}
-    names |= {path.stem for path in store.folder.glob("locks/*.lock") if store.busy(path.stem)}
-    return {name for name in names if re.fullmatch("[0-9a-f]{16}", name)}
+def traces(store):
+    """Keys of all runs of which there is something: a record, an error, a note of progress, states, a lock."""
+    paths = []
+    for pattern in ("*.json", "*.error", "*.progress", "checkpoints/*", "locks/*"):
+        paths += store.folder.glob(pattern)
+    return {path.stem for path in paths if re.fullmatch("[0-9a-f]{16}", path.stem)}
 
 
-def row(store, notebook, key, run, done):
+def row(store, notebook, key, run, ended):
     state, detail = store.status(key)
-    if not run and state in ("done", "diverged"):
+    if not run and state in ENDED:
         run = store.load(key)["config"]
-    found = dict(zip(COLUMNS, (notebook, key, *(run.get(name, "") for name in COLUMNS[2:5]), state, detail), strict=True))
-    if state in ("done", "diverged"):
-        done[key] = found
+    values = (notebook, key, *(run.get(name, "") for name in COLUMNS[2:5]), state, detail)
+    found = dict(zip(COLUMNS, values, strict=True))
+    if state in ENDED:
+        ended[key] = found
     return found
 
 
@@ -62,15 +71,15 @@ def table(profile, name=None, given=None):
     """The rows of `runs` as a styled frame for a notebook, with the counts of states as its caption. Raises ConfigError."""
     check_profile(profile)
     if name is not None:
-        experiment(name)
+        manifest.path_of(name)
     rows = pd.DataFrame(list(runs(profile, asked(profile, given)[0], name)), columns=COLUMNS)
     return rows.style.hide(axis="index").set_caption(counts(rows.state))
 
 
-def counts(kinds):
+def counts(states):
     """'12 done, 2 running'"""
-    kinds = list(kinds)
-    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    states = list(states)
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 def line(row):
@@ -79,6 +88,9 @@ def line(row):
 
 
 def notebooks(profile):
+    """A line for each notebook that has been started."""
+    from .notebooks import states
+
     return [f"{label:20} notebook {state} {detail}".rstrip() for label, (state, detail) in states(Store(profile)).items()]
 
 
@@ -93,16 +105,20 @@ class Screen:
     """`biasnb status --watch`: what is under way or not well, as much of it as a terminal holds."""
 
     def __init__(self, profile, given=None):
-        self.profile, self.done = profile, {}
+        self.profile, self.ended = profile, {}
         self.sweeps, self.troubles = asked(profile, given)
 
     def page(self, columns, height):
         """(lines, whether something is left that could go on)."""
-        rows = list(runs(self.profile, self.sweeps, done=self.done))
-        open_ones = sorted((row for row in rows if row["state"] in FIRST), key=lambda row: FIRST.index(row["state"]))
-        lines = [*map(line, open_ones), *self.troubles]
+        rows = list(runs(self.profile, self.sweeps, ended=self.ended))
+        unfinished = sorted((row for row in rows if row["state"] in FIRST), key=urgency)
+        lines = [*map(line, unfinished), *self.troubles]
         lines += [text for text in notebooks(self.profile) if " notebook done" not in text]
         room = max(1, height - 4)
         more = [f"... {len(lines) - room} more"] if len(lines) > room else []
         shown = [*lines[:room], *more, counts(row["state"] for row in rows)]
         return [text[:columns] for text in shown], any(row["state"] in GOES_ON for row in rows)
+
+
+def urgency(row):
+    return FIRST.index(row["state"])

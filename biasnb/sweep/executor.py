@@ -24,6 +24,7 @@ from ..records.store import Store
 SCHEDULER = "BIASNB_SCHEDULER"  # address, or path of a scheduler file
 SUFFIXES = (".safetensors", ".npz", ".json")  # of a run's files; the record is last, so that a record that exists is complete
 DEATHS = 20  # of workers on one task, after which the task is given up
+REACH = "30s"  # how long a scheduler may take to answer
 LOOK = 0.2  # seconds between two looks at what has come back
 GPU = "GPU"  # Dask's name for the resource; a worker has one or none
 
@@ -101,7 +102,8 @@ def cluster(workers, devices=()):
     for i, device in enumerate(devices or [None] * workers):
         own = environment | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
         specs[i] = {"cls": Nanny, "options": options | {"env": own, "resources": {GPU: 1} if device else {}}}
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    scheduler_options = {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "port": 0}
+    scheduler = {"cls": Scheduler, "options": scheduler_options}
     with dask.config.set(settings), SpecCluster(specs, scheduler, name="biasnb", silence_logs=logging.CRITICAL) as found:
         yield found.scheduler_address
 
@@ -114,9 +116,9 @@ def client(workers, devices=()):
 
     with contextlib.ExitStack() as stack:
         where = os.environ.get(SCHEDULER) or stack.enter_context(cluster(workers, devices))
-        named = {"scheduler_file": where} if Path(where).suffix == ".json" else {"address": where}
+        named = {"scheduler_file": where} if Path(where).is_file() else {"address": where}
         try:
-            yield stack.enter_context(Client(**named, timeout="30s", set_as_default=False))
+            yield stack.enter_context(Client(**named, timeout=REACH, set_as_default=False))
         except OSError as error:
             raise BiasnbError(f"scheduler: {where} cannot be reached ({error}); start it, or leave --scheduler out") from None
 
@@ -127,6 +129,7 @@ def client(workers, devices=()):
 def train(configs, store):
     """Make the records that are missing, the longest runs first. What another process trains is waited for; a run that fails
     does not stop the others. Raises BiasnbError that names every run that failed."""
+    store.tidy()
     with keys.snapshot():
         wanted = {}
         for cfg in configs:
@@ -141,7 +144,7 @@ def train(configs, store):
             tasks = grouped(wanted, by_seed=on_gpu)
             failed = follow(dask, submitted(dask, tasks, store.profile, on_gpu), store)
     if failed:
-        named = "; ".join(f"{name}: {why}" for name, why in list(failed.items())[:5])
+        named = "; ".join(failed[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise BiasnbError(f"{len(failed)} of {len(tasks)} runs failed: {named}{more}")
 
@@ -182,8 +185,9 @@ def submitted(dask, tasks, profile, on_gpu):
 
 
 def follow(dask, futures, store):
-    """Save what comes back and show how far all is, until nothing is left to come; returns {name of a task: why it failed}."""
-    pending, failed, began = set(futures), {}, time.monotonic()
+    """Save what comes back and show how far all is, until nothing is left to come; returns a line for every task that
+    failed."""
+    pending, failed, began = set(futures), [], time.monotonic()
     total = sum(task.cost for task in futures.values())
     report = Progress("training", len(futures), unit="runs")
     while pending:
@@ -191,8 +195,8 @@ def follow(dask, futures, store):
         for future in [future for future in pending if future.done()]:
             pending.remove(future)
             if why := saved(future, futures[future], store):
-                failed[futures[future].name] = why
-                print(f"error: {futures[future].name}: {why}", flush=True)
+                failed.append(f"{futures[future].name}: {why}")
+                print(f"error: {failed[-1]}", flush=True)
         under_way = running(dask, futures, pending, store)
         spent = sum(task.cost for future, task in futures.items() if future not in pending)
         spent += sum(row["share"] * row["cost"] for row in under_way)

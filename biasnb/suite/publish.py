@@ -1,0 +1,264 @@
+"""The committed reference: records and networks that are published, and how what is measured compares with them."""
+
+import sys
+from dataclasses import dataclass, replace
+
+from ..config import PROFILES, Config, ConfigError
+from ..operators import CUBE, TRIO
+from ..records import places
+from ..records.files import StoreError, read_json, to_json, write_atomic
+from ..records.store import Store
+
+# ---- comparison -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a record, in the unit of tables, and how far two measurements of it may be apart."""
+
+    name: str
+    path: tuple  # where it stands in the record
+    factor: int  # from the record's unit to that of tables
+    decimals: int  # that tables print
+    evaluated: float | None  # allowed where the same weights are evaluated again; None: not measured again
+    trained: float | None  # allowed where the same run is trained on another machine; None: not compared
+
+    def of(self, record):
+        """Its value; None in a record that has none."""
+        for name in self.path:
+            record = record[name]
+        return None if record is None else self.factor * record
+
+
+# Evaluated again, a number may change by half a unit of the last decimal. The optimizer of the probe ends elsewhere on a
+# processor with other instructions: differences of up to 0.4 points were seen.
+METRICS = (
+    Metric("PSNR, dB", ("psnr", "test"), 1, 2, 0.005, 0.1),
+    Metric("loss", ("loss", "test"), 1, 3, 0.0005, 0.01),
+    Metric("accuracy, %", ("accuracy", "test"), 100, 1, 0.05, None),
+    Metric("probe, %", ("probe", "chosen", "test"), 100, 1, 1.0, 2.0),
+    Metric("k-NN, %", ("probe", "chosen", "knn"), 100, 1, 0.05, None),
+    Metric("probe at init, %", ("init_probe", "chosen", "test"), 100, 1, None, 2.0),
+)
+COLUMNS = ("network", "metric", "recorded", "measured", "allowed", "agrees")
+SCORES = ("loss", "psnr", "accuracy", "probe")  # parts of a record that its weights decide
+
+
+def same_pixels(*records):
+    """Whether these records were measured on the same images."""
+    return len({record["data"]["fingerprint"] for record in records}) == 1
+
+
+def compare(record, measured):
+    """Rows (metric, recorded, measured, allowed, agrees) of weights that were evaluated again: the data, and every metric that
+    the record has, as tables print them."""
+    pixels = [one["data"]["fingerprint"] for one in (record, measured)]
+    rows = [("data", *pixels, "equal", same_pixels(record, measured))]
+    for metric in METRICS:
+        if metric.evaluated is not None and metric.of(record) is not None:
+            one, other = metric.of(record), metric.of(measured)
+            printed = [f"{value:.{metric.decimals}f}" for value in (one, other)]
+            rows.append((metric.name, *printed, f"± {metric.evaluated:g}", abs(one - other) <= metric.evaluated))
+    return rows
+
+
+def agreement(profile):
+    """This machine's runs against results/<profile>, metric by metric, over the runs that both have: lines of Markdown."""
+    here, there = Store(profile), Store(profile, "results")
+    keys = [path.stem for path in sorted(there.folder.glob("*.json")) if here.has(path.stem) and "-" not in path.stem]
+    if not keys:
+        return [f"No committed reference for these runs in results/{profile}; nothing to compare."]
+    broken = [key for key in keys if "broken" in (here.status(key)[0], there.status(key)[0])]
+    pairs = [(here.load(key), there.load(key)) for key in keys if key not in broken]
+    other_end = [own["key"] for own, reference in pairs if own["status"] != reference["status"]]
+    pairs = [(own, reference) for own, reference in pairs if own["status"] == reference["status"] == "done"]
+    lines = [f"Against the reference in results/{profile}, {len(keys)} runs:", ""]
+    lines += ["| metric | allowed difference | median | largest | all within |", "|---|---|---|---|---|"]
+    for metric in METRICS:
+        if metric.trained is None:
+            continue
+        values = [(metric.of(own), metric.of(reference)) for own, reference in pairs]
+        apart = sorted(abs(own - reference) for own, reference in values if None not in (own, reference))
+        if apart:
+            within = sum(difference <= metric.trained for difference in apart)
+            verdict = "yes" if within == len(apart) else f"NO, {within} of {len(apart)}"
+            middle = apart[len(apart) // 2]
+            lines.append(f"| {metric.name} | ± {metric.trained:g} | {middle:.2g} | {apart[-1]:.2g} | {verdict} |")
+    if broken:
+        lines += ["", f"Broken records, see `biasnb status`: {', '.join(broken)}"]
+    if other_end:
+        lines += ["", f"Diverged here or in the reference, not in both: {', '.join(other_end)}"]
+    if moved := sum(not same_pixels(*pair) for pair in pairs):
+        lines += ["", f"{moved} runs read other pixels than the reference: an image library decodes or resizes differently."]
+    return lines
+
+
+# ---- records --------------------------------------------------------------------------------------------------------
+
+
+def published(*asked):
+    """The profiles that have committed records. Raises StoreError if one asked for (None: none) is not among them."""
+    found = [profile for profile in PROFILES if (places.results() / profile).is_dir()]
+    for profile in sorted(set(asked) - {None, *found}):
+        raise StoreError(f"profile: {profile!r} has no records in results/; published are {found}")
+    return found
+
+
+def newest(profile):
+    """The store to show: your own runs of the profile if there are any, else the committed reference."""
+    own = Store(profile)
+    return own if own.sweeps() else Store(profile, "results")
+
+
+def chosen_sweeps(store, names=()):
+    """(the sweeps named, or else all with the profile's own settings; names of the others). Raises StoreError for a name that
+    is none, and if there is no sweep."""
+    known = {sweep.name: sweep for sweep in store.sweeps() if sweep.keys}
+    for name in names:
+        if name not in known:
+            raise StoreError(f"{name}: no such sweep in {store.folder}; there are {', '.join(known) or 'none'}")
+    chosen = [sweep for sweep in known.values() if (sweep.name in names if names else not sweep.content["changed"])]
+    if not chosen:
+        raise StoreError(f"{store.folder}: holds no sweep to publish; run `biasnb reproduce --profile {store.profile}` first")
+    return chosen, sorted(set(known) - {sweep.name for sweep in chosen})
+
+
+def publish(profile, names=()):
+    """Copy the validated records that sweeps ask for from runs/<profile> to results/<profile>: of the sweeps named, or of all
+    with the profile's own settings. Everything is read and checked before anything is written; what was published before
+    stays. Raises StoreError if a record is missing or broken.
+
+    Returns (number of records, sweeps left out, records made from uncommitted code)."""
+    here, there = Store(profile), Store(profile, "results")
+    chosen, left_out = chosen_sweeps(here, names)
+    needed, files, dirty = {}, {}, 0
+    for sweep in chosen:
+        if missing := sweep.missing():
+            raise StoreError(f"{sweep.name}: {len(missing)} records are missing, first {missing[0]}; finish the run first")
+        needed |= dict.fromkeys((*sweep.keys, *sweep.searches))
+    for key in needed:
+        record = here.load(key)
+        dirty += bool(record.get("environment", {}).get("dirty"))
+        files[f"{key}.json"] = here.path(key).read_bytes()
+        if "arrays" in record:
+            here.arrays(key)
+            files[f"{key}.npz"] = here.path(key, ".npz").read_bytes()
+    for name, content in files.items():
+        write_atomic(there.folder / name, content)
+    for sweep in chosen:
+        replace(sweep, store=there).save()
+    return sum(name.endswith(".json") for name in files), left_out, dirty
+
+
+# ---- networks -------------------------------------------------------------------------------------------------------
+
+
+def networks(store, names=()):
+    """{mixer: key} of the networks to publish: of the presets of the trio, and of the cells of the cube, the deepest run with
+    pretext 'bert' and the first seed, in the first sweep that trains the most of them. The sweeps are those named, or else all
+    with the profile's own settings. Raises StoreError if none trains such a network."""
+    found = {}
+    sweeps, _ = chosen_sweeps(store, names)
+    for mixers in (TRIO, CUBE):
+        runs = max((trained(sweep, mixers) for sweep in sweeps), key=number_of_mixers)
+        for run in runs:
+            if run["depth"] == max(other["depth"] for other in runs) and run["seed"] == runs[0]["seed"]:
+                found.setdefault(run["mixer"], run["key"])
+    if not found:
+        raise StoreError(
+            f"{store.folder}: its sweeps train none of {', '.join((*TRIO, *CUBE))} with pretext 'bert'; name others"
+        )
+    return found
+
+
+def trained(sweep, mixers):
+    """The runs of these mixers with pretext 'bert' that a sweep asks for."""
+    return [run for run in sweep.runs if run["mixer"] in mixers and run["pretext"] == "bert"]
+
+
+def number_of_mixers(runs):
+    return len({run["mixer"] for run in runs})
+
+
+def publish_networks(profile, names=(), data_dir=""):
+    """Copy the weights of `networks` from runs/<profile> to results/<profile>/networks/<mixer>/{config.json,
+    model.safetensors}, the layout that Hugging Face's hub reads; diverged runs have none. Returns the mixers.
+
+    Everything is read and checked before anything is written. Raises StoreError if weights are missing or do not fit, or
+    if a published record is missing or has other scores than the run."""
+    from ..networks.pretrained import description, folder, load_weights
+    from ..training.run import prepare
+
+    here, there = Store(profile), Store(profile, "results")
+    chosen = {mixer: key for mixer, key in networks(here, names).items() if here.status(key)[0] != "diverged"}
+    missing = [key for key in chosen.values() if not here.path(key, ".safetensors").is_file()]
+    if missing:
+        raise StoreError(f"{here.path(missing[0], '.safetensors')}: no such file, weights of {len(missing)} of {len(chosen)} "
+                         f"networks are missing; run `biasnb reproduce --profile {profile}` first")  # fmt: skip
+    files = {}
+    for mixer, key in chosen.items():
+        own, record, weights = here.load(key), there.load(key), here.path(key, ".safetensors")
+        other = [name for name in SCORES if own[name] != record.get(name)]
+        if other:
+            raise StoreError(f"{there.path(key)}: another {', '.join(other)} than {here.path(key)}; publish the records first")
+        model = prepare(Config(**record["config"], data_dir=data_dir))[1]
+        load_weights(model, weights)
+        files[f"{mixer}/model.safetensors"] = weights.read_bytes()
+        files[f"{mixer}/config.json"] = to_json(description(model, key, profile))
+    for name, content in files.items():
+        write_atomic(folder(profile) / name, content)
+    return list(chosen)
+
+
+def loaded(profile, mixer, data_dir=""):
+    """(record, data, network with its trained weights) of a published network; `data_dir` is where its data lie.
+
+    Raises StoreError for files that are missing, broken or do not belong together, BiasnbError as `prepare` does."""
+    from ..networks import pretrained
+    from ..training.run import prepare
+
+    folder, names = pretrained.folder(profile), pretrained.published(profile)
+    if mixer not in names:
+        raise StoreError(f"network: {mixer!r} is not published in {folder}; there are {', '.join(names)}")
+    path = folder / mixer / "config.json"
+    about = read_json(path)
+    if not isinstance(about, dict) or not isinstance(about.get("key"), str):
+        raise StoreError(f"{path}: lacks the key of the run; publish the network again")
+    store = Store(profile, "results")
+    record = store.load(about["key"])
+    if {name: about.get(name) for name in record["config"]} != record["config"]:
+        raise StoreError(f"{path}: another config than {store.path(about['key'])}; publish the network again")
+    data, start = prepare(Config(**record["config"], data_dir=data_dir))
+    return record, data, pretrained.from_file(about, path.with_name("model.safetensors")).to(start.mean.device)
+
+
+def verify(profile, stream=sys.stdout, data_dir=""):
+    """Evaluate every published network again, with the threads of its record, and compare.
+
+    Returns rows {network, metric, recorded, measured, allowed, agrees}, values as tables print them; `agrees` is None where
+    the data are not here. Raises StoreError for files as `loaded` does."""
+    from ..data.datasets import DataError
+    from ..networks import pretrained
+
+    rows, names = [], pretrained.published(profile)
+    for i, mixer in enumerate(names, 1):
+        print(f"[{i}/{len(names)}] {mixer}", file=stream, flush=True)
+        try:
+            record, data, model = loaded(profile, mixer, data_dir)
+            found = compare(record, measure(model, data, record["environment"]["threads"]))
+        except (DataError, ConfigError) as error:
+            print(f"data not here: {error}", file=stream, flush=True)
+            found = [("data", "", "data not here; give data_dir", "", None)]
+        rows += [dict(zip(COLUMNS, (mixer, *row), strict=True)) for row in found]
+    return rows
+
+
+def measure(model, data, count):
+    """What a record says of a network's test split, measured with so many threads."""
+    from ..training.evaluation import probe_network
+    from ..training.loop import threads
+    from ..training.pretext import evaluate
+
+    with threads(count):
+        scores = {name: {"test": score} for name, score in evaluate(model, data.test, "test").items()}
+        return {**scores, "probe": probe_network(model, data), "data": data.summary()}
