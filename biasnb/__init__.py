@@ -1,6 +1,6 @@
 """Small vision networks that differ in their inductive biases: trained, recorded, compared. Notebooks hold the experiments.
 
-The rooms of the package in reading order; each imports only from those above it, which `make lint` checks:
+The rooms of the package in reading order; each imports only from those before it, which `make lint` checks:
 
     operators.py  the mixing operators by name
     config.py     the settings of a run and their checks; profiles.toml: the sizes of a profile, as data

@@ -1,6 +1,7 @@
-"""From records to pictures and tables, each drawn by its name for any sweep. `curves`, `levels`, `cube` and `features` have a kind of
-figure each, `tables` the tables, `board` the picture of the claims, `style` the parts that figures share. Imports `evidence`,
-`records`, the configuration and the table of operators, and no torch. Notebooks import `show_figure` and `show_table` from here."""
+"""From records to pictures and tables, each drawn by its name for any sweep. `curves`, `levels`, `cube` and `features` have a
+kind of figure each, `tables` the tables, `board` the picture of the claims, `style` the parts that figures share. Imports
+`evidence`, `records`, the configuration and the table of operators, and no torch. Notebooks import `show_figure` and
+`show_table` from here."""
 
 import io
 import struct
