@@ -9,7 +9,7 @@ KILLS ?= 100
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: reproduce test faults chaos audit lint figures report lab tour docs clean install
+.PHONY: reproduce test faults chaos audit lint figures report bench lab tour docs clean install
 
 reproduce: $(READY)  ## every notebook with PROFILE=quick; FRESH=1 starts anew; SET="field=value ..." changes settings
 	$(BIN)/python -m biasnb reproduce --profile $(PROFILE) $(if $(FRESH),--fresh) $(SET)
@@ -27,15 +27,16 @@ audit: $(READY)  ## known vulnerabilities of the exact versions; needs the netwo
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --no-deps --requirement constraints.txt
 
-lint: $(READY)  ## style of package, tests and notebooks
+lint: $(READY)  ## style of package, tests and notebooks, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m biasnb lint
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
 # Records need no torch: where the suite's environment has not been made, one with the packages that draw is enough.
 SMALL := $(VENV)-figures
-DRAWING := matplotlib numpy pandas scipy seaborn tabulate
+DRAWING := click cloudpickle dask filelock matplotlib numpy pandas scipy seaborn tabulate
 figures: $(if $(wildcard $(READY)),,$(SMALL)/.ready)  ## redraw figures/ and decide the claims from the records in results/
 	$(if $(wildcard $(READY)),$(BIN),$(SMALL)/bin)/python -m biasnb figures
 
@@ -47,6 +48,9 @@ $(SMALL)/.ready: $(wildcard $(CONSTRAINTS))
 report: $(READY)  ## runs/PROFILE/report: the executed notebooks and the claims as a static site
 	$(BIN)/python -m biasnb report --profile $(PROFILE)
 
+bench: $(READY)  ## how fast this machine trains, beside the same networks from timm's parts
+	$(BIN)/python benchmarks/bench.py
+
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -57,7 +61,7 @@ docs: $(READY)  ## build/docs: the docstrings as pages
 	$(BIN)/pdoc --output-directory build/docs --docformat google --no-show-source biasnb '!biasnb.__main__'
 
 clean:  ## remove caches and build products; runs/, data/ and the environment stay (delete them yourself)
-	rm -rf runs/cache build *.egg-info .pytest_cache .ruff_cache
+	rm -rf runs/cache build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 install: $(READY)
 

@@ -233,17 +233,6 @@ def test_key_does_not_depend_on_the_order_of_fields():
     assert key(Config(depth=2, width=32)) == key(Config(width=32, depth=2))
 
 
-def test_key_of_a_folder_changes_with_its_files(tmp_path):
-    for name in ("a/1.png", "b/1.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    cfg = Config(dataset="folder", data_dir=str(tmp_path))
-    before = key(cfg)
-    assert key(cfg) == before
-    (tmp_path / "b/2.png").write_bytes(b"x")
-    assert key(cfg) != before
-
-
 def test_a_missing_folder_is_named():
     with pytest.raises(ConfigError, match="nowhere"):
         key(Config(dataset="folder", data_dir="nowhere"))

@@ -303,6 +303,27 @@ def test_a_module_of_the_user_counts_with_all_it_holds_and_one_of_a_package_by_i
     assert digest_of(source) == found[2]
 
 
+def test_the_package_of_the_operator_counts_also_where_it_is_installed(monkeypatch):
+    found = []
+    for operator, helper in ((1, 1), (1, 2), (2, 2)):
+        modules = {}
+        for name, source in (
+            ("lab", ""),
+            ("lab.helpers", f"def f(x): return {helper}"),
+            ("other", f"def g(x): return {operator}"),
+        ):
+            modules[name] = types.ModuleType(name)
+            modules[name].__file__ = f"{os.path.dirname(pytest.__file__)}/{name}.py"
+            monkeypatch.setitem(sys.modules, name, modules[name])
+            exec(source, vars(modules[name]))
+        source = ("from lab.helpers import f\nfrom other import g\nclass Cross:\n"
+                  "    def forward(self, x):\n        return f(x), g(x)")  # fmt: skip
+        exec(source, vars(modules["lab"]))
+        monkeypatch.setitem(MIXERS, "cross", Mixer("cross", modules["lab"].Cross))
+        found.append(user_digest("cross"))
+    assert found[0] != found[1] == found[2]  # another package counts by its name
+
+
 def test_a_global_that_is_not_there_yet_counts_once_it_is():
     source = "class Cross:\n    def forward(self, x):\n        return later(x)"
     assert digest_of(source) != digest_of(source + "\ndef later(x): return x")
@@ -384,8 +405,8 @@ def test_a_version_takes_the_place_of_the_code_also_in_a_process_that_received_t
 
 def test_within_a_snapshot_an_operator_is_read_once(monkeypatch):
     monkeypatch.setitem(MIXERS, "cross", Mixer("cross", executed(SOURCE)["Cross"]))
-    read, digest = [], keys._entry_digest
-    monkeypatch.setattr(keys, "_entry_digest", lambda entry: read.append(entry) or digest(entry))
+    read, digest = [], keys._code_digest
+    monkeypatch.setattr(keys, "_code_digest", lambda mixer: read.append(mixer) or digest(mixer))
     with keys.snapshot():
         assert len({key(Config(mixer="cross", seed=seed)) for seed in range(20)}) == 20
     assert len(read) == 1

@@ -322,7 +322,10 @@ def test_runs_of_one_key_have_weights_of_one_shape(pretext):
 def test_the_norm_is_rms_norm_with_its_first_and_second_derivatives_also_over_seeds():
     rng = torch.Generator().manual_seed(0)
     x, gain, v = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in ((3, 2, 4, 8), (3, 8), (3, 2, 4, 8)))
-    plain = lambda x, gain: torch.nn.functional.rms_norm(x, (8,), gain, model.EPS)  # noqa: E731
+
+    def plain(x, gain):
+        return torch.nn.functional.rms_norm(x, (8,), gain, model.EPS)
+
     found = []
     for norm in (model.Normalised.apply, plain):
         inputs = x.clone().requires_grad_(), gain.clone().requires_grad_()

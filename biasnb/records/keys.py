@@ -165,13 +165,15 @@ def user_digest(mixer):
     entry = MIXERS[mixer]
     if FAMILIES.get(entry.family, {}).get(mixer) == entry._replace(family=USER):
         return ""
-    return entry.version or _once(_entry_digest, entry)
+    return entry.version or _once(_code_digest, mixer)
 
 
-def _entry_digest(entry):
-    traits = entry._replace(label="", operator="", family="")
+def _code_digest(mixer):
+    entry = MIXERS[mixer]
+    package = str(getattr(entry.operator, "__module__", "")).partition(".")[0]
+    own = Description(package if package not in ("biasnb", "torch") else "")
     try:
-        return digest(Description().of((tuple(traits), entry.operator)))
+        return digest(own.of((tuple(entry._replace(label="", operator="", family="")), entry.operator)))
     except RecursionError:
         return digest(unreadable(entry.operator))
 
@@ -191,9 +193,11 @@ UNREADABLE = {}
 
 
 class Description:
-    """Describes values of any kind, code included, by nested lists of text that are the same in every process."""
+    """Describes values of any kind, code included, by nested lists of text that are the same in every process. The package
+    `own` counts as the user's, installed or not."""
 
-    def __init__(self, seen=()):
+    def __init__(self, own="", seen=()):
+        self.own = own
         self.seen = dict(seen)  # address -> (number, value), which is kept so that no address is used twice
 
     def of(self, value):
@@ -205,7 +209,7 @@ class Description:
         if kind is tuple:
             return ["tuple", *map(self.of, value)]
         if kind in (set, frozenset):  # the order differs between processes
-            return [kind.__name__, *sorted(digest(Description(self.seen).of(item), 64) for item in value)]
+            return [kind.__name__, *sorted(digest(Description(self.own, self.seen).of(item), 64) for item in value)]
         if kind is types.CodeType:
             return self.code(value, {})
         if id(value) in self.seen:
@@ -234,8 +238,9 @@ class Description:
         if kind in (staticmethod, classmethod):
             return [kind.__name__, self.of(value.__func__)]
         if isinstance(value, property):
-            return [self.of(kind), self.of(value.fget), self.of(value.fset), self.of(value.fdel)]
-        if isinstance(value, functools.cached_property):
+            held = (value.fget, value.fset, value.fdel, getattr(value, "__dict__", {}))
+            return [self.of(kind), self.of(held)]
+        if kind is functools.cached_property:
             return [self.of(kind), self.of(value.func)]
         if isinstance(value, functools._lru_cache_wrapper):
             return ["cache", self.of(value.__wrapped__), self.of(value.cache_parameters())]
@@ -258,7 +263,7 @@ class Description:
 
     def kind(self, kind):
         """A class: by its name, or by its bases and members where it is the user's own."""
-        if not kind.__flags__ & HEAP_TYPE or installed_as(kind, kind.__module__):
+        if not kind.__flags__ & HEAP_TYPE or self.installed_as(kind, kind.__module__):
             return ["name", kind.__module__, kind.__qualname__]
         members = [[name, self.of(member)] for name, member in sorted(vars(kind).items()) if name not in SILENT]
         return ["class", kind.__name__, self.of(type(kind)), self.of(kind.__bases__), members]
@@ -267,10 +272,10 @@ class Description:
         """A function: by its name, or by its code and what it uses. A function that is made by one of a package, as
         decorators are, may hold functions of the user."""
         home = function.__globals__.get("__name__", "")
-        if installed_as(function, function.__module__) or installed_as(function, home):
+        if self.installed_as(function, function.__module__) or self.installed_as(function, home):
             return ["name", function.__module__, function.__qualname__]
         held = (function.__defaults__, function.__kwdefaults__, function.__closure__, vars(function))
-        if installed(home):
+        if self.installed(home):
             return ["made by", home, function.__code__.co_qualname, self.of(held)]
         return ["function", self.code(function.__code__, function.__globals__), self.of(held)]
 
@@ -293,7 +298,7 @@ class Description:
 
     def module(self, module):
         """A module: by its name, or by all that it holds where it is the user's own, as it was when it was imported."""
-        if installed(module.__name__):
+        if self.installed(module.__name__):
             return ["module", module.__name__]
         if not str(getattr(module, "__file__", ".py")).endswith(".py"):  # compiled
             return unreadable(module)
@@ -304,24 +309,26 @@ class Description:
         how = value.__reduce_ex__(4)
         if isinstance(how, str):  # a name in its module
             home = type(value).__module__
-            same = installed(home) and getattr(sys.modules.get(home), how, None) is value
+            same = self.installed(home) and getattr(sys.modules.get(home), how, None) is value
             return ["name", home, how] if same else unreadable(value)
         make, given, state, items, pairs = (*how[:5], *[None] * (5 - len(how)))
         return ["instance", *map(self.of, (make, given, state, list(items or ()), list(pairs or ())))]
+
+    def installed(self, name):
+        return name.partition(".")[0] != self.own and installed(name)
+
+    def installed_as(self, value, module):
+        """Whether a module that is not the user's has this class or function under its name."""
+        found = sys.modules.get(module) if isinstance(module, str) and self.installed(module) else None
+        for name in value.__qualname__.split("."):
+            found = getattr(found, name, None)
+        return found is value
 
 
 def unreadable(value):
     """Stands for a value that cannot be described: the same for this object in this process, different for all others."""
     number, _ = UNREADABLE.setdefault(id(value), (len(UNREADABLE), value))
     return ["unreadable", THIS_PROCESS, os.getpid(), number]
-
-
-def installed_as(value, module):
-    """Whether a module of an installed package, of Python or of the suite has this class or function under its name."""
-    found = sys.modules.get(module) if isinstance(module, str) and installed(module) else None
-    for name in value.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is value
 
 
 def installed(name):
