@@ -1,2 +1,2 @@
-"""The isotropic stack: embedding, positions, the mixing operators, blocks, head, and what a network costs. Imports
-`data` and below."""
+"""The isotropic stack: embedding, positions, the mixing operators, blocks, head, what a network costs, and trained networks
+without their data. Imports `data` and below."""

@@ -12,7 +12,7 @@ BASELINES = ("baseline_psnr", "baseline_probe")  # columns of `Sweep.frame`
 @dataclass(frozen=True)
 class Sweep:
     """The runs that one notebook asked for, in `<store>/sweeps/<name>.json`: {notebook, profile, data, changed, searches: keys
-    of learning-rate searches, runs: [{key, baseline, and the key fields of the Config}]}."""
+    of learning-rate searches, runs: [{key, baseline, and the key fields of the Config}], figures, tables: names}."""
 
     store: object  # the Store that holds its records
     name: str
