@@ -130,7 +130,6 @@ def train(configs, store):
     """Make the records that are missing, the longest runs first. What another process trains is waited for; a run that fails
     does not stop the others. Raises BiasnbError that names every run that failed."""
     store.tidy()
-    store.tidy()
     with keys.snapshot():
         wanted = {}
         for cfg in configs:
