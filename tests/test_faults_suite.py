@@ -22,12 +22,12 @@ import nbformat
 import psutil
 import pytest
 import synthetic
+from biasnb.sweep.experiments import EXPERIMENTS
 
 from biasnb.config import ConfigError
 from biasnb.records.store import Store
 from biasnb.suite import notebook, parameters
 from biasnb.suite.commands import main
-from biasnb.sweep.experiments import EXPERIMENTS
 
 CHECKOUT = Path(__file__).parents[1]
 TIMES = 90  # seconds that anything may take on a busy machine

@@ -1,2 +1,3 @@
-"""From saved records to verdicts: `claims` with their tests beside them, the paired `contrasts` of runs that tests are about,
-their `verdicts`, and the `stats` behind them. Imports `records`, the configuration and the table of operators, and no torch."""
+"""From records to verdicts. `claims` has every claim with its rule and its tests, `contrasts` the paired differences of runs
+that tests are about, `stats` the statistics over seeds, `verdicts` turns tests into a verdict. Imports `records`, the
+configuration and the table of operators, and no torch."""

@@ -1,2 +1,2 @@
-"""What a reader tries out by hand: the `playground` and the `scene` that it shows, and the `checks` that measure what each
-operator is. Imports `training`, `figures` and the rooms below them."""
+"""What a reader tries out by hand. `playground` is the panel of notebook 03, `scene` computes and draws what it shows,
+`checks` measures what each operator is (docs/operators.md). Imports `figures`, `training` and the rooms before them."""

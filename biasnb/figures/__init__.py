@@ -1,6 +1,7 @@
-"""From saved records to pictures and tables, in one style: every figure and table by its name, for any sweep. `style` holds
-the parts, `levels`, `curves`, `cube` and `features` a kind of figure each, `tables` the tables, `board` the verdicts on the
-claims. Imports `evidence`, `records`, the configuration and the table of operators, and no torch."""
+"""From records to pictures and tables, each drawn by its name for any sweep. `curves`, `levels`, `cube` and `features` have a
+kind of figure each, `tables` the tables, `board` the picture of the claims, `style` the parts that figures share. Imports
+`evidence`, `records`, the configuration and the table of operators, and no torch. Notebooks import `show_figure` and
+`show_table` from here."""
 
 import io
 import struct

@@ -1,3 +1,4 @@
-"""What a run leaves behind: its key, its files (whole at any moment, locked while it is trained), the sweeps that notebooks ask
-for, and what the numbers were made with. Imports the configuration only, and no torch: tables, figures and claims are made
-from this room alone."""
+"""What a run leaves behind, and how it is found again. `keys` gives a run its name, `store` reads and writes its record,
+`sweep` is the list of runs that one notebook asked for, `files` writes atomically and holds locks, `places` says where the
+folders are, `provenance` stamps a record with machine and versions, `progress` shows how far something is. Imports the
+configuration and the table of operators only, and no torch: tables, figures and claims are made from this room alone."""

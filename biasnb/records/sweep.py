@@ -106,7 +106,7 @@ class Sweep:
         """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
         run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
         named = {"pretext": "pretext", "patch": "patch", "width": "width", "depth": "depth", "mask_rate": "mask rate"}
-        said = {*named, "steps", "seed", "mixer", "dataset", "files", "image_size", "own"}
+        said = {*named, "steps", "seed", "mixer", "dataset", "files", "image_size", "user_defined"}
         words = [
             f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
             f"profile {self.content['profile']}",

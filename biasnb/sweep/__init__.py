@@ -1,5 +1,7 @@
-"""From factors to runs: the list of runs of a study, the executor that trains what is missing, the learning-rate search, the
-estimate of time, and what a notebook asks for. Imports `training` and below."""
+"""From the factors of a study to trained runs. `study` turns factors and their levels into a list of runs, `manifest` reads
+from a notebook what it asks for and checks its parameters, `executor` trains on Dask what is missing, `search` searches
+learning rates, `estimate` predicts time and memory. Imports `training` and the rooms before it. Notebooks import `Study` from
+here."""
 
 from .study import Study, images_of
 

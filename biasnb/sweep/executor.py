@@ -130,7 +130,6 @@ def train(configs, store):
     """Make the records that are missing, the longest runs first. What another process trains is waited for; a run that fails
     does not stop the others. Raises BiasnbError that names every run that failed."""
     store.tidy()
-    store.tidy()
     with keys.snapshot():
         wanted = {}
         for cfg in configs:
@@ -190,7 +189,7 @@ def follow(dask, futures, store):
     failed."""
     pending, failed, began = set(futures), [], time.monotonic()
     total = sum(task.cost for task in futures.values())
-    report = Progress("training", len(futures), unit="runs")
+    report = Progress("training", len(futures), unit="records")
     while pending:
         time.sleep(LOOK)
         for future in [future for future in pending if future.done()]:

@@ -1,3 +1,4 @@
-"""One run from Config to record, or the runs of several seeds as one program: training tasks, the loop, checkpoints, evaluation
-and measures. Knows no signals: a process that is killed leaves a state, and the next call goes on from it. Imports `networks`
-and below."""
+"""From a Config to the record of its run. `run` is the whole of it: prepare, train, evaluate, save. `pretext` has the
+training tasks, `loop` is the training loop, `seeds` trains networks that differ in their seed as one program, `checkpoint`
+writes the states to resume from, `evaluation` has baselines and probes, `measures` what is measured on a trained network.
+Imports `networks`, `data`, `records` and the configuration."""
