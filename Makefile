@@ -36,7 +36,7 @@ lint: $(READY)  ## style of package, tests and notebooks, and which room may imp
 
 # Records need no torch: where the suite's environment has not been made, one with the packages that draw is enough.
 SMALL := $(VENV)-figures
-DRAWING := click cloudpickle filelock matplotlib numpy pandas scipy seaborn tabulate
+DRAWING := click cloudpickle dask filelock matplotlib numpy pandas scipy seaborn tabulate
 figures: $(if $(wildcard $(READY)),,$(SMALL)/.ready)  ## redraw figures/ and decide the claims from the records in results/
 	$(if $(wildcard $(READY)),$(BIN),$(SMALL)/bin)/python -m biasnb figures
 

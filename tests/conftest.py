@@ -29,12 +29,13 @@ def root(tmp_path, monkeypatch):
 def decoded(tmp_path_factory):
     """A folder to copy to runs/cache of a new root: the photographs of profile smoke, which take seconds to decode."""
     from biasnb.config import configure
-    from biasnb.data.datasets import load
+    from biasnb.data import datasets
 
     folder = tmp_path_factory.mktemp("decoded")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIASNB_ROOT", str(folder))
-        load(configure("smoke"))
+        datasets._arrays.cache_clear()  # an earlier test may have read them from elsewhere
+        datasets.load(configure("smoke"))
     return folder / "runs" / "cache"
 
 

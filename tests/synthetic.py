@@ -1,14 +1,12 @@
 """Records of runs that were never trained, to test what is made from records."""
 
-import json
-
 import numpy as np
 
 from biasnb.config import configure
 from biasnb.records.keys import baseline_fields, baseline_key, key, key_fields
-from biasnb.records.places import CHECKOUT
 from biasnb.records.store import Store
 from biasnb.records.sweep import Sweep
+from biasnb.sweep import manifest
 
 # Put before a script: torch cannot be found.
 NO_TORCH = """
@@ -92,25 +90,10 @@ def baseline_record(cfg):
     }  # fmt: skip
 
 
-def shown_by(notebook):
-    """{"figures", "tables"}: the names that a notebook shows, as its committed sweep says."""
-    content = json.loads((CHECKOUT / "results" / "quick" / "sweeps" / f"{notebook}.json").read_text())
-    return {name: content[name] for name in ("figures", "tables")}
-
-
-def configs_of(notebook, profile, **overrides):
-    """The Configs that a notebook asks for with a profile and other levels of its factors."""
-    from biasnb.sweep.experiments import plan
-
-    return plan(notebook, profile, overrides)[1]
-
-
-def sweep_of(notebook, profile="smoke", **overrides):
-    """(Sweep of a notebook under its own name, without records; the Configs of its runs)."""
-    configs = list({key(cfg): cfg for cfg in configs_of(notebook, profile, **overrides)}.values())
-    runs = [{"key": key(cfg), "baseline": baseline_key(cfg), **key_fields(cfg)} for cfg in configs]
-    content = {"notebook": notebook, "profile": profile, "data": configs[0].dataset, "changed": {}, "searches": []}
-    return Sweep(Store(profile), notebook, {**content, "runs": runs, **shown_by(notebook)}), configs
+def sweep_of(notebook, profile="smoke", **given):
+    """(Sweep of a notebook with these parameters under its own name, without records; the Configs of its runs)."""
+    planned = manifest.plan(notebook, manifest.parameters(notebook, {"profile": profile, **given}))
+    return Sweep(Store(profile), notebook, {**planned.content, "changed": {}}), list(planned.configs)
 
 
 def saved_sweep(store, notebook="20_trio", **overrides):

@@ -1,6 +1,7 @@
 """What runs cost: predicted."""
 
 import pytest
+from biasnb.sweep.experiments import EXPERIMENTS, plan
 from synthetic import record_of
 
 from biasnb.config import Config, configure
@@ -8,7 +9,6 @@ from biasnb.records.keys import key
 from biasnb.records.store import Store
 from biasnb.suite.commands import main
 from biasnb.sweep import estimate as cost
-from biasnb.sweep.experiments import EXPERIMENTS, plan
 
 SMALL = {"image_size": 8, "width": 8, "heads": 2, "kernel": 3, "batch": 16}
 

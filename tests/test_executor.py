@@ -123,7 +123,17 @@ def test_the_cluster_of_this_machine_and_workers_in_separate_folders_make_equal_
         until(file.is_file)
         for name in ("one", "two"):
             (root / name).mkdir()
-            words = ["--scheduler-file", str(file), "--nthreads", "1", "--nworkers", "1", "--no-dashboard", "--host", "127.0.0.1"]
+            words = [
+                "--scheduler-file",
+                str(file),
+                "--nthreads",
+                "1",
+                "--nworkers",
+                "1",
+                "--no-dashboard",
+                "--host",
+                "127.0.0.1",
+            ]
             worker = [sys.executable, "-m", "dask", "worker", *words, "--local-directory", str(root / name)]
             own = env | {"BIASNB_ROOT": str(root / name)}
             processes.append(subprocess.Popen(worker, env=own, cwd=root / name, stderr=subprocess.DEVNULL))
@@ -172,7 +182,9 @@ def start(root, runs, **environment):
 
 def workers_of(process):
     """The processes that train, below those that watch them."""
-    return [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
+    return [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())
+    ]
 
 
 def owner(store, cfg, processes):
@@ -186,7 +198,7 @@ def owner(store, cfg, processes):
 
 
 @pytest.mark.fault("F14")
-def test_a_worker_that_is_killed_has_its_run_done_by_another(root, photographs):
+def test_a_worker_that_is_killed_has_its_run_done_by_another(root, photographs, monkeypatch):
     store = Store("smoke")
     runs = [asked(photographs, seed=seed, steps=steps, augment="crop") for seed, steps in ((0, 800), (1, 4))]
     process = start(root, runs, BIASNB_SCHEDULER=None)
@@ -197,7 +209,8 @@ def test_a_worker_that_is_killed_has_its_run_done_by_another(root, photographs):
     assert process.returncode == 0, said
     log = (store.folder / "workers.log").read_text()
     assert log.count("trained in") == 2
-    undisturbed = Store("undisturbed")
+    monkeypatch.setenv("BIASNB_ROOT", str(root / "undisturbed"))
+    undisturbed = Store("smoke")
     train_here(runs, undisturbed)
     assert results(runs, store) == results(runs, undisturbed)
 

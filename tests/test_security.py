@@ -11,8 +11,12 @@ from biasnb.records.places import CHECKOUT as ROOT
 from biasnb.records.store import Store
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.save", "yaml.load",
-             "joblib.load", "pd.read_pickle", "shelve.open",
+             "joblib.load", "pd.read_pickle", "shelve.open", "cloudpickle.load", "cloudpickle.loads",
              *(f"pickle.{name}" for name in ("load", "loads", "dump", "dumps"))}  # fmt: skip
+ALLOWED = {
+    "manifest.py": {"exec", "compile"},  # the cells of a notebook that say what it trains, as running the notebook would
+    "executor.py": {"cloudpickle.loads"},  # user-defined operators, from the process that asked the scheduler for a run
+}
 PACKAGE = sorted((ROOT / "biasnb").rglob("*.py"))
 
 
@@ -25,8 +29,8 @@ def calls(path):
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.stem)
 def test_no_code_of_a_user_is_run_and_no_pickle_read_or_written(path):
-    names = [name for name, _ in calls(path)]
-    assert not FORBIDDEN & set(names)
+    names = {name for name, _ in calls(path)}
+    assert FORBIDDEN & names == ALLOWED.get(path.name, set())
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             assert "pickle" not in [alias.name for alias in node.names]

@@ -15,7 +15,7 @@ from biasnb.networks import model
 from biasnb.operators import MIXERS, TRIO
 from biasnb.records.keys import key
 from biasnb.records.store import Store
-from biasnb.sweep import executor as workers
+from biasnb.sweep import executor
 from biasnb.training import checkpoint, pretext, run, seeds
 from biasnb.training import loop as train
 
@@ -258,11 +258,7 @@ def test_random_networks_that_are_not_trained_are_recorded_one_by_one(runs, root
     assert [(record["status"], record["steps"], "seeds_together" in record) for record in records] == [("done", 0, False)] * 3
 
 
-def test_on_a_gpu_configs_that_differ_in_their_seed_are_trained_together(runs, root, monkeypatch):
-    asked = [*runs, replace(runs[0], mixer="full")]
-    groups = []
-    monkeypatch.setattr(workers, "on_gpu", lambda configs: True)
-    monkeypatch.setattr(run, "run_together", lambda group, store, prefix: groups.append([key(cfg) for cfg in group]))
-    monkeypatch.setattr(run, "baseline", lambda cfg, store: None)
-    workers.train(asked, Store("smoke"))
-    assert groups == [[key(cfg) for cfg in runs], [key(asked[3])]]
+def test_on_a_gpu_configs_that_differ_in_their_seed_are_one_task(runs):
+    wanted = {key(cfg): ("run", cfg) for cfg in (*runs, replace(runs[0], mixer="full"))}
+    tasks = executor.grouped(wanted, by_seed=True)
+    assert [list(task.configs) for task in tasks] == [runs, [replace(runs[0], mixer="full")]]

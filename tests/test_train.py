@@ -11,7 +11,6 @@ from biasnb.networks import model
 from biasnb.operators import MIXERS
 from biasnb.records.keys import key
 from biasnb.records.store import Store, StoreError
-from biasnb.suite.commands import main
 from biasnb.training import loop as train
 from biasnb.training import pretext, run
 
@@ -159,6 +158,8 @@ def test_a_record_of_every_pretext_validates_and_holds_what_the_task_has(root, t
     [("bert", "masked PSNR  1"), ("ar", "PSNR         1"), ("supervised", "accuracy     "), ("none", "probe  ")],
 )
 def test_the_command_reports_a_run_of_every_pretext(root, capsys, task, says):
+    from biasnb.suite.commands import main
+
     assert main(["run", "--profile", "smoke", f"pretext={task}"]) == 0
     said = capsys.readouterr().out
     assert f"\n{says}" in said and "\nprobe        " in said

@@ -12,7 +12,7 @@ BASELINES = ("baseline_psnr", "baseline_probe")  # columns of `Sweep.frame`
 @dataclass(frozen=True)
 class Sweep:
     """The runs that one notebook asked for, in `<store>/sweeps/<name>.json`: {notebook, profile, data, changed, searches: keys
-    of learning-rate searches, runs: [{key, baseline, and the key fields of the Config}]}."""
+    of learning-rate searches, runs: [{key, baseline, and the key fields of the Config}], figures, tables: names}."""
 
     store: object  # the Store that holds its records
     name: str
@@ -106,7 +106,7 @@ class Sweep:
         """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
         run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
         named = {"pretext": "pretext", "patch": "patch", "width": "width", "depth": "depth", "mask_rate": "mask rate"}
-        said = {*named, "steps", "seed", "mixer", "dataset", "files", "image_size", "own"}
+        said = {*named, "steps", "seed", "mixer", "dataset", "files", "image_size", "user_defined"}
         words = [
             f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
             f"profile {self.content['profile']}",
