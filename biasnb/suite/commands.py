@@ -69,6 +69,7 @@ def command(name, example, settings=""):
         about = [f"Example: biasnb {example}."] + ([SETTINGS + "."] if settings else [])
         if settings:
             called = click.argument("settings", nargs=-1, metavar=f"[{settings}]...")(called)
+            called.__click_params__.insert(0, called.__click_params__.pop())  # click reverses them: the settings come last
         return biasnb.command(name, epilog=" ".join(about), short_help=function.__doc__.splitlines()[0])(called)
 
     return registered
