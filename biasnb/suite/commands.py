@@ -58,23 +58,9 @@ def command(name, example):
     """A subcommand, whose help is the docstring of its function and an example."""
 
     def registered(function):
-<<<<<<< HEAD
         takes_settings = any(parameter.name == "settings" for parameter in getattr(function, "__click_params__", ()))
         epilog = f"Example: biasnb {example}." + (f" {SETTINGS}." if takes_settings else "")
         return biasnb.command(name, epilog=epilog, short_help=function.__doc__.splitlines()[0])(function)
-=======
-        @functools.wraps(function)
-        def called(**given):
-            if settings:
-                given["settings"] = split(given["settings"])
-            return function(**given)
-
-        about = [f"Example: biasnb {example}."] + ([SETTINGS + "."] if settings else [])
-        if settings:
-            called = click.argument("settings", nargs=-1, metavar=f"[{settings}]...")(called)
-            called.__click_params__.insert(0, called.__click_params__.pop())  # click reverses them: the settings come last
-        return biasnb.command(name, epilog=" ".join(about), short_help=function.__doc__.splitlines()[0])(called)
->>>>>>> 63e18d3818f8ed4696738811c7092495602277e2
 
     return registered
 
