@@ -9,7 +9,7 @@ import pytest
 
 from biasnb.config import BiasnbError
 from biasnb.records.places import CHECKOUT as ROOT
-from biasnb.sweep.experiments import plan
+from biasnb.sweep import manifest
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
 
@@ -21,28 +21,18 @@ def test_the_example_operator_is_a_class_of_at_most_20_lines_and_one_entry():
     assert sum(block.count("MIXERS[") for block in BLOCKS) == 1
 
 
-def test_the_walk_through_runs_as_written_and_every_study_shows_the_operator(tmp_path):
-    shown = """
-from biasnb.figures import drawing as figures, studies
-from biasnb.sweep import grids
-from biasnb.suite import reproduce as suite
-from biasnb.sweep.experiments import EXPERIMENTS, plan
-for name in EXPERIMENTS:
-    runs = plan(name, "smoke")[0].runs
-    assert not runs or name in ("10_one_run", "28_position") or "cross" in {run["mixer"] for run in runs}, name
-paths = suite.render(grid.store)
-assert any(path.suffix == ".png" for path in paths)
-"""
+def test_the_walk_through_runs_as_written_and_is_shown(tmp_path):
     env = {**os.environ, "BIASNB_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", "\n".join(BLOCKS) + shown], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "\n".join(BLOCKS)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "cross (row and column)" in done.stdout
-    assert "cross (row and column)" in (tmp_path / "runs/smoke/tables").joinpath("20_trio-" + label(tmp_path)).read_text()
+    (table,) = (tmp_path / "runs/smoke/tables").glob("20_trio-*-summary.md")
+    assert "cross (row and column)" in table.read_text(encoding="utf-8")
 
 
-def label(root):
-    (path,) = (root / "runs/smoke/tables").glob("20_trio-*-trio.md")
-    return path.name.removeprefix("20_trio-")
+def test_the_example_of_a_study_is_that_of_its_notebook():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert any(f"```py\n{source}\n```" in text for source in manifest.tagged(manifest.read("33_channel_mlp"), "sweep"))
 
 
 def defined(body, reads=("heads", "padding")):
@@ -59,7 +49,12 @@ def defined(body, reads=("heads", "padding")):
     exec(code, names)
     try:
         MIXERS["cross"] = Mixer("cross", names["Cross"], reads=reads, shared=True)
-        return key(configure("smoke", mixer="cross")), plan("20_trio", "smoke")[0].name, key(configure("smoke", mixer="igpt"))
+        asked = manifest.parameters("20_trio", {"profile": "smoke", "mixers": ["igpt", "cross"]})
+        return (
+            key(configure("smoke", mixer="cross")),
+            manifest.plan("20_trio", asked).name,
+            key(configure("smoke", mixer="igpt")),
+        )
     finally:
         del MIXERS["cross"]
 
@@ -75,7 +70,7 @@ def test_another_class_of_the_same_name_is_another_run_and_other_runs_stay_the_s
 
 
 def test_the_table_of_biases_says_what_of_an_entry_is_not_true():
-    from biasnb.explore import checks as proof
+    from biasnb.explore import checks
     from biasnb.networks.mixing import Static
     from biasnb.operators import MIXERS, Mixer
 
@@ -84,34 +79,12 @@ def test_the_table_of_biases_says_what_of_an_entry_is_not_true():
             super().__init__(cfg, layer)
             self.register_buffer("allowed", self.allowed[:1].expand_as(self.allowed), persistent=False)
 
-    assert all(proof.agrees(proof.row(mixer)) == "yes" for mixer in ("conv", "mixer", "igpt", "attn"))
+    assert all(checks.agrees(checks.row(mixer)) == "yes" for mixer in ("conv", "mixer", "igpt", "attn"))
     try:
         MIXERS["own"] = Mixer("own", MIXERS["full"].operator, ("heads",), local=True, shared=True, dynamic=True)
-        assert proof.agrees(proof.row("own")) == "shared, dynamic"
+        assert checks.agrees(checks.row("own")) == "shared, dynamic"
         MIXERS["own"] = Mixer("own", Broken, ("heads",))
         with pytest.raises(BiasnbError, match=r"own: reads .* of the past, its `allowed` says"):
-            proof.raster("own")
+            checks.raster("own")
     finally:
         del MIXERS["own"]
-
-
-def test_operators_of_ones_own_are_trained_here_and_the_others_by_workers(root, monkeypatch):
-    from biasnb.networks.mixing import Static
-    from biasnb.operators import MIXERS, Mixer
-    from biasnb.sweep import executor as workers
-
-    class Mine(Static):
-        pass
-
-    seen = {}
-    monkeypatch.setattr(
-        workers, "side_by_side", lambda count, missing, store: seen.update(apart=[c.mixer for c in missing.values()])
-    )
-    monkeypatch.setattr(workers, "here", lambda groups, store: seen.update(here=[c.mixer for g in groups for c in g]))
-    try:
-        MIXERS["mine"] = Mixer("mine", Mine, ("heads",))
-        grid, configs = plan("20_trio", "smoke", {"depth": 1, "seed": 0})
-        workers.train(configs, grid.store)
-    finally:
-        del MIXERS["mine"]
-    assert seen == {"apart": ["convmixer", "mixer", "igpt"], "here": ["mine"]}
