@@ -1,6 +1,6 @@
 """Kill processes of small suites at random moments, and compare what the suites make with an undisturbed run.
 
-    python tests/chaos.py --kills 300 --seed 1 --suite 10_one_run,29_precision steps=60
+    python tests/chaos.py --kills 300 --seed 1 --suite 28_position,29_precision steps=60
 
 A suite is `biasnb reproduce --profile smoke` with these notebooks and settings, in a folder of its own. One of its processes
 is killed (SIGKILL) again and again: the suite itself, in which the scheduler is, a worker, or the kernel of a notebook. When a
@@ -204,7 +204,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, help="of the moments and victims (default: drawn, and printed)")
-    parser.add_argument("--suite", default="10_one_run,29_precision", help="notebooks, with commas between them")
+    parser.add_argument("--suite", default="28_position,29_precision", help="notebooks, with commas between them")
     parser.add_argument("--shortest", type=float, default=0.2, help="seconds to the next kill, at least")
     parser.add_argument("--longest", type=float, default=7.0, help="and at most; log-uniform between")
     parser.add_argument("--folder", type=Path, help="where to run (default: a temporary folder, removed if all went well)")
