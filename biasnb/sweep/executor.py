@@ -225,6 +225,7 @@ def saved(future, task, store):
                 write_atomic(path, content)
         for key in task.keys if not returned["error"] else ():
             store.load(key)
+            store.forget(key)
         if returned["error"]:
             for key in task.keys:
                 if not store.has(key):
