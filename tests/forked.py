@@ -203,7 +203,8 @@ def live(root, words, first, then, env, written):
     names = {"__name__": "forked"}
     try:
         exec(first, names)
-        code = main(words) if words else 0
+        sys.argv = ["biasnb", *words]
+        code = main() if words else 0
         exec(then, names)
     except SystemExit as error:
         code = error.code or 0

@@ -33,13 +33,14 @@ from biasnb.operators import FAMILIES, MIXERS
 from biasnb.records import files
 from biasnb.records.keys import baseline_key, key
 from biasnb.records.store import Store
-from biasnb.training import checkpoint, evaluation, pretext
+from biasnb.training import checkpoint, evaluation, pretext, run
 from biasnb.training import loop as train
 
 MEASURED = ("wall_seconds", "images_per_second")  # times, which differ whenever the suite runs
 LEAVE = 10  # seconds from a signal to the end of a process, on a busy machine
-# Signal -> the exit codes that it may have: that of the system, or its number in a shell.
-ENDS = {signal.SIGTERM: (-15, 143), signal.SIGINT: (-2, 130), signal.SIGKILL: (-9,)}
+# How a process is ended: words -> (signal, exit code). In a notebook SIGINT is an exception, which its cell ends with.
+ENDS = {"SIGTERM": (15, -15), "SIGINT": (2, -2), "SIGKILL": (9, -9), "interrupted cell": (2, 70)}
+
 
 # ---- in the process that is disturbed: `first=HERE + "at(...)"` --------------------------------------------------------
 
@@ -86,6 +87,13 @@ def save_every_step():
     """Leave a state after every step, whatever share of the time that takes."""
     os.environ["BIASNB_CHECKPOINT_SECONDS"] = "0"
     checkpoint.SHARE = math.inf
+
+
+def cell(data_dir):
+    """What a cell of a notebook does."""
+    cfg, store = configure("smoke", **FIELDS, data_dir=data_dir), Store("smoke")
+    run.run(cfg, store)
+    run.baseline(cfg, store)
 
 
 def no_locks():
@@ -559,16 +567,26 @@ PLACES = {
 }
 
 
+def disturbed(zygote, root, asked, way, first):  # noqa: F811
+    """A run that `first` ends in this way has ended so."""
+    words, cfg = asked()
+    if way == "interrupted cell":
+        process = zygote.start(root, first=EVERY_STEP + first, then=f"cell({cfg.data_dir!r})")
+    else:
+        process = zygote.start(root, *words, first=EVERY_STEP + first)
+    assert process.wait(LEAVE) == ENDS[way][1], process.output()
+    assert "\nat " in f"\n{process.output()}"
+    assert ("KeyboardInterrupt" in process.output()) == (way == "interrupted cell")
+    return process
+
+
 @pytest.mark.fault("F6")
-@pytest.mark.parametrize("number", ENDS)
+@pytest.mark.parametrize("way", ENDS)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_signal_ends_a_run_anywhere_and_it_goes_on_to_an_equal_result(zygote, root, asked, calm, place, number):  # noqa: F811
+def test_a_signal_ends_a_run_anywhere_and_it_goes_on_to_an_equal_result(zygote, root, asked, calm, place, way):  # noqa: F811
     words, cfg = asked()
     store, (call, state) = Store("smoke"), PLACES[place]
-    first = EVERY_STEP + f"at({call.format(f'lambda: receive({int(number)})')})"
-    process = zygote.start(root, *words, first=first)
-    assert process.wait(LEAVE) in ENDS[number], process.output()
-    assert "\nat " in f"\n{process.output()}" and "Traceback" not in process.output()
+    disturbed(zygote, root, asked, way, f"at({call.format(f'lambda: receive({ENDS[way][0]})')})")
     assert state in store.status(key(cfg))
     assert not any(store.busy(name) for name in (key(cfg), baseline_key(cfg)))
     assert not list(store.folder.glob("*.error"))
@@ -576,43 +594,40 @@ def test_a_signal_ends_a_run_anywhere_and_it_goes_on_to_an_equal_result(zygote, 
 
 
 @pytest.mark.fault("F6")
-def test_a_call_that_never_returns_does_not_keep_a_process(zygote, root, asked, calm):  # noqa: F811
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_call_that_never_returns_does_not_keep_a_process(zygote, root, asked, calm, number):  # noqa: F811
     words = asked()[0]
     for place in ("train.augmentation", "run.evaluate"):
         process = zygote.start(root, *words, first=EVERY_STEP + f"at({place!r}, block_for_ever)").until("at ")
-        process.kill(signal.SIGTERM)
-        assert process.wait(LEAVE) in ENDS[signal.SIGTERM], process.output()
+        process.kill(number)
+        assert process.wait(LEAVE) == -number, process.output()
     finished_as(calm, zygote.start(root, *words))
 
 
 @pytest.mark.fault("F7")
-@pytest.mark.parametrize("second", ENDS)
-def test_a_second_signal_while_a_state_is_written_spoils_nothing(zygote, root, asked, calm, second):  # noqa: F811
-    """The first is SIGINT, after which Python leaves the block by which the file is written."""
+@pytest.mark.parametrize(("second", "code"), [(2, 70), (9, -9), (15, -15)])
+def test_a_second_signal_while_a_state_is_written_spoils_nothing(zygote, root, asked, calm, second, code):  # noqa: F811
+    """The first interrupts the cell of a notebook; the second comes while Python leaves the block that writes the file."""
     words, cfg = asked()
     first = EVERY_STEP + "at('files.os.replace', lambda: receive(signal.SIGINT), 3, on='checkpoints')\n"
-    first += f"at('files.Path.unlink', lambda: receive({int(second)}), on='/.00000003-')"
-    process = zygote.start(root, *words, first=first)
-    assert process.wait(LEAVE) in ENDS[second], process.output()
+    first += f"at('files.Path.unlink', lambda: receive({second}), on='/.00000003-')"
+    process = zygote.start(root, first=first, then=f"cell({cfg.data_dir!r})")
+    assert process.wait(LEAVE) == code, process.output()
     assert process.output().count("at files.") == 2 and int(states(cfg)[0].name[:8]) == 2
     finished_as(calm, zygote.start(root, *words))
 
 
-def test_an_interrupted_cell_of_a_notebook_leaves_a_run_that_the_next_cell_finishes(zygote, root, asked, calm):  # noqa: F811
-    """The same process goes on: the lock is free again."""
+def test_an_interrupted_cell_leaves_a_run_that_the_next_cell_of_the_same_process_finishes(zygote, root, asked, calm):  # noqa: F811
     cfg = asked()[1]
     then = EVERY_STEP + (
-        "from biasnb.training import run\n"
         "at('train.augmentation', lambda: receive(signal.SIGINT), 4)\n"
-        f"cfg = configure('smoke', **{ ({**FIELDS, 'data_dir': cfg.data_dir})!r})\n"
-        "store = Store('smoke')\n"
-        "try: run.run(cfg, store)\n"
-        "except KeyboardInterrupt: print(store.status(key(cfg)), store.busy(key(cfg)))\n"
-        "tell(); run.run(cfg, store); run.baseline(cfg, store)"
+        f"try: cell({cfg.data_dir!r})\n"
+        f"except KeyboardInterrupt: print(Store('smoke').status({key(cfg)!r}))\n"
+        f"tell(); cell({cfg.data_dir!r})"
     )
     process = zygote.start(root, then=then)
     finished_as(calm, process)
-    assert "('interrupted', 'goes on from step 3') False" in process.output() and "from step 3\n" in process.output()
+    assert "('interrupted', 'goes on from step 3')" in process.output() and "from step 3\n" in process.output()
 
 
 # ---- a full disk ----------------------------------------------------------------------------------------------------------
@@ -671,7 +686,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_lower(zygote, root, ask
         HERE
         + "at('train.augmentation', lambda: resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms,) * 2))"
     )
-    first += "\nfrom biasnb.training import run\nrun.probe_network = run.measures.network = lambda *given: ({}, None)"
+    first += "\nrun.probe_network = run.measures.network = lambda *given: ({}, None)"
     refused(zygote.start(root, *words, first=first), "batch: 32 images of 4096 tokens at width 8 do not fit into memory")
     state, why = Store("smoke").status(key(cfg))
     assert state == "failed" and "do not fit into memory" in why

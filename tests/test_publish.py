@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from synthetic import run_record, saved_sweep
 
+from biasnb.records import places
 from biasnb.records.store import Store, StoreError
 from biasnb.suite import publish
 
@@ -40,6 +41,19 @@ def test_publish_leaves_out_sweeps_with_other_settings_unless_named(root):
     assert [x.name for x in Store("smoke", "results").sweeps()] == ["20_trio", "20_trio-side"]
     with pytest.raises(StoreError, match="no such sweep"):
         publish.publish("smoke", ["21_trio"])
+
+
+def test_an_installed_package_is_not_published_to(root, monkeypatch):
+    saved_sweep(Store("smoke"), seed=[0]).save()
+    monkeypatch.setattr(places, "CHECKOUT", None)
+    monkeypatch.delenv("BIASNB_ROOT")
+    monkeypatch.chdir(root)
+    for call in (publish.publish, publish.publish_networks):
+        with pytest.raises(StoreError, match="belongs to the installed package"):
+            call("smoke")
+    assert places.results().is_relative_to(places.PACKAGE) and not places.results().exists()
+    (root / "results").mkdir()
+    assert publish.publish("smoke")[0] and (root / "results" / "smoke").is_dir()
 
 
 def test_agreement_reports_each_metric_and_what_is_outside(root):

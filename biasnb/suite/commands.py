@@ -1,6 +1,5 @@
 """The command line."""
 
-import functools
 import os
 import shutil
 import signal
@@ -55,22 +54,13 @@ def biasnb():
     """Reproducibility suite for On the Bias Against Inductive Biases."""
 
 
-def command(name, example, settings=""):
-    """A subcommand whose help ends with an example. `settings` is how the words after its options are called, if it takes
-    any: its function is given them as `settings`, name -> text."""
+def command(name, example):
+    """A subcommand, whose help is the docstring of its function and an example."""
 
     def registered(function):
-        @functools.wraps(function)
-        def called(**given):
-            if settings:
-                given["settings"] = split(given["settings"])
-            return function(**given)
-
-        about = [f"Example: biasnb {example}."] + ([SETTINGS + "."] if settings else [])
-        if settings:
-            called = click.argument("settings", nargs=-1, metavar=f"[{settings}]...")(called)
-            called.__click_params__.insert(0, called.__click_params__.pop())  # click reverses them: the settings come last
-        return biasnb.command(name, epilog=" ".join(about), short_help=function.__doc__.splitlines()[0])(called)
+        takes_settings = any(parameter.name == "settings" for parameter in getattr(function, "__click_params__", ()))
+        epilog = f"Example: biasnb {example}." + (f" {SETTINGS}." if takes_settings else "")
+        return biasnb.command(name, epilog=epilog, short_help=function.__doc__.splitlines()[0])(function)
 
     return registered
 
@@ -84,6 +74,15 @@ def split(words):
             raise ConfigError(f"{short(word)}: not FIELD=VALUE, e.g. depth=2")
         found[name] = value
     return found
+
+
+def settings_argument(form):
+    """The words after the options of a command, given to it as a dict name -> text."""
+
+    def checked(context, argument, words):
+        return split(words)
+
+    return click.argument("settings", nargs=-1, metavar=f"[{form}]...", callback=checked)
 
 
 def typed(settings):
@@ -139,10 +138,11 @@ data_dir_option = click.option("--data-dir", default="", metavar="FOLDER", help=
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-@command("reproduce", "reproduce --profile quick", settings="FIELD=VALUE")
+@command("reproduce", "reproduce --profile quick")
 @profile_option()
 @click.option("--fresh", is_flag=True, help="start anew; earlier runs are set aside as runs/PROFILE.old1 and so on")
 @training_options
+@settings_argument("FIELD=VALUE")
 def reproduce(profile, settings, fresh):
     """Train all runs, run every notebook, draw, and compare with the reference."""
     from .reproduce import reproduce
@@ -152,9 +152,10 @@ def reproduce(profile, settings, fresh):
     reproduce(profile, settings, fresh)
 
 
-@command("run", "run --profile quick mixer=igpt depth=4", settings="FIELD=VALUE")
+@command("run", "run --profile quick mixer=igpt depth=4")
 @profile_option()
 @training_options
+@settings_argument("FIELD=VALUE")
 def run(profile, settings):
     """Train and evaluate one network."""
     cfg = configure(profile, **typed(settings))
@@ -180,11 +181,12 @@ def run(profile, settings):
     print(f"probe        {100 * chosen['test']:.1f} % at layer {chosen['layer']} (random init {100 * start['test']:.1f} %)")
 
 
-@command("notebook", "notebook 20_trio --profile smoke seed=0,1", settings="NAME=VALUE")
+@command("notebook", "notebook 20_trio --profile smoke seed=0,1")
 @click.argument("name")
 @profile_option()
 @click.option("--cell-timeout", type=int, metavar="SECONDS", help="a cell that takes longer fails the notebook")
 @training_options
+@settings_argument("NAME=VALUE")
 def notebook(name, profile, settings, cell_timeout):
     """Run one notebook with its parameters or settings, strictly checked."""
     from .notebooks import execute
@@ -192,10 +194,11 @@ def notebook(name, profile, settings, cell_timeout):
     print(execute(name, {"profile": profile, **settings}, cell_timeout=cell_timeout))
 
 
-@command("tune", "tune 21_cube --profile laptop", settings="FIELD=VALUE")
+@command("tune", "tune 21_cube --profile laptop")
 @click.argument("name")
 @profile_option()
 @training_options
+@settings_argument("FIELD=VALUE")
 def tune(name, profile, settings):
     """Search the learning rate of every operator of a notebook."""
     from ..sweep.search import tune
@@ -209,9 +212,10 @@ def tune(name, profile, settings):
     print("use them with lr=tuned")
 
 
-@command("plan", "plan --profile laptop", settings="FIELD=VALUE")
+@command("plan", "plan --profile laptop")
 @profile_option()
 @training_options
+@settings_argument("FIELD=VALUE")
 def plan(profile, settings):
     """Time, memory and FLOP of a profile before it is trained, by a minute's calibration."""
     from ..sweep.estimate import predict
@@ -294,9 +298,10 @@ def report(profile):
     print(write(store, claims.findings([store])))
 
 
-@command("status", "status --watch", settings="FIELD=VALUE")
+@command("status", "status --watch")
 @profile_option()
 @click.option("--watch", is_flag=True, help=f"again every {EVERY} s, until nothing is left to do")
+@settings_argument("FIELD=VALUE")
 def status(profile, settings, watch):
     """Which runs and notebooks are done, running, failed, missing."""
     from .status import Screen, page
@@ -312,11 +317,12 @@ def status(profile, settings, watch):
         time.sleep(EVERY if goes_on else 0)
 
 
-@command("measure", "measure KEY --other KEY dataset=leaves", settings="FIELD=VALUE")
+@command("measure", "measure KEY --other KEY dataset=leaves")
 @click.argument("key")
 @profile_option()
 @click.option("--other", metavar="KEY", help="another run on images of the same size, for CKA between the two")
 @data_dir_option
+@settings_argument("FIELD=VALUE")
 def measure(key, profile, settings, other, data_dir):
     """Measures of a trained network, from its weights; with dataset=NAME also what it is worth on that data set.
 

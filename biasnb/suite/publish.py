@@ -110,6 +110,17 @@ def newest(profile):
     return own if own.sweeps() else Store(profile, "results")
 
 
+def reference(profile):
+    """The store to publish to. Raises StoreError where that is a part of an installed package."""
+    store = Store(profile, "results")
+    if places.CHECKOUT is None and store.folder.is_relative_to(places.PACKAGE):
+        raise StoreError(
+            f"{places.results()}: belongs to the installed package; publish from a clone of the repository, or make a folder "
+            "results here first"
+        )
+    return store
+
+
 def chosen_sweeps(store, names=()):
     """(the sweeps named, or else all with the profile's own settings; names of the others). Raises StoreError for a name that
     is none, and if there is no sweep."""
@@ -129,7 +140,7 @@ def publish(profile, names=()):
     stays. Raises StoreError if a record is missing or broken.
 
     Returns (number of records, sweeps left out, records made from uncommitted code)."""
-    here, there = Store(profile), Store(profile, "results")
+    here, there = Store(profile), reference(profile)
     chosen, left_out = chosen_sweeps(here, names)
     needed, files, dirty = {}, {}, 0
     for sweep in chosen:
@@ -189,7 +200,7 @@ def publish_networks(profile, names=(), data_dir=""):
     from ..networks.pretrained import description, folder, load_weights
     from ..training.run import prepare
 
-    here, there = Store(profile), Store(profile, "results")
+    here, there = Store(profile), reference(profile)
     chosen = {mixer: key for mixer, key in networks(here, names).items() if here.status(key)[0] != "diverged"}
     missing = [key for key in chosen.values() if not here.path(key, ".safetensors").is_file()]
     if missing:

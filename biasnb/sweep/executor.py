@@ -189,7 +189,7 @@ def follow(dask, futures, store):
     failed."""
     pending, failed, began = set(futures), [], time.monotonic()
     total = sum(task.cost for task in futures.values())
-    report = Progress("training", len(futures), unit="runs")
+    report = Progress("training", len(futures), unit="records")
     while pending:
         time.sleep(LOOK)
         for future in [future for future in pending if future.done()]:

@@ -159,11 +159,14 @@ def make_baseline(cfg, store):
 
 @contextlib.contextmanager
 def noting_errors(store, keys, cfg):
-    """Leave what goes wrong in the block in `<key>.error` of each of these runs, and nothing else: an interrupt is no error."""
+    """Leave what goes wrong in the block in `<key>.error` of each of these runs, and nothing else: an interrupt is no
+    error, and neither is a reader of the output who has gone."""
     for k in keys:
         store.path(k, ".error").unlink(missing_ok=True)  # of an earlier call
     try:
         yield
+    except BrokenPipeError:
+        raise
     except Exception as error:
         error = explained(error, cfg)
         for k in keys:
