@@ -152,7 +152,8 @@ CASES = {
                 verdicts={"psnr": {**USUAL, NONE: "contradicted"}, "loss": USUAL})],  # none is less than the margin of .1 dB
     "P2": [Case("20_trio", {"depth": [1, 2, 4]}, from_three(-1, 2),
                 lambda cfg, t: (t * np.log2(cfg.depth) - 3) * (cfg.mixer == "igpt"))],
-    "P3": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(2), lambda cfg, t: 2 * t * (cfg.mixer != "attn"))],
+    "P3": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(2),
+                lambda cfg, t: 2 * t * (cfg.mixer != "attn"))],
     "P4": [Case("22_representation", {}, scaled(-2), lambda cfg, t: -t * ("rgb", "quantised", "palette").index(cfg.input))],
     "F1": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(1, 0, 0, 0, 0, 0, 0),
                 lambda cfg, t: t / 2 if MIXERS[cfg.mixer].local else -t / 2, verdicts=EITHER)],

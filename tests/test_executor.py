@@ -113,7 +113,7 @@ def test_what_is_saved_asks_no_scheduler(made, monkeypatch):
 
 
 def test_the_cluster_of_this_machine_and_workers_in_separate_folders_make_equal_records(root, made, photographs, monkeypatch):
-    """Started as a user would, with a scheduler file; a folder of its own for each worker, and none of them that of the store."""
+    """Started as a user would, with a scheduler file; each worker has a folder of its own, none that of the store."""
     store, _, good, _ = made
     command = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     file, processes = root / "scheduler.json", []

@@ -178,7 +178,7 @@ def test_annotated_parameters_are_read_without_running_the_cell(annotated):
     assert (values["rate"], values["y"], values["depths"], values["settings"]) == (1e-3, [1, 2], [1, 2], {"seed": 4})
     assert manifest.parameters("20_trio", {"depth": "null"})["depths"] is None
     for name, text in (("flag", "null"), ("rate", "null"), ("y", "3"), ("depths", "x"), ("z", "1")):
-        with pytest.raises(ConfigError, match="^(depth|z|flag|rate|y): "):
+        with pytest.raises(ConfigError, match=r"^(depth|z|flag|rate|y): "):
             manifest.parameters("20_trio", {name: text})
 
 

@@ -59,6 +59,6 @@ def test_a_setting_that_fails_on_a_gpu_is_named_and_the_others_are_trained(root,
     monkeypatch.delenv(executor.SCHEDULER, raising=False)
     monkeypatch.setattr(executor, "gpus", lambda configs: ["0"])
     good, bad = configure("smoke", steps=3), configure("smoke", steps=3, labelled=10**6)
-    with pytest.raises(executor.BiasnbError, match="runs failed: .*labelled: 1000000"):
+    with pytest.raises(executor.BiasnbError, match=r"runs failed: .*labelled: 1000000"):
         executor.train([bad, good], Store("smoke"))
     assert Store("smoke").has(key(good)) and Store("smoke").status(key(bad))[0] == "failed"

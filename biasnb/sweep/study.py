@@ -168,7 +168,8 @@ class Planned(Sweep):
             )
         saved = sum(self.store.has(run["key"]) for run in self.runs)
         table = pd.DataFrame(rows).style.hide(axis="index")
-        return table.set_caption(f"{len(self.runs)} runs: {saved} saved, {len(self.runs) - saved} missing")
+        runs = f"{len(self.runs)} run" + "s" * (len(self.runs) != 1)
+        return table.set_caption(f"{runs}: {saved} saved, {len(self.runs) - saved} missing")
 
     def train(self):
         """Train what is missing, and note what was asked for in runs/<profile>. What is saved is loaded, what was interrupted
@@ -178,7 +179,6 @@ class Planned(Sweep):
         self.save()
         if self.missing():
             executor.train(self.configs, self.store)
-        return self
 
 
 def images_of(folder):

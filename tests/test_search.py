@@ -5,8 +5,7 @@ import pytest
 from biasnb.config import BiasnbError, ConfigError, configure
 from biasnb.records.keys import key, search_key
 from biasnb.records.store import Store
-from biasnb.sweep import executor as workers
-from biasnb.sweep import experiments
+from biasnb.sweep import Study, executor, manifest
 from biasnb.sweep import search as tune
 
 
@@ -19,7 +18,9 @@ def search(loss):
 
 
 def test_the_search_goes_down_until_the_loss_rises_and_then_looks_beside_the_best():
-    best_at = lambda best: search(lambda lr: abs(math.log(lr / best)))  # noqa: E731
+    def best_at(best):
+        return search(lambda lr: abs(math.log(lr / best)))
+
     assert best_at(0.01) == [0.03, 0.01, 0.003, 0.017, 0.0058]
     assert best_at(0.001)[:5] == [0.03, 0.01, 0.003, 0.001, 0.0003]
     assert best_at(0.05) == [0.03, 0.01, 0.052, 0.09]
@@ -44,7 +45,7 @@ def losses(monkeypatch, store, loss):
             kept[key(cfg)] = record
 
     kept, load = {}, store.load
-    monkeypatch.setattr(workers, "train", train)
+    monkeypatch.setattr(executor, "train", train)
     monkeypatch.setattr(type(store), "load", lambda self, k: kept[k] if k in kept else load(k))
     return trained
 
@@ -53,8 +54,8 @@ def test_every_operator_gets_the_rate_with_the_lowest_validation_loss_of_its_fir
     store = Store("smoke")
     best = {"conv": 0.01, "attn": 0.003}
     trained = losses(monkeypatch, store, lambda cfg: 1 + abs(math.log(cfg.lr / best[cfg.mixer])))
-    asked = {"mixer": ["conv", "attn"], "seed": [0, 1], "pretext": "bert"}
-    configs = experiments.configs_of("21_cube", "smoke", asked)
+    study = Study("21_cube", "smoke", {"lr": 0.01}, mixer=["conv", "attn"], seed=[0, 1])
+    configs = study.every_combination("mixer", "seed")
     assert {cfg.seed for cfg in configs} == {0, 1}
     records = tune.tune(configs, store)
     assert {r["config"]["mixer"]: r["chosen"] for r in records} == best
@@ -63,8 +64,10 @@ def test_every_operator_gets_the_rate_with_the_lowest_validation_loss_of_its_fir
     count = len(trained)
     assert tune.tune(configs, store) == records
     assert len(trained) == count
-    tuned = experiments.configs_of("21_cube", "smoke", {**asked, "lr": "tuned"})
-    assert {(cfg.mixer, cfg.seed): cfg.lr for cfg in tuned} == {(m, s): best[m] for m in best for s in (0, 1)}
+    study = Study("21_cube", "smoke", {"lr": "tuned"}, mixer=["conv", "attn"], seed=[0, 1])
+    planned = study.plan(study.every_combination("mixer", "seed"))
+    assert len(planned.searches) == 2
+    assert {(cfg.mixer, cfg.seed): cfg.lr for cfg in planned.configs} == {(m, s): best[m] for m in best for s in (0, 1)}
 
 
 def test_an_operator_that_always_diverges_is_named(root, monkeypatch):
@@ -76,7 +79,7 @@ def test_an_operator_that_always_diverges_is_named(root, monkeypatch):
 
 def test_a_rate_that_was_not_searched_is_refused_naming_the_command(root):
     with pytest.raises(ConfigError, match="lr: 'tuned', but mixer 'convmixer' has no searched rate; run `biasnb tune 20_trio`"):
-        experiments.plan("20_trio", "smoke", {"lr": "tuned"})
+        manifest.parameters("20_trio", {"profile": "smoke", "lr": "tuned"})
 
 
 def test_the_key_of_a_search_covers_all_but_rate_and_seed():

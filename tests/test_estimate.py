@@ -1,16 +1,22 @@
 """What runs cost: predicted."""
 
 import pytest
-from biasnb.sweep.experiments import EXPERIMENTS, plan
 from synthetic import record_of
 
-from biasnb.config import Config, configure
+from biasnb.config import PROFILES, Config, configure
 from biasnb.records.keys import key
 from biasnb.records.store import Store
 from biasnb.suite.commands import main
 from biasnb.sweep import estimate as cost
+from biasnb.sweep import manifest
 
 SMALL = {"image_size": 8, "width": 8, "heads": 2, "kernel": 3, "batch": 16}
+
+
+def planned(name, profile="smoke"):
+    """The Configs that a notebook asks for."""
+    sweep = manifest.plan(name, manifest.parameters(name, {"profile": profile}))
+    return sweep.configs if sweep else ()
 
 
 def small(**fields):
@@ -66,13 +72,12 @@ def test_a_plan_lists_every_notebook_counts_a_run_once_and_says_how_far_off_it_w
     monkeypatch.setattr(cost, "calibrate", calibration)
     assert main(["plan", "--profile", "smoke"]) == 0
     first = capsys.readouterr().out
-    rows = {line.split()[0]: line.split() for line in first.splitlines() if line.split()[0] in EXPERIMENTS}
-    assert list(rows) == list(EXPERIMENTS)
-    assert sum(int(row[2]) for row in rows.values()) == len(
-        {key(cfg) for name in EXPERIMENTS for cfg in plan(name, "smoke")[1]}
-    )
+    rows = {line.split()[0]: line.split() for line in first.splitlines() if line.split()[0] in manifest.names()}
+    assert list(rows) == manifest.names()
+    every = {key(cfg) for name in manifest.names() for cfg in planned(name)}
+    assert sum(int(row[2]) for row in rows.values()) == len(every)
     assert rows["20_trio"][1] == "12" and "times what it took" not in first
-    for cfg in plan("20_trio", "smoke")[1]:
+    for cfg in planned("20_trio"):
         record = record_of(cfg)
         Store("smoke").save(record | {"wall_seconds": 2 * cfg.steps * cfg.batch * 1e-3 * (cfg.depth + 1)})
     assert main(["plan", "--profile", "smoke", "depth=1,2"]) == 0
@@ -80,7 +85,7 @@ def test_a_plan_lists_every_notebook_counts_a_run_once_and_says_how_far_off_it_w
     assert "Of 12 runs that are done here, training was predicted at 0.50 times" in again
 
 
-def test_calibration_measures_in_processes_of_its_own():
+def test_calibration_measures_on_the_workers_that_train(scheduler):
     configs = [cost.shape(small(mixer=mixer, pretext=pretext), 1) for mixer, pretext in (("conv", "bert"), ("igpt", "none"))]
     found = cost.calibrate(configs, seconds=60)
     assert found.keys() == {None, *configs} and found[None] > 1e6
@@ -88,8 +93,8 @@ def test_calibration_measures_in_processes_of_its_own():
     assert all(one["forward"] > 0 and one["flop"] > 0 for cfg, one in found.items() if cfg)
 
 
-def test_every_shape_of_every_profile_can_be_asked_for():
-    for profile in ("smoke", "quick", "laptop", "paper"):
-        for name in EXPERIMENTS:
-            for cfg in plan(name, profile)[1]:
+def test_every_shape_of_every_profile_can_be_asked_for(root):
+    for profile in PROFILES:
+        for name in manifest.names():
+            for cfg in planned(name, profile):
                 assert isinstance(cost.shape(cfg, 2, **cost.identity(cfg)), Config)
