@@ -241,10 +241,10 @@ def test_any_value_of_a_parameter_is_taken_or_refused_in_one_line(root, name, dr
     except ConfigError as error:
         names = inner
         if isinstance(inner, str):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 names = json.loads(inner)
         names = names if isinstance(names, dict) else {}
-        one_line(error, field, short(field), "settings", *fields_of(), *names, *map(short, names))
+        one_line(error, field, field.removesuffix("s"), short(field), "settings", *fields_of(), *names, *map(short, names))
     else:
         for parameter, default in DECLARED[name].items():
             listed = default is None or isinstance(default, list)
