@@ -21,7 +21,7 @@ from ..sweep.manifest import NotebookError
 NOTE = "biasnb"  # in the metadata of a failed copy: why it failed
 
 
-def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None):
+def execute(name, given=None, stream=None, cell_timeout=None, kernel=None):
     """Run a notebook through Papermill. Returns the path of the executed copy, `runs/<profile>/notebooks/<name>.ipynb`
     (with changed settings, `<name>-<data>-<digest>.ipynb`).
 
@@ -39,7 +39,7 @@ def execute(name, given=None, stream=sys.stdout, cell_timeout=None, kernel=None)
         try:
             attempt.mkdir(parents=True)
             with contextlib.nullcontext(kernel) if kernel else this_interpreter() as own:
-                run_papermill(name, attempt / "executed.ipynb", values, stream, cell_timeout, own)
+                run_papermill(name, attempt / "executed.ipynb", values, stream or sys.stdout, cell_timeout, own)
             trouble, state = broken_promise(attempt / "executed.ipynb", sweep), "failed"
         except NotebookError as error:
             trouble, state = str(error), error.state

@@ -39,14 +39,14 @@ class Step:
     notebook: bool = False
 
 
-def reproduce(profile, given=None, fresh=False, stream=sys.stdout):
+def reproduce(profile, given=None, fresh=False, stream=None):
     """Train what is missing of all notebooks, run every notebook, decide the claims, write the report and compare with the
     committed reference. Whatever fails, the rest goes on; raises BiasnbError at the end, naming what failed.
 
     `given` are settings for every notebook that has a use for them; they are all checked before anything starts. `fresh` first
     sets earlier runs of the profile aside as runs/<profile>.old1, .old2, ..."""
     check_profile(profile)
-    began, store = time.monotonic(), Store(profile)
+    began, store, stream = time.monotonic(), Store(profile), stream or sys.stdout
     asked, sweeps = {}, {}
     with keys.snapshot():
         for name in manifest.names():
