@@ -225,7 +225,8 @@ def saved(future, task, store):
                 write_atomic(path, content)
         for key in task.keys if not returned["error"] else ():
             store.load(key)
-        if returned["error"] and task.kind == "run":
+            store.forget(key)
+        if returned["error"]:
             for key in task.keys:
                 if not store.has(key):
                     write_atomic(store.path(key, ".error"), returned["error"] + "\n")
