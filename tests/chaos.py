@@ -81,6 +81,13 @@ def gone(folder):
     return time.monotonic() - began
 
 
+def make_old(folder):
+    """Let what killed writers have left look two hours old: from one hour on it belongs to nobody and is removed."""
+    then = time.time() - 2 * 3600
+    for path in folder.rglob(".*.part"):
+        os.utime(path, (then, then))
+
+
 def role(process, suite):
     """What a process is; None for a helper such as that of multiprocessing, or one that has just ended."""
     if process.pid == suite.pid:
@@ -123,6 +130,7 @@ class Campaign:
             shutil.rmtree(self.top / "wild", ignore_errors=True)
             wild = checkout(self.top / "wild", self.notebooks, cache=calm / "runs/cache")
             self.disturb(wild)
+            make_old(wild)
             finish(wild, self.words)
             same = compare(calm, wild)
             self.suites += 1
