@@ -3,7 +3,6 @@
 import contextlib
 import os
 import queue
-import re
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from jupyter_client.manager import KernelManager
 from biasnb.records.places import CHECKOUT as ROOT
 
 KEPT = ROOT / "build" / "lab"
+PICTURE = "canvas => canvas.toDataURL()"
 needs_browser = pytest.mark.skipif(not browser.BROWSER, reason="no chromium, chromium-browser or google-chrome on this machine")
 
 
@@ -48,8 +48,8 @@ def test_run_all_of_the_trio_ends_with_its_tables_and_figures(page, place):
     assert all(cell["execution_count"] for cell in cells) and not [o for o in outputs if o["output_type"] == "error"]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 5
     assert sum("text/html" in o.get("data", {}) for o in outputs) >= 5  # tables
-    progress = [o["data"]["text/plain"] for o in outputs if "workers" in str(o.get("data", {}).get("text/plain"))]
-    assert len(progress) == 1 and re.search(r"\d+ workers: 12 runs trained in ", "".join(progress[0]))
+    progress = [o["data"]["text/plain"] for o in outputs if "training: " in str(o.get("data", {}).get("text/plain"))]
+    assert len(progress) == 1 and "training: 13 runs done in " in "".join(progress[0])
     browser.show(page, ".jp-OutputArea-output img", last=False)
     page.screenshot(path=KEPT / "20_trio.png")
     assert len(list((place / "runs/smoke").glob("*.json"))) == 13 and not page.trouble
@@ -68,15 +68,17 @@ def test_a_control_of_the_playground_is_moved_and_its_picture_changes(page, plac
     browser.show(page, browser.CANVAS)
     canvas = page.locator(browser.CANVAS).first
     page.screenshot(path=KEPT / "03_playground-before.png")
-    picture = lambda: canvas.evaluate("canvas => canvas.toDataURL()")  # noqa: E731
-    for name, move in (
-        ("shift down", lambda: page.locator('.widget-slider:has-text("shift down") .noUi-handle').press("ArrowRight")),
-        ("mask", lambda: page.locator('.widget-dropdown:has-text("mask") select').select_option("centre square")),
-        ("click", lambda: click(page, canvas, 0.7, 0.12)),
-    ):
-        before, start = picture(), time.perf_counter()
+    slider = page.locator('.widget-slider:has-text("shift down") .noUi-handle')
+    dropdown = page.locator('.widget-dropdown:has-text("mask") select')
+    moves = {
+        "shift down": lambda: slider.press("ArrowRight"),
+        "mask": lambda: dropdown.select_option("centre square"),
+        "click": lambda: click(page, canvas, 0.7, 0.12),
+    }
+    for name, move in moves.items():
+        before, start = canvas.evaluate(PICTURE), time.perf_counter()
         move()
-        while picture() == before:
+        while canvas.evaluate(PICTURE) == before:
             assert time.perf_counter() - start < 30, f"{name}: the picture stays"
             page.wait_for_timeout(10)
         print(f"{name}: {time.perf_counter() - start:.2f} s")
@@ -86,6 +88,20 @@ def test_a_control_of_the_playground_is_moved_and_its_picture_changes(page, plac
     (panel,) = [o["data"] for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
     assert "image/png" in panel  # for who opens it where widgets do not live
     assert not [o for o in outputs if o["output_type"] == "error"] and not page.trouble
+
+
+STUDY = """from biasnb.sweep import Study
+study = Study("20_trio", "smoke", {"steps": 4000}, mixer=["igpt", "mixer"])
+sweep = study.plan(study.every_combination("mixer"))"""
+
+
+def workers_of(kernel):
+    """The processes that train for it."""
+    found = []
+    for child in kernel.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+    return found
 
 
 def execute(client, code, look=lambda: None):
@@ -102,7 +118,7 @@ def execute(client, code, look=lambda: None):
 def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(place):
     store = place / "runs/smoke"
     env = {**os.environ, "BIASNB_ROOT": str(place), "PYTHONPATH": str(ROOT), "JPY_SESSION_NAME": "20_trio.ipynb",
-           "BIASNB_CHECKPOINT_SECONDS": "0.2"}  # fmt: skip
+           "BIASNB_CHECKPOINT_SECONDS": "0.2", "BIASNB_SCHEDULER": ""}  # fmt: skip
     kernel = KernelManager(kernel_name="python3")
     kernel.start_kernel(env=env, cwd=str(place / "notebooks"))
     client, steps = kernel.client(), {}
@@ -121,11 +137,10 @@ def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(
         client.wait_for_ready(60)
         assert execute(client, f"import sys; assert sys.executable == {sys.executable!r}") == ("ok", None)
         records, interrupted, mine = set(store.glob("*.json")), [], psutil.Process(kernel.provisioner.pid)
-        asked = {"mixer": ["igpt", "mixer"], "steps": 600, "depth": 1, "seed": 0}
-        cell = f"from biasnb.sweep import experiments; grid = experiments.run('20_trio', 'smoke', {asked})"
+        cell = "\n".join([STUDY, "sweep.train()"])
         assert execute(client, cell, interrupt_once_trained) == ("error", "KeyboardInterrupt")
         deadline = time.monotonic() + 10
-        while left := mine.children(recursive=True):
+        while left := workers_of(mine):
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
         look()
@@ -133,10 +148,10 @@ def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(
         before = {key: max(found) for key, found in steps.items() if key not in done}
         assert before and len(done) <= 1
         steps.clear()
-        assert execute(client, f"{cell}\nassert not grid.missing()", look) == ("ok", None)
+        assert execute(client, f"{cell}\nassert not sweep.missing()", look) == ("ok", None)
         for key, last in before.items():  # the two states that are kept, and none that is older
             assert len([step for step in steps[key] if step < last]) <= 1 and max(steps[key]) > last
-        assert not mine.children(recursive=True)
+        assert not workers_of(mine)
     finally:
         client.stop_channels()
         kernel.shutdown_kernel(now=True)
