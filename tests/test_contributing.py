@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from biasnb.config import BiasnbError
+from biasnb.operators import MIXERS, Mixer
 from biasnb.records.places import CHECKOUT as ROOT
 from biasnb.sweep import manifest
 
@@ -28,6 +29,16 @@ def test_the_walk_through_runs_as_written_and_is_shown(tmp_path):
     assert "cross (row and column)" in done.stdout
     (table,) = (tmp_path / "runs/smoke/tables").glob("20_trio-*-summary.md")
     assert "cross (row and column)" in table.read_text(encoding="utf-8")
+
+
+def test_any_notebook_that_compares_operators_takes_another_one_in_its_list(root, monkeypatch):
+    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", MIXERS["full"].operator, ("heads",), shared=True))
+    names = [name for name in manifest.names() if "mixers" in manifest.declared(name)]
+    assert len(names) > 5
+    for name in names:
+        listed = [*(manifest.declared(name)["mixers"] or ["conv"]), "cross"]
+        sweep = manifest.plan(name, manifest.parameters(name, {"profile": "smoke", "mixers": listed}))
+        assert "cross" in {run["mixer"] for run in sweep.runs}, name
 
 
 def test_the_example_of_a_study_is_that_of_its_notebook():

@@ -134,29 +134,6 @@ def notebooks(root):
 # ---- parameters -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.fault("T1")
-@pytest.mark.fault("F17")
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("sede=3", "sede: no such parameter (given '3'); did you mean 'seed'?"),
-        ("profil=smoke", "did you mean 'profile'?"),
-        ("depth=two", "depth: 'two' is not a whole number"),
-        ("depth=2.5", "depth: '2.5' is not a whole number"),
-        ("steps=", "steps: '' is not a whole number"),
-        ("depth=", "depth: [] is empty"),
-        ("seed=-1", "seed: -1 is outside 0 to 2147483647; the nearest is 0"),
-        ("mixer=Mixer", "the nearest is 'mixer'"),
-        ('settings={"sede": 3}', "sede: no such setting"),
-    ],
-)
-def test_unknown_misspelt_mistyped_and_missing_parameters_start_no_kernel(root, monkeypatch, capsys, word, said):
-    monkeypatch.setattr(runner, "this_interpreter", None)
-    code, _, error = here(capsys, "notebook", "20_trio", "--profile", "smoke", word)
-    assert code == 2 and said in one_line(error)
-    assert not any(root.iterdir())
-
-
 ANNOTATED = """profile: str = 'smoke'
 flag: bool = True
 rate: float = 0.5

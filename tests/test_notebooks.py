@@ -8,11 +8,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import nbformat
 import numpy as np
+import psutil
 import pytest
-from synthetic import NO_TORCH
+from synthetic import NO_TORCH, saved_sweep
 
 from biasnb.config import ConfigError
 from biasnb.records.places import CHECKOUT as ROOT
@@ -201,6 +203,9 @@ def test_papermill_lists_the_factors_with_their_comments():
         (["20_trio", "depths=two"], "depth: 'two' is not a whole number"),
         (["20_trio", "steps=007"], "steps: '007' is not a whole number"),
         (["20_trio", "depth=0"], "depth: 0 is outside 1 to 64"),
+        (["20_trio", "steps="], "steps: '' is not a whole number"),
+        (["20_trio", "depth="], "depth: [] is empty"),
+        (["20_trio", "mixer=Mixer"], "the nearest is 'mixer'"),
         (["20_trio", "steps=1,2"], "steps: '1,2' is not a whole number"),
         (["20_trio", 'settings={"detph": 2}'], "detph: no such setting"),
         (["20_trio", "settings=[1]"], "settings: '[1]' is not a JSON dict"),
@@ -353,6 +358,31 @@ def test_whatever_fails_the_rest_goes_on_and_is_counted_apart(root, traced, monk
     assert error == f"error: 1 of {len(NAMES)} notebooks failed: 21_cube; other steps failed: claims\n"
     assert len(traced["executed"]) == len(NAMES)
     assert "error: claims: ZeroDivisionError: while drawing" in out and "| report | done |" in out
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+DRAWN = ("20_trio", "25_skip", "26_permutation", "28_position", "29_precision", "33_channel_mlp")
+
+
+def test_many_sweeps_are_drawn_side_by_side_without_torch_by_processes_that_end_with_their_parent(root):
+    for name in DRAWN:
+        saved_sweep(Store("smoke"), name).save()
+    (root / "barred").mkdir()
+    (root / "barred/torch.py").write_text("raise ImportError('torch is barred')")
+    path = os.pathsep.join([str(root / "barred"), str(ROOT)])
+    command = [sys.executable, "-m", "biasnb", "figures", "--runs", "--profile", "smoke"]
+    process = subprocess.Popen(command, env=environment(root, PYTHONPATH=path), stdout=subprocess.DEVNULL)
+    while not (started := psutil.Process(process.pid).children(recursive=True)) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert started and not psutil.wait_procs(started, 10)[1]
+    done = subprocess.run(command, env=environment(root, PYTHONPATH=path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in DRAWN:
+        assert list((root / "runs/smoke/figures").glob(f"{name}-*.png")), name
+        assert (root / "runs/smoke/tables" / f"{name}-summary.md").is_file()
 
 
 # ---- in a kernel ----------------------------------------------------------------------------------------------------

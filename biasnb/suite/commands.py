@@ -443,6 +443,8 @@ def main(words=None):
     if program:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
+        quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]  # it would complain of a death by signal
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a terminal that lacks a sign gets its number
     try:
