@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..evidence.stats import kendall, mean_interval
 from ..records.sweep import with_columns
-from .levels import FIELDS, METRICS, at_base, done_runs, level_name, percent, with_baseline
+from .levels import METRICS, at_base, done_runs, field_name, level_name, percent, with_baseline
 from .style import (
     BASELINES,
     COLOURS,
@@ -124,7 +124,7 @@ def base_words(sweep, rows, *free):
     words = []
     for name, value in sweep.base().items():
         if name not in free and rows[name].notna().any():
-            words.append(f"{FIELDS.get(name, name)} {level_name(name, value)}")
+            words.append(f"{field_name(name)} {level_name(name, value)}")
     return ", ".join(words) + "; " if words else ""
 
 

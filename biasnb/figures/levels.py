@@ -9,7 +9,7 @@ from ..records.sweep import with_columns
 from .style import GREY, canvas, caption, faint_grid, interval_dots, legend, mixers
 
 METRICS = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %"}  # as axes name them
-FIELDS = {"mask_rate": "mask rate", "skip": "skip connections", "images": "images without labels",
+FIELDS = {"skip": "skip connections", "images": "images without labels",
           "labelled": "labelled images", "permute": "permutation", "dataset": "data set", "steps": "steps"}  # fmt: skip
 COLUMNS = ["seed", "status", "psnr", "probe", "init_probe", "accuracy"]
 ZERO_IS_ALL = ("images", "labelled")
@@ -23,6 +23,11 @@ class Column(NamedTuple):
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def field_name(name):
+    """How figures call a Config field."""
+    return FIELDS.get(name, name.replace("_", " "))
 
 
 def done_runs(sweep):
@@ -82,7 +87,7 @@ def levels(sweep):
     for name in sweep.factors():
         rows = at_base(sweep, runs, name)
         groups = [(level_name(name, level), rows[rows[name] == level]) for level in levels_asked(sweep, name)]
-        columns.append(Column(FIELDS.get(name, name), groups))
+        columns.append(Column(field_name(name), groups))
     return metric_panels(sweep, columns), runs[["mixer", *sweep.factors(), *COLUMNS]]
 
 
@@ -98,7 +103,7 @@ def combinations(sweep):
                 chosen &= (runs[factor] == level).to_numpy()
                 words.append(level_name(factor, level))
         groups.append(("\n".join(words), runs[chosen]))
-    title = ", ".join(FIELDS.get(factor, factor) for factor in factors)
+    title = ", ".join(field_name(factor) for factor in factors)
     return metric_panels(sweep, [Column(title, groups)]), runs[["mixer", *factors, *COLUMNS]]
 
 
