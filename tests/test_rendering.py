@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import NO_TORCH, record_of, run_record, saved_sweep, shown_by
+from synthetic import NO_TORCH, record_of, run_record, saved_sweep
 
 from biasnb.config import Config
 from biasnb.figures import FIGURES, TABLES, curves, levels, show_figure, show_table, style, tables, write_figures, write_tables
@@ -87,7 +88,7 @@ def broken(g):
 
 
 def test_every_figure_and_table_is_shown_by_a_committed_sweep():
-    shown = [shown_by(study) for study in STUDIES]
+    shown = [json.loads((CHECKOUT / f"results/quick/sweeps/{study}.json").read_text()) for study in STUDIES]
     assert {name for names in shown for name in names["figures"]} == set(FIGURES)
     assert {name for names in shown for name in names["tables"]} == set(TABLES)
 

@@ -97,10 +97,8 @@ def respond(model, scene, last=None, known=None):
         found["field"] = sensitivity(model, image, scene.position, mask).numpy()
     if changed("image", "mask", "shift"):
         error, still = (h[0] for h in rolled(model, image, scene.shift, mask)[-1])
-        found |= {
-            "shift_map": (error.norm(dim=2) / still.norm(dim=2)).numpy(),
-            "shift_error": float(error.norm() / still.norm()),
-        }
+        found["shift_map"] = (error.norm(dim=2) / still.norm(dim=2)).numpy()
+        found["shift_error"] = float(error.norm() / still.norm())
     return Response(**found)
 
 
