@@ -200,8 +200,8 @@ def build(cfg, stats, palette=None, device="cpu", classes=0):
     networks of one seed start equal wherever they have the same part.
 
     # DEVIATION: image-GPT draws embedding and MLP with std .02 at D = 512; here every matrix has std
-    # 1/sqrt(fan-in), so that small widths start alike; outputs of residual branches are divided by sqrt(L) as there,
-    # and content to position keeps its ratio 2 to 1.
+    1/sqrt(fan-in), so that small widths start alike; outputs of residual branches are divided by sqrt(L) as there,
+    and content to position keeps its ratio 2 to 1.
     """
     model = Isotropic(cfg, stats, palette, classes)
     with torch.no_grad():
