@@ -157,8 +157,7 @@ def user_digest(mixer):
     globals it names: helper functions, constants, classes, modules. What comes from an installed package, from Python or
     from the suite counts by its name. Comments, docstrings of functions, names of files and numbers of lines do not count.
     A value that cannot be read in this way (an open file, a lock, a compiled function) makes the digest, and with it the
-    keys, unique to this process: such an operator is trained again in every process unless `version` is set.
-    """
+    keys, unique to this process: such an operator is trained again in every process unless `version` is set."""
     entry = MIXERS[mixer]
     if FAMILIES.get(entry.family, {}).get(mixer) == entry._replace(family=USER):
         return ""
