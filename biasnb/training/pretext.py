@@ -53,12 +53,8 @@ def targets(model, images):
 
 
 def pixel_loss(model, images, given):
-    """Mean loss over the tokens to predict, the hidden ones under 'bert' and all otherwise: squared error of standardised
-    RGB, or cross-entropy in nats per pixel.
-
-    images (B, S, S, 3) uint8. Under 'bert' visible pixels never enter the loss, and the head runs on hidden tokens only;
-    under 'ar' the network is causal by construction, so that every token is predicted from those before it.
-    """
+    """Mean loss of images (B, S, S, 3) uint8 over the tokens to predict, the hidden ones under 'bert', for which alone the head
+    runs, and all otherwise: squared error of standardised RGB, or cross-entropy in nats per pixel."""
     images = model.arrange(images)
     return loss_of(model, images, given, hidden_grid(model, images, given))
 
@@ -121,8 +117,7 @@ def complete(model, images, known, generator=None, spread=0.0):
     autoregressive network; (B, S, S, 3) float, 0 to 255.
 
     With a generator every token is a sample: palette colours from the predicted distribution, RGB from a normal one around
-    the prediction with standard deviation `spread`, in units of that of the pixels. Without, it is the mean prediction.
-    """
+    the prediction with standard deviation `spread`, in units of that of the pixels. Without, it is the mean prediction."""
     cfg, p = model.cfg, model.cfg.patch
     x = model.arrange(images).float()
     for row, column in (~known).nonzero().tolist():
@@ -135,8 +130,7 @@ def complete(model, images, known, generator=None, spread=0.0):
         else:
             token = pixels_of(model, vectors)
             if generator:
-                noise = torch.randn(token.shape, generator=generator, device=token.device)
-                token = token + spread * model.std * noise
+                token = token + spread * model.std * torch.randn(token.shape, generator=generator, device=token.device)
         x[:, spot[0], spot[1]] = token.clamp(0, 255)
     return model.restore(x)
 
@@ -195,11 +189,9 @@ def evaluate(model, split, part, chunk=None):
             logits = classify(model, images)
             loss += float(F.cross_entropy(logits, hint)) * count
             right += int((logits.argmax(1) == hint).sum())
-    return {
-        "loss": loss / total,
-        "psnr": psnr(error, pixels * 3) if cfg.predicts else None,
-        "accuracy": None if cfg.predicts else right / total,
-    }
+    if cfg.predicts:
+        return {"loss": loss / total, "psnr": psnr(error, pixels * 3), "accuracy": None}
+    return {"loss": loss / total, "psnr": None, "accuracy": right / total}
 
 
 def examples(model, images, given):
