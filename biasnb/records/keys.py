@@ -5,6 +5,7 @@ import contextvars
 import dis
 import functools
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -267,9 +268,9 @@ class Description(pickle._Pickler):
         held = (function.__defaults__, function.__kwdefaults__, function.__closure__, vars(function))
         if self.installed(home):
             return str, (home, function.__code__.co_qualname), held
-        steps, names = instructions(function.__code__)
+        steps, names, imports = instructions(function.__code__)
         used = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
-        return str, ("function",), (steps, used, held)
+        return str, ("function",), (steps, used, [imported(name) for name in sorted(imports)], held)
 
     def installed(self, name):
         return name.partition(".")[0] != self.own and installed(name)
@@ -283,22 +284,49 @@ class Description(pickle._Pickler):
 
 
 def instructions(code):
-    """(what code does, without docstrings, names of files and numbers of lines; the names of globals that it uses)."""
-    steps, names = [], set()
+    """(what code does, without docstrings, names of files and numbers of lines; the names of globals that it uses; those of
+    modules that it imports)."""
+    steps, names, imports = [], set(), set()
     for step in dis.get_instructions(code):
         if step.opname == "STORE_NAME" and step.argval in ("__firstlineno__", "__static_attributes__"):
             steps.pop()  # the constant that is stored depends on where the class stands in its file
         elif isinstance(step.argval, types.CodeType):
-            inner, used = instructions(step.argval)
+            inner, inner_names, inner_imports = instructions(step.argval)
             steps.append((step.opname, inner))
-            names |= used
+            names |= inner_names
+            imports |= inner_imports
         elif step.opname != "EXTENDED_ARG":
             steps.append((step.opname, step.argval))
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") and step.argval != "__name__":
             names.add(step.argval)
+        if step.opname == "IMPORT_NAME":
+            imports.add(step.argval)
     form = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & ~HAS_DOCSTRING,
             code.co_varnames, code.co_freevars, code.co_exceptiontable)  # fmt: skip
-    return (form, steps), names
+    return (form, steps), names, imports
+
+
+def imported(name):
+    """What a module that a function imports when it is called counts by: its name, if it is installed, else its source."""
+    with contextlib.suppress(ImportError, ValueError, AttributeError, OSError):
+        spec = importlib.util.find_spec(name)
+        if spec and (installed(name) or not str(spec.origin).endswith(".py") or is_in_a_package(spec.origin)):
+            return name
+        if spec:
+            return name, Path(spec.origin).read_bytes()
+    return unreadable(name)
+
+
+def modules_of_the_user(mixer):
+    """The modules from which a user-defined operator may take code: those that are loaded and not installed, and all of its
+    own package."""
+    own = str(getattr(MIXERS[mixer].operator, "__module__", "")).partition(".")[0]
+    found = []
+    for name, module in list(sys.modules.items()):
+        theirs = name.partition(".")[0] == own or not installed(name)
+        if theirs and name != "__main__" and str(getattr(module, "__file__", "")).endswith(".py"):
+            found.append(module)
+    return found
 
 
 def unreadable(value):
