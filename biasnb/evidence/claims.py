@@ -438,15 +438,14 @@ def findings(stores, claims=CLAIMS):
     StoreError for a broken record."""
     found = []
     for store in stores:
-        sweeps = [sweep for sweep in store.sweeps() if sweep.runs]
-        frames, records = {sweep.name: runs_of(sweep) for sweep in sweeps}, {sweep.name: {} for sweep in sweeps}
+        made = [(sweep, runs_of(sweep), {}) for sweep in store.sweeps() if sweep.runs]
         for claim in claims:
-            own = [sweep for sweep in sweeps if sweep.content["notebook"] in claim.notebooks]
+            own = [given for given in made if given[0].content["notebook"] in claim.notebooks]
             for metric in claim.metrics:
                 decided, lacks = [], f"no run of {' or '.join(claim.notebooks)}"
-                for sweep in own:
+                for sweep, runs, records in own:
                     try:
-                        decided.append(find(claim, Evidence(sweep, metric, frames[sweep.name], records[sweep.name])))
+                        decided.append(find(claim, Evidence(sweep, metric, runs, records)))
                     except Absent as reason:
                         lacks = str(reason)
                 found += decided or [Finding(claim, store.profile, metric, "not run", lacks)]

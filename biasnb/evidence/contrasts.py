@@ -227,9 +227,10 @@ class Evidence:
         weighted sum. A part is a Form or such a function."""
 
         def by_seed(baselines):
-            found = [self.values(part, value, baselines) for part in parts]
-            seeds = sorted(set.intersection(*map(set, found)))
-            return {seed: float(combine([values[seed] for values in found])) for seed in seeds}
+            found, results = [self.values(part, value, baselines) for part in parts], {}
+            for seed in sorted(set.intersection(*map(set, found))):
+                results[seed] = float(combine([values[seed] for values in found]))
+            return results
 
         return by_seed
 
@@ -243,7 +244,10 @@ class Evidence:
 
     def correct(self, form):
         """(seeds, test images) weighted sum of the probes' correctness in points, for the seeds of `values`."""
-        return np.array([sum(100.0 * w * self.bits(key) for key, w in form[seed].items()) for seed in self.values(form)])
+        rows = []
+        for seed in self.values(form):
+            rows.append(sum(100.0 * weight * self.bits(key) for key, weight in form[seed].items()))
+        return np.array(rows)
 
     def bits(self, key):
         """(test images,) 1 where the chosen probe of a run is right."""

@@ -66,7 +66,8 @@ def cell(ax, x, y, f):
     ax.text(x + 0.06, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=8, weight="bold")
     words = f.why if f.verdict == "not run" else f"{f.effect}, n {f.n}"
     if len(words) > ROOM and f.verdict != "not run":  # without the name of the test
-        words = f"{'(' * f.effect.startswith('(')}{f.effect.rpartition(': ')[2]}, n {f.n}"
+        opened = "(" if f.effect.startswith("(") else ""
+        words = f"{opened}{f.effect.rpartition(': ')[2]}, n {f.n}"
     ax.text(x + 1.12, y, textwrap.shorten(words, ROOM, placeholder=" …"), va="center", fontsize=7.2, color="0.25")
 
 

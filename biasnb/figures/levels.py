@@ -64,8 +64,11 @@ def level_name(field, value):
 def levels_asked(sweep, name):
     """The levels of a factor that were asked for with all others at their base; numbers ascend, 0 comes last."""
     others = {other: level for other, level in sweep.base().items() if other != name}
-    at_base = [run for run in sweep.runs if all(run.get(other, level) == level for other, level in others.items())]
-    asked = list(dict.fromkeys(run[name] for run in at_base if name in run))
+    asked = []
+    for run in sweep.runs:
+        at_base = all(run.get(other, level) == level for other, level in others.items())
+        if name in run and at_base and run[name] not in asked:
+            asked.append(run[name])
     if all(isinstance(level, int | float) for level in asked):
         asked.sort(key=lambda level: (level == 0, level))
     return asked

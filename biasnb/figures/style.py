@@ -36,34 +36,29 @@ STYLE = {
 }
 
 
-class ByMixer(dict):
-    """Mixer -> how figures show it, also an operator that was added later, or that this process does not know."""
-
-    def __init__(self, look):
-        self.look = look
-
-    def __missing__(self, mixer):
-        return self.look(mixer)
-
-
 def place(mixer):
     """Where a mixer stands in the order of MIXERS; behind all others if this process does not know it."""
     return list(MIXERS).index(mixer) if mixer in MIXERS else len(MIXERS)
 
 
-def _label(mixer):
-    return MIXERS[mixer].label if mixer in MIXERS else mixer
+class Labels(dict):
+    """Mixer -> its name in figures, also of an operator that was added later, or that this process does not know."""
+
+    def __missing__(self, mixer):
+        return MIXERS[mixer].label if mixer in MIXERS else mixer
 
 
-def _colour(mixer):
-    return PALETTE[place(mixer) % len(PALETTE)]
+class ByPlace(dict):
+    """Mixer -> one of these looks, by its place."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def __missing__(self, mixer):
+        return self.looks[place(mixer) % len(self.looks)]
 
 
-def _marker(mixer):
-    return SHAPES[place(mixer) % len(SHAPES)]
-
-
-LABELS, COLOURS, MARKERS = ByMixer(_label), ByMixer(_colour), ByMixer(_marker)
+LABELS, COLOURS, MARKERS = Labels(), ByPlace(PALETTE), ByPlace(SHAPES)
 
 
 def traits(mixer):

@@ -23,8 +23,10 @@ def plus_minus(values, digits=None):
     """'mean ± half-width (n)' of the 95 % interval; 'value (1)' for one value, a dash for none. Without a number of `digits`
     after the point, to three significant ones."""
     mean, half, n = mean_interval(values)
+    if not n:
+        return "—"
     of_mean, of_half = (".3g", ".2g") if digits is None else (f".{digits}f", f".{digits}f")
-    return f"{mean:{of_mean}}" + (f" ± {half:{of_half}}" if n > 1 else "") + f" ({n})" if n else "—"
+    return f"{mean:{of_mean}}" + (f" ± {half:{of_half}}" if n > 1 else "") + f" ({n})"
 
 
 def number(value, digits):
