@@ -120,7 +120,7 @@ def _decoded(dataset, top, size, signature):
     unwritable cache only costs time."""
     cache, waiting = places.root() / "runs" / "cache", f"waiting for another process that prepares {dataset}"
     with contextlib.ExitStack() as stack:
-        for lock in (None, cache / f".{dataset}-{size}.lock"):
+        for lock in (None, cache / f".{dataset}-{size}.lock"):  # who has waited may find what the other has made
             with contextlib.suppress(StoreError):  # the cache is read-only
                 if lock:
                     stack.enter_context(locked(lock, waiting))

@@ -134,5 +134,3 @@ def add_identity(weight, amount=1.0):
         part = weight[start:] if rows > columns else weight[:, start:]
         if min(part.shape) == min(weight.shape):
             part.diagonal().add_(sign * amount)
-        if rows == columns:
-            break

@@ -31,17 +31,9 @@ SNAPSHOT = contextvars.ContextVar("snapshot", default=None)
 
 def key_fields(cfg):
     """The fields that decide the result: everything but where the data lie, the device, and unread fields."""
-    unread = {"data_dir", "device"} | SPECIAL - cfg.reads
-    if cfg.pretext != "bert":
-        unread.add("mask_rate")
-    if cfg.pretext != "denoise":
-        unread.add("noise")
-    if not cfg.uses_palette:
-        unread.add("colours")
-    if not cfg.predicts:
-        unread.add("target")
-    if cfg.pretext == "supervised":  # trains on the labelled images
-        unread.add("images")
+    read = {"mask_rate": cfg.pretext == "bert", "noise": cfg.pretext == "denoise", "colours": cfg.uses_palette,
+            "target": cfg.predicts, "images": cfg.pretext != "supervised"}  # fmt: skip
+    unread = {"data_dir", "device"} | SPECIAL - cfg.reads | {name for name, is_read in read.items() if not is_read}
     if cfg.pretext == "none":
         unread |= TRAINING
     return {name: value for name, value in sorted(asdict(cfg).items()) if name not in unread}
@@ -187,8 +179,8 @@ UNREADABLE = {}
 
 
 class Description(pickle._Pickler):
-    """Pickles a value of any kind, code included, as bytes that are the same in every process; nobody unpickles them.
-    The package `own` counts as the user's, installed or not."""
+    """Pickles a value of any kind, code included, as bytes that are the same in every process; nobody unpickles them. The
+    package `own` counts as the user's, installed or not. (The pickler written in C cannot be told what to memoize.)"""
 
     def __init__(self, own="", memo=None):
         self.bytes = io.BytesIO()

@@ -168,9 +168,8 @@ def networks(store, names=()):
             if run["depth"] == max(other["depth"] for other in runs) and run["seed"] == runs[0]["seed"]:
                 found.setdefault(run["mixer"], run["key"])
     if not found:
-        raise StoreError(
-            f"{store.folder}: its sweeps train none of {', '.join((*TRIO, *CUBE))} with pretext 'bert'; name others"
-        )
+        wanted = ", ".join((*TRIO, *CUBE))
+        raise StoreError(f"{store.folder}: its sweeps train none of {wanted} with pretext 'bert'; name others")
     return found
 
 

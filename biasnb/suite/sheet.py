@@ -27,10 +27,6 @@ class Published(NamedTuple):
     searches: list
     missing: int
 
-    @property
-    def done(self):
-        return [run for run in self.runs if run["status"] == "done"]
-
 
 def read(profile):
     """Raises StoreError for a broken record."""
@@ -108,18 +104,19 @@ def table(rows_of):
 @table
 def compute(one):
     """What was trained and what it cost."""
-    spent = [3 * run["flop_per_image"] * run["steps"] * run["config"].get("batch", 0) for run in one.done]
+    done = [run for run in one.runs if run["status"] == "done"]
+    spent = [3 * run["flop_per_image"] * run["steps"] * run["config"].get("batch", 0) for run in done]
     yield {
         "profile": link(one.profile),
         "networks": len(one.runs),
         "seeds": levels(run["config"]["seed"] for run in one.runs),
-        "steps": levels(run["steps"] for run in one.done),
-        "parameters": span([sum(run["parameters"].values()) for run in one.done]),
-        "MFLOP per image": span([run["flop_per_image"] / 1e6 for run in one.done], 1),
+        "steps": levels(run["steps"] for run in done),
+        "parameters": span([sum(run["parameters"].values()) for run in done]),
+        "MFLOP per image": span([run["flop_per_image"] / 1e6 for run in done], 1),
         "training, TFLOP": f"{sum(spent) / 1e12:.0f}",
-        "training, h": f"{sum(run['wall_seconds'] for run in one.done) / 3600:.2f}",
-        "images/s, median": f"{statistics.median([run['images_per_second'] for run in one.done] or [0]):,.0f}",
-        "diverged": len(one.runs) - len(one.done),
+        "training, h": f"{sum(run['wall_seconds'] for run in done) / 3600:.2f}",
+        "images/s, median": f"{statistics.median([run['images_per_second'] for run in done] or [0]):,.0f}",
+        "diverged": len(one.runs) - len(done),
         "missing": one.missing,
     }
 

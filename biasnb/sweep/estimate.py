@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict, replace
 from itertools import count
 
+import pandas as pd
+
 from ..config import BiasnbError, Config
 from ..records.keys import key
 from ..records.progress import clock
@@ -184,15 +186,13 @@ class Predictor:
     def __init__(self, found):
         self.probe, self.found = found.pop(None), found
         self.timed = sum("step" in one for one in found.values())
-        rates = {}
-        for cfg, one in found.items():
-            if "step" in one:
-                for kind in (cfg.mixer, None):
-                    rates.setdefault(kind, []).append({name: one[name] / one["flop"] for name in ("step", "forward", "bytes")})
-        rates = {kind: {name: statistics.median(one[name] for one in some) for name in some[0]} for kind, some in rates.items()}
+        timed = pd.DataFrame([{"mixer": cfg.mixer, **one} for cfg, one in found.items() if "step" in one])
+        rates = timed[["step", "forward", "bytes"]].div(timed["flop"], axis=0)
+        of_mixer = rates.groupby(timed["mixer"]).median()
         for cfg, one in found.items():
             if "step" not in one:
-                one |= {name: rate * one["flop"] for name, rate in rates.get(cfg.mixer, rates[None]).items()}
+                rate = of_mixer.loc[cfg.mixer] if cfg.mixer in of_mixer.index else rates.median()
+                one |= (rate * one["flop"]).to_dict()
 
     def of(self, cfg, **fields):
         """What was found of a Config's network, for its depth: all grows linearly with it."""
