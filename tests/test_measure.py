@@ -13,6 +13,7 @@ from biasnb.config import Config
 from biasnb.data import palette
 from biasnb.data.datasets import Split
 from biasnb.networks import model
+from biasnb.operators import CUBE, MIXERS, TRIO
 from biasnb.training import measures as measure
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
@@ -87,10 +88,10 @@ def mixing_distance(mix, images, **fields):
 
 
 @pytest.mark.parametrize("patch", [1, 2])
-@pytest.mark.parametrize("mixer", ["conv", "convmixer", "conv_dense"])
-def test_a_circular_convolution_without_positions_commutes_with_rolls(images, mixer, patch):
+@pytest.mark.parametrize("mixer", [*TRIO, *CUBE, "conv_dense"])
+def test_on_the_torus_without_positions_shared_networks_and_no_others_commute_with_rolls(images, mixer, patch):
     free = measure.roll_error(network(mixer=mixer, patch=patch, **TORUS), images(4, 8))
-    assert len(free) == 3 and max(free) < 1e-5
+    assert len(free) == 3 and (max(free) < 1e-5 if MIXERS[mixer].shared else free[-1] > 1e-3)
     placed = measure.roll_error(network(mixer=mixer, patch=patch, padding="circular"), images(4, 8))
     assert min(placed) > 0.01
 
