@@ -27,7 +27,7 @@ MEASURED = ("wall_seconds", "images_per_second")  # times, which differ whenever
 TIMES = "-cost"  # and tables of them
 STOP_SECONDS = 10  # in which all processes of a suite that was killed are gone
 PROFILE = "smoke"
-ROLES = {"suite": 1, "worker": 2, "kernel": 2}  # words -> how often it is chosen, of those that are there
+ROLES = {"suite": 1, "worker": 2, "kernel": 2}  # words -> how often it is chosen
 
 
 class Trouble(Exception):
@@ -97,17 +97,19 @@ def role(process, suite):
 
 
 def kill_one(suite, folder, rng):
-    """Kill a process of a suite: what it was."""
-    by_role = collections.defaultdict(list)
-    for process in processes(folder):
-        by_role[role(process, suite)].append(process)
-    by_role["suite"] = [psutil.Process(suite.pid)]
-    there = [name for name in ROLES if by_role[name]]
-    chosen = rng.choices(there, [ROLES[name] for name in there])[0]
-    victim = rng.choice(sorted(by_role[chosen], key=lambda process: process.pid))
-    with contextlib.suppress(psutil.NoSuchProcess):
-        victim.kill()
-    return chosen
+    """Kill a process of a suite, of a role that is drawn first and waited for; returns the role. Nothing is killed, and None
+    returned, where the suite ends before there is one."""
+    chosen = rng.choices(list(ROLES), list(ROLES.values()))[0]
+    while suite.poll() is None:
+        there = [process for process in processes(folder) if role(process, suite) == chosen]
+        if chosen == "suite":
+            there = [psutil.Process(suite.pid)]
+        if there:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rng.choice(sorted(there, key=lambda process: process.pid)).kill()
+            return chosen
+        time.sleep(0.05)
+    return None
 
 
 class Campaign:
@@ -154,7 +156,9 @@ class Campaign:
                 if code not in ((0, 1) if killed else (0,)):  # 1: what was killed is named as failed
                     raise Trouble(f"exit code {code}: {(folder / 'output.log').read_text()[-1500:]}")
                 return
-            killed = kill_one(suite, folder, self.rng)
+            killed = kill_one(suite, folder, self.rng) or killed
+            if suite.poll() is not None and killed != "suite":
+                continue
             self.done[killed] += 1
             self.say(f"{self.done.total():4}  {killed}")
             if killed == "suite":

@@ -273,8 +273,12 @@ def plan(name, values=None):
     try:
         for source in cells:
             exec(compile(source, f"{name}.ipynb", "exec"), namespace)
-        return namespace["sweep"]
+        sweep = namespace["sweep"]
+        own = sweep.content["notebook"]
     except BiasnbError:
         raise
     except Exception as error:
         raise NotebookError(f"{name}: its list of runs cannot be made: {type(error).__name__}: {error}") from None
+    if own != name:
+        raise NotebookError(f"{name}: its study is called {own!r}; give it the name of the file")
+    return sweep
