@@ -12,6 +12,7 @@ import argparse
 import collections
 import contextlib
 import json
+import os
 import random
 import shutil
 import subprocess

@@ -159,11 +159,11 @@ def test_parameters_are_typed_by_the_field_that_they_list(mine, given, expected)
 def test_settings_for_all_notebooks_go_where_they_can(mine):
     mine()
     given = {"profile": "smoke", "seed": "1,2", "steps": "3"}
-    assert manifest.accepted("99_mine", given) == given
+    assert manifest.accepted(given) == {"99_mine": given}
     mine(parameters=['profile = "smoke"\nseeds = None'], sweep="")
-    assert manifest.accepted("99_mine", given) == {"profile": "smoke", "seed": "1,2"}, "it takes no further setting"
+    assert manifest.accepted(given) == {"99_mine": {"profile": "smoke", "seed": "1,2"}}, "it takes no further setting"
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
-        manifest.accepted("99_mine", {"stepz": "3"})
+        manifest.accepted({"stepz": "3"})
 
 
 def test_a_list_of_runs_that_cannot_be_made_is_told_in_one_line(mine):
@@ -193,3 +193,47 @@ def test_the_committed_records_are_those_that_the_notebooks_ask_for(root, monkey
         asked = manifest.plan(saved.name, manifest.parameters(saved.name, {"profile": "quick"}))
         assert asked.content == saved.content, saved.name
     assert configure("quick").mixer == "convmixer" and places.CHECKOUT
+
+
+def test_a_searched_rate_and_a_parameter_of_some_notebooks_are_accepted_for_all(root):
+    taken = manifest.accepted({"profile": "smoke", "lr": "tuned", "depths": "1"})
+    assert taken["20_trio"] == {"profile": "smoke", "lr": "tuned", "depths": "1"}
+    assert taken["26_permutation"] == {"profile": "smoke", "lr": "tuned"}
+
+
+def test_a_factor_that_is_given_twice_is_refused():
+    for given in ({"depth": "1", "depths": "2"}, {"depths": "1", "depth": "2"}):
+        with pytest.raises(ConfigError, match="depths is given twice"):
+            manifest.parameters("20_trio", given)
+
+
+def test_levels_are_checked_before_a_kernel_starts_where_the_runs_are_built_in_the_kernel_alone():
+    with pytest.raises(ConfigError, match="depth: 0 is outside 1 to 64"):
+        manifest.parameters("04_your_own_operator", {"depths": "0"})
+
+
+@pytest.mark.parametrize("name", [name for name in manifest.names() if "settings" in manifest.declared(name)])
+@pytest.mark.parametrize("settings", ["steps=3", [3], 7])
+def test_settings_of_the_wrong_kind_by_plain_papermill_are_refused_in_one_line(name, settings, root):
+    with pytest.raises(ConfigError, match=r"^settings: .* expected a dict"):
+        manifest.plan(name, {"profile": "smoke", "settings": settings})
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: study(mlp_rato=[1, 2]), "mlp_rato: no such factor .* did you mean 'mlp_ratio'"),
+        (lambda: study(base="tri"), "tri: no such base of a study .* did you mean 'trio'"),
+        (lambda: study(profile=["smoke"]), r"profile: \['smoke'\] is not one of"),
+        (lambda: study(depth=[1]).every_combination("dept"), "dept: no such factor of this study .* did you mean 'depth'"),
+    ],
+)
+def test_what_a_study_does_not_know_is_named(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+def test_a_copy_under_another_name_is_refused_before_it_writes_into_its_sibling(mine):
+    mine(sweep=RUNS.replace("99_mine", "98_other"))
+    with pytest.raises(NotebookError, match="99_mine: its study is called '98_other'; give it the name of the file"):
+        manifest.plan("99_mine")

@@ -23,10 +23,9 @@ def asked(profile, given=None):
     check_profile(profile)
     sweeps, troubles = [], []
     with keys.snapshot():
-        for name in manifest.names():
-            settings = manifest.accepted(name, {"profile": profile, **(given or {})})
+        for name, settings in manifest.accepted({"profile": profile, **(given or {})}).items():
             try:
-                sweep = manifest.plan(name, manifest.parameters(name, settings))
+                _, sweep = manifest.asked(name, settings)
                 sweeps += [sweep] if sweep else []
             except BiasnbError as error:
                 troubles.append(f"{name:20} impossible with these settings: {error}")

@@ -235,8 +235,8 @@ def sizes(dataset, **fields):
 def predict(profile, given):
     """What each notebook of a profile still costs on this machine: (rows of a table, lines of text)."""
     store, plans = Store(profile), {}
-    for name in manifest.names():
-        sweep = manifest.plan(name, manifest.parameters(name, {"profile": profile, **manifest.accepted(name, given)}))
+    for name, taken in manifest.accepted({"profile": profile, **given}).items():
+        _, sweep = manifest.asked(name, taken)
         plans[name] = {key(cfg): cfg for cfg in sweep.configs} if sweep else {}
     asked = {k: cfg for configs in plans.values() for k, cfg in configs.items()}
     shapes = {}
