@@ -91,3 +91,14 @@ def test_calibration_measures_on_the_workers_that_train(scheduler):
     assert found.keys() == {None, *configs} and found[None] > 1e6
     assert found[configs[0]]["step"] > 0 and found[configs[1]]["step"] == 0
     assert all(one["forward"] > 0 and one["flop"] > 0 for cfg, one in found.items() if cfg)
+
+
+def test_sizes_of_downloaded_sets_are_known_without_the_data_and_large_images_keep_their_patch(root, monkeypatch):
+    def no_data(*_):
+        raise AssertionError("the data are read")
+
+    monkeypatch.setattr("biasnb.data.datasets.load", no_data)
+    for dataset in ("cifar10", "cifar100", "svhn", "stl10", "fashionmnist"):
+        train, val, test, classes = cost.sizes(dataset)
+        assert train > 4 * val and test > 5000 and classes in (10, 100)
+    assert cost.sizes("cifar10", image_size=128, patch=4) == (45_000, 5_000, 10_000, 10)

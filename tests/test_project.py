@@ -1,6 +1,8 @@
 import ast
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,6 +16,7 @@ from forked import environment, python
 from synthetic import NO_TORCH
 
 from biasnb.records.places import CHECKOUT as ROOT
+from biasnb.sweep import manifest
 
 LIGHT = ("figures", "evidence", "records", "config", "operators", "suite", "sweep")  # parts that start without torch
 
@@ -120,3 +123,31 @@ def test_every_relative_link_of_every_page_and_notebook_leads_somewhere():
             if "://" not in path and not ((page.parent / path).exists() if path else heading in anchors):
                 broken.append((page.name, path or heading))
     assert links > 100 and not broken
+
+
+def test_the_table_of_notebooks_in_the_readme_has_their_own_questions():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\w+)\]\(notebooks/\w+\.ipynb\) \| (.*) \|$", text, re.M)
+    assert rows == [(name, manifest.question(name)) for name in manifest.names()]
+
+
+def test_an_installed_package_has_its_notebooks_and_records_and_writes_to_the_working_directory(tmp_path):
+    """A wheel of a copy of the tracked files, unpacked."""
+    source, site, work = (tmp_path / name for name in ("source", "site", "work"))
+    names = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, names):
+        if name.startswith(("biasnb/", "notebooks/", "results/")) or "/" not in name:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    make = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*make, str(source)], check=True, capture_output=True, timeout=300)
+    shutil.unpack_archive(next(tmp_path.glob("*.whl")), site, "zip")
+    work.mkdir()
+    env = {name: value for name, value in os.environ.items() if name != "BIASNB_ROOT"} | {"PYTHONPATH": str(site)}
+    script = "from biasnb.records import places; from biasnb.records.store import Store; from biasnb.sweep import manifest\n"
+    script += "print(places.root(), Store('quick').folder, len(manifest.names()), len(Store('quick', 'results').sweeps()))"
+    shown = subprocess.run([sys.executable, "-c", script], env=env, cwd=work, capture_output=True, text=True)
+    committed = len(list((ROOT / "results" / "quick" / "sweeps").iterdir()))
+    expected = [str(work), str(work / "runs" / "quick"), str(len(manifest.names())), str(committed)]
+    assert shown.stdout.split() == expected, shown.stderr
+    assert not any(work.iterdir())

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -26,12 +25,6 @@ def environment(device="cpu", gpu=None, threads=None):
         "gpu": gpu,
         "threads": threads,
     }
-
-
-@functools.cache  # the code that runs is that of the first look
-def code():
-    """Digests of the package's files."""
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(places.PACKAGE.rglob("*.py"))]
 
 
 @functools.cache
