@@ -101,7 +101,12 @@ def test_a_grid_of_too_many_tokens_is_refused_with_a_remedy_that_works(size, pat
     for word in message.partition("choose ")[2].split(" or "):
         name, value = word.split()
         cfg = Config(**{"image_size": size, "patch": patch, name: int(value)})
-        assert cfg.grid**2 == MAX_TOKENS
+        assert cfg.grid**2 <= MAX_TOKENS
+
+
+@pytest.mark.parametrize(("size", "patch"), [(64, 1), (128, 2), (256, 4)])
+def test_the_largest_grid_is_taken(size, patch):
+    assert Config(image_size=size, patch=patch).grid ** 2 == MAX_TOKENS
 
 
 # ---- any combination ----------------------------------------------------------------------------------------------
