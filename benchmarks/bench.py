@@ -27,7 +27,7 @@ from biasnb.networks.model import flop_per_image
 from biasnb.records import places
 from biasnb.records.files import to_json, write_atomic
 from biasnb.records.provenance import environment
-from biasnb.sweep.estimate import activations, networks, noise, stepper
+from biasnb.sweep.estimate import activations, networks, stepper
 
 WINDOWS, SECONDS = 5, 0.5  # of each thing that is measured
 TRIO = ("convmixer", "mixer", "igpt", "conv_dense")  # operators that timm has parts for
@@ -126,7 +126,7 @@ def theirs(cfg, device, loader=False):
         net = Timm(cfg).to(device)
     except ImportError as error:
         raise BiasnbError(f"{error.name}: not installed, and is what is compared with; pip install {error.name}") from None
-    optimizer, pool = torch.optim.AdamW(net.parameters(), lr=cfg.lr), noise(cfg, device, 20 * cfg.batch).pool.images
+    optimizer, pool = torch.optim.AdamW(net.parameters(), lr=cfg.lr), networks(cfg, device, 20 * cfg.batch, 0)[0].pool.images
     epochs = chain.from_iterable(repeat(DataLoader(Images(pool.cpu()), cfg.batch, shuffle=True, drop_last=True)))
 
     def step():

@@ -233,14 +233,21 @@ PROFILES = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(enc
 
 def check_profile(name):
     """Return the profile's data. Raises ConfigError naming the nearest profile."""
-    if name not in PROFILES:
+    if not isinstance(name, str) or name not in PROFILES:
         raise ConfigError(f"profile: {short(name)} is not one of {list(PROFILES)}; did you mean {nearest(name, PROFILES)!r}?")
     return PROFILES[name]
 
 
-def configure(profile, **overrides):
+def configure(profile, settings=None, /, **fields):
     """The profile's Config with some fields changed. Raises ConfigError."""
-    return Config(**{**check_profile(profile)["config"], **overrides})
+    return Config(**{**check_profile(profile)["config"], **check_settings(settings), **fields})
+
+
+def check_settings(settings):
+    """Return settings as a dict, {} for None. Raises ConfigError for what is none."""
+    if not isinstance(settings, dict | None):
+        raise ConfigError(f"settings: {short(settings)} is {type(settings).__name__}, expected a dict, e.g. {{'steps': 800}}")
+    return dict(settings or {})
 
 
 def full_path(data_dir):

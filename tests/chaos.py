@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 import psutil
+from forked import CHECKOUT, environment
 
-CHECKOUT = Path(__file__).parents[1]
 MEASURED = ("wall_seconds", "images_per_second")  # times, which differ whenever the suite runs
 TIMES = "-cost"  # and tables of them
 STOP_SECONDS = 10  # in which all processes of a suite that was killed are gone
@@ -46,8 +46,7 @@ def checkout(folder, notebooks, cache=None):
 
 
 def start(folder, words):
-    own = {"BIASNB_ROOT": str(folder), "PYTHONPATH": str(CHECKOUT), "BIASNB_CHECKPOINT_SECONDS": "0.05"}
-    env = {name: value for name, value in os.environ.items() if name != "BIASNB_SCHEDULER"} | own
+    env = environment(folder, BIASNB_CHECKPOINT_SECONDS="0.05", BIASNB_SCHEDULER=None)
     with open(folder / "output.log", "ab") as log:
         command = [sys.executable, "-m", "biasnb", "reproduce", "--profile", PROFILE, *words]
         return subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True, cwd=folder)

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from faults import Table
+from forked import zygote  # noqa: F401  a fixture
 
 
 def pytest_addoption(parser, pluginmanager):

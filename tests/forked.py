@@ -2,6 +2,7 @@
 
 A test uses the fixture `zygote`: `zygote.start(root, "run", "--profile", "smoke", first="...Python...").wait()`."""
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -17,11 +18,43 @@ from multiprocessing import Pipe, connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 CHECKOUT = Path(__file__).parents[1]
 ENOUGH = 60  # seconds that a process may take on a busy machine
+
+
+def until(true, seconds=2 * ENOUGH):
+    """Wait until a function returns something true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def environment(root, **more):
+    """The variables of a process with the checkout `root` and one thread; one that is None is taken away."""
+    own = {"BIASNB_ROOT": str(root), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    return {name: value for name, value in ({**os.environ, **own, **more}).items() if value is not None}
+
+
+def workers_of(process):
+    """The processes that train for a psutil.Process, below those that watch them."""
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+    return found
+
+
+def python(root, *words, **more):
+    """What `python WORDS` said in such a process. The test fails if that did."""
+    env = environment(root, **more)
+    done = subprocess.run([sys.executable, *words], env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def pictures(folder, count=80):
@@ -137,10 +170,7 @@ def warm():
 
     for module in pkgutil.walk_packages(biasnb.__path__, "biasnb."):
         importlib.import_module(module.name)
-    evaluation.fit_logistic.__defaults__ = (
-        evaluation.PENALTIES,
-        5,
-    )  # a short search
+    evaluation.fit_logistic.__defaults__ = (evaluation.PENALTIES, 5)  # a short search
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     with tempfile.TemporaryDirectory() as folder:
         live_in(folder)

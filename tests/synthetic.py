@@ -1,5 +1,6 @@
 """Records of runs that were never trained, to test what is made from records."""
 
+import nbformat
 import numpy as np
 
 from biasnb.config import configure
@@ -20,6 +21,19 @@ sys.meta_path.insert(0, NoTorch())
 
 CLASSES = ["a", "b"]
 SIZES = {"train": 40, "val": 5, "test": 10, "pool": 40}
+
+
+MEASURED = ("wall_seconds", "images_per_second", "environment")  # what differs whenever and wherever a run is trained
+
+
+def results(store, configs=None):
+    """Key -> its record without times, and its arrays and weights as bytes: of the runs of some Configs, or of all records."""
+    found = {}
+    for name in [path.stem for path in store.folder.glob("*.json")] if configs is None else map(key, configs):
+        record = {part: value for part, value in store.load(name).items() if part not in MEASURED}
+        beside = [store.path(name, suffix) for suffix in (".npz", ".safetensors")]
+        found[name] = record, *(path.read_bytes() for path in beside if path.is_file())
+    return found
 
 
 def data(cfg):
@@ -107,3 +121,19 @@ def saved_sweep(store, notebook="20_trio", **overrides):
         if not store.has(baseline_key(cfg)):
             store.save(baseline_record(cfg))
     return Sweep(store, sweep.name, sweep.content)
+
+
+PARAMETERS = "profile = 'smoke'\nsettings = {}"
+QUESTION = "# A notebook\n\n**Question.** Does it run?"
+PYTHON = {"name": "python3", "display_name": "?"}
+
+
+def write_notebook(folder, name, *cells, parameters=(PARAMETERS,), sweep="", kernelspec=PYTHON, question=QUESTION):
+    """A small notebook in a checkout: a question, cells tagged `parameters`, one tagged `sweep`, then others."""
+    n = nbformat.v4.new_notebook()
+    n.metadata |= {"kernelspec": kernelspec} if kernelspec else {}
+    tagged = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]}) for source in parameters]
+    tagged += [nbformat.v4.new_code_cell(sweep, metadata={"tags": ["sweep"]})] if sweep else []
+    n.cells = [nbformat.v4.new_markdown_cell(question), *tagged, *map(nbformat.v4.new_code_cell, cells)]
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    nbformat.write(n, folder / "notebooks" / f"{name}.ipynb")

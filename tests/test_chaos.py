@@ -17,31 +17,20 @@ def test_killed_again_and_again_a_suite_ends_with_equal_records(survived):
     assert "6 kills" in lines[1] and "figures" in lines[-2] and "npz" in lines[-2]
 
 
-def removed(path):
-    path.unlink()
+SPOILS = {
+    "1 missing": lambda path: path.unlink(),
+    "1 different": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+    "1 left over: .torn.part": lambda path: path.with_name(".torn.part").touch(),
+    "1 too many: more.npz": lambda path: path.with_name("more.npz").touch(),
+}
 
 
-def changed(path):
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-
-
-def torn(path):
-    path.with_name(".torn.part").touch()
-
-
-def one_more(path):
-    path.with_name("more.npz").touch()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [(removed, "1 missing"), (changed, "1 different"), (torn, "1 left over: .torn.part"), (one_more, "1 too many: more.npz")],
-)
-def test_the_comparison_finds_what_is_lost(survived, spoil, words):
+@pytest.mark.parametrize("words", SPOILS)
+def test_the_comparison_finds_what_is_lost(survived, words):
     top, _ = survived
     path = next((top / "wild/runs/smoke").glob("*.npz"))
     before = path.read_bytes()
-    spoil(path)
+    SPOILS[words](path)
     with pytest.raises(Trouble, match=words):
         compare(top / "calm", top / "wild")
     path.write_bytes(before)

@@ -3,7 +3,7 @@
 import pytest
 from synthetic import record_of
 
-from biasnb.config import PROFILES, Config, configure
+from biasnb.config import configure
 from biasnb.records.keys import key
 from biasnb.records.store import Store
 from biasnb.suite.commands import main
@@ -91,10 +91,3 @@ def test_calibration_measures_on_the_workers_that_train(scheduler):
     assert found.keys() == {None, *configs} and found[None] > 1e6
     assert found[configs[0]]["step"] > 0 and found[configs[1]]["step"] == 0
     assert all(one["forward"] > 0 and one["flop"] > 0 for cfg, one in found.items() if cfg)
-
-
-def test_every_shape_of_every_profile_can_be_asked_for(root):
-    for profile in PROFILES:
-        for name in manifest.names():
-            for cfg in planned(name, profile):
-                assert isinstance(cost.shape(cfg, 2, **cost.identity(cfg)), Config)

@@ -6,23 +6,22 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from forked import environment, pictures, until, workers_of
+from synthetic import results
 
 from biasnb.config import BiasnbError, configure
 from biasnb.networks import mixing
 from biasnb.operators import MIXERS, Mixer
-from biasnb.records import places
 from biasnb.records.keys import baseline_key, key
 from biasnb.records.store import Store
 from biasnb.sweep import executor
+from biasnb.training import run
+from biasnb.training.loop import threads
 
-CHECKOUT = places.CHECKOUT
 SECONDS = 120  # that anything may take on a busy machine
 # Trains Configs as the command line does, on a local cluster of two.
 SCRIPT = """
@@ -36,42 +35,13 @@ if __name__ == "__main__":
 """
 
 
-def until(true, seconds=SECONDS):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def pictures(root):
-    """80 images of four classes, 8 x 8, in root/pictures."""
-    rng = np.random.default_rng(0)
-    for i in range(80):
-        path = root / "pictures" / "abcd"[i % 4] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
-    return root / "pictures"
-
-
 def asked(folder, **fields):
     return configure("smoke", dataset="folder", data_dir=str(folder), labelled=0, device="cpu", **fields)
 
 
-MEASURED = ("wall_seconds", "images_per_second", "environment")  # what differs whenever and wherever a run is trained
-
-
-def results(configs, store):
-    """Key -> its record without times, and its arrays and weights as bytes."""
-    found = {}
-    for cfg in configs:
-        record = {name: value for name, value in store.load(key(cfg)).items() if name not in MEASURED}
-        found[key(cfg)] = record, *(store.path(key(cfg), suffix).read_bytes() for suffix in (".npz", ".safetensors"))
-    return found
-
-
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    return pictures(tmp_path_factory.mktemp("data"))
+    return pictures(tmp_path_factory.mktemp("data") / "pictures")
 
 
 @pytest.fixture(scope="module")
@@ -115,28 +85,18 @@ def test_what_is_saved_asks_no_scheduler(made, monkeypatch):
 def test_the_cluster_of_this_machine_and_workers_in_separate_folders_make_equal_records(root, made, photographs, monkeypatch):
     """Started as a user would, with a scheduler file; each worker has a folder of its own, none that of the store."""
     store, _, good, _ = made
-    command = [sys.executable, "-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
     file, processes = root / "scheduler.json", []
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    words = f"dask scheduler --host 127.0.0.1 --port 0 --no-dashboard --scheduler-file {file}".split()
     try:
-        processes.append(subprocess.Popen([*command, "--scheduler-file", str(file)], env=env, stderr=subprocess.DEVNULL))
+        command = [sys.executable, "-m", *words]
+        processes.append(subprocess.Popen(command, env=environment(root), stderr=subprocess.DEVNULL))
         until(file.is_file)
         for name in ("one", "two"):
             (root / name).mkdir()
-            words = [
-                "--scheduler-file",
-                str(file),
-                "--nthreads",
-                "1",
-                "--nworkers",
-                "1",
-                "--no-dashboard",
-                "--host",
-                "127.0.0.1",
-            ]
-            worker = [sys.executable, "-m", "dask", "worker", *words, "--local-directory", str(root / name)]
-            own = env | {"BIASNB_ROOT": str(root / name)}
-            processes.append(subprocess.Popen(worker, env=own, cwd=root / name, stderr=subprocess.DEVNULL))
+            words = f"dask worker --nthreads 1 --nworkers 1 --no-dashboard --host 127.0.0.1 --scheduler-file {file}".split()
+            worker = [sys.executable, "-m", *words, "--local-directory", str(root / name)]
+            env = environment(root / name)
+            processes.append(subprocess.Popen(worker, env=env, cwd=root / name, stderr=subprocess.DEVNULL))
         monkeypatch.setenv(executor.SCHEDULER, str(file))
         executor.train(good, Store("smoke"))
     finally:
@@ -148,7 +108,7 @@ def test_the_cluster_of_this_machine_and_workers_in_separate_folders_make_equal_
             assert not alive
     trained = {name: {path.stem for path in (root / name / "runs/smoke").glob("*.npz")} for name in ("one", "two")}
     assert trained["one"] and trained["two"] and not trained["one"] & trained["two"]
-    assert results(good, Store("smoke")) == results(good, store)
+    assert results(Store("smoke"), good) == results(store, good)
 
 
 def test_a_scheduler_that_cannot_be_reached_is_named(root, monkeypatch):
@@ -172,69 +132,48 @@ def test_a_user_defined_operator_trains_on_workers_under_the_key_that_it_has_her
 # ---- signals --------------------------------------------------------------------------------------------------------
 
 
-def start(root, runs, **environment):
+def start(root, runs):
     command = [sys.executable, root / "asks.py", json.dumps([asdict(cfg) for cfg in runs])]
     (root / "asks.py").write_text(SCRIPT)
-    own = {"PYTHONPATH": str(CHECKOUT), "BIASNB_CHECKPOINT_SECONDS": "0.05", "OMP_NUM_THREADS": "1"}
-    env = {name: value for name, value in ({**os.environ, **own, **environment}).items() if value is not None}
+    env = environment(root, BIASNB_CHECKPOINT_SECONDS="0.05", BIASNB_SCHEDULER=None)
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def workers_of(process):
-    """The processes that train, below those that watch them."""
-    return [
-        child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())
-    ]
 
 
 def owner(store, cfg, processes):
     """The process that holds the lock of a run."""
     path = os.fspath(store.folder / "locks" / f"{key(cfg)}.lock")
-    for process in processes:
-        with_files = [file.path for file in process.open_files()]
-        if path in with_files:
-            return process
-    return None
+    return next(process for process in processes if path in [file.path for file in process.open_files()])
 
 
 @pytest.mark.fault("F14")
 def test_a_worker_that_is_killed_has_its_run_done_by_another(root, photographs, monkeypatch):
     store = Store("smoke")
     runs = [asked(photographs, seed=seed, steps=steps, augment="crop") for seed, steps in ((0, 800), (1, 4))]
-    process = start(root, runs, BIASNB_SCHEDULER=None)
+    process = start(root, runs)
     until(lambda: any(store.checkpoints(key(runs[0])).glob("*.safetensors")) or process.poll() is not None)
-    victim = owner(store, runs[0], workers_of(process))
-    victim.kill()
+    owner(store, runs[0], workers_of(psutil.Process(process.pid))).kill()
     said = process.communicate(timeout=SECONDS)[0]
     assert process.returncode == 0, said
     log = (store.folder / "workers.log").read_text()
     assert log.count("trained in") == 2
     monkeypatch.setenv("BIASNB_ROOT", str(root / "undisturbed"))
     undisturbed = Store("smoke")
-    train_here(runs, undisturbed)
-    assert results(runs, store) == results(runs, undisturbed)
-
-
-def train_here(runs, store):
-    """In this process, with one thread as a worker has."""
-    from biasnb.training import run
-    from biasnb.training.loop import threads
-
-    with threads(1):
+    with threads(1):  # as a worker has
         for cfg in runs:
-            run.run(cfg, store)
+            run.run(cfg, undisturbed)
+    assert results(store, runs) == results(undisturbed, runs)
 
 
 @pytest.mark.fault("F8")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_whatever_ends_who_asked_leaves_no_process(root, photographs, number):
+def test_whatever_ends_who_asked_leaves_no_process(root, photographs):
+    """Here without a chance to do anything about it; SIGTERM and SIGINT are in test_faults_suite."""
     store, runs = Store("smoke"), [asked(photographs, seed=seed, steps=100_000) for seed in (0, 1)]
-    process = start(root, runs, BIASNB_SCHEDULER=None)
+    process = start(root, runs)
     until(lambda: all(any(store.checkpoints(key(cfg)).glob("*.safetensors")) for cfg in runs) or process.poll() is not None)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 2
-    process.send_signal(number)
-    assert process.wait(20) == -number
+    process.kill()
+    assert process.wait(20) == -signal.SIGKILL
     _, alive = psutil.wait_procs(family, 5)
     assert not alive
     assert {store.status(key(cfg))[0] for cfg in runs} == {"interrupted"}

@@ -7,7 +7,6 @@ import hashlib
 import http.server
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import resource
@@ -20,11 +19,13 @@ import threading
 import time
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import torchvision.datasets
+from forked import until
 from PIL import Image
 
 from biasnb.config import BiasnbError, Config, ConfigError
@@ -40,13 +41,6 @@ TIMES = 30  # seconds a process may take
 
 def md5(content):
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def until(true, seconds=TIMES):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 class Payload:
@@ -167,16 +161,10 @@ def refused(cfg, *words, kind=DataError):
 # ---- processes ----------------------------------------------------------------------------------------------------
 
 
-def child(fields, known, root, log, lower):
-    """In a process: load the data of a Config, with all output in a file."""
-    from torchvision import datasets
-
-    torch.set_num_threads(1)
-    for stream in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
+def child(fields, known, lower):
+    """In a process: load the data of a Config, as a user without rights where `lower`."""
     for name, value in known.items():
-        setattr(datasets.CIFAR10, name, value)
-    os.environ["BIASNB_ROOT"] = str(root)
+        setattr(torchvision.datasets.CIFAR10, name, value)
     if lower and os.geteuid() == 0:
         codecs.lookup("latin1")  # what is imported late: the interpreter's own folder may be root's
         Image.init()
@@ -184,46 +172,18 @@ def child(fields, known, root, log, lower):
     try:
         print(data.load(Config(**fields)).fingerprint)
     except BiasnbError as error:
-        sys.exit(f"error: {error}")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def processes():
-    """Processes that do not import torch anew each time: their parent starts to, while other tests run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchvision.datasets", "biasnb.data.datasets"])
-    multiprocessing.forkserver.ensure_running()
-    yield context
-    server = multiprocessing.forkserver._forkserver  # it would live until the end of the session
-    os.kill(server._forkserver_pid, signal.SIGKILL)
-    server._stop()
+        print(f"error: {error}")
+        sys.exit(1)
 
 
 @pytest.fixture
-def start(processes, tmp_path):
-    """start(fields of a Config, ...) -> (process, the file of its output)."""
-    made = []
+def start(zygote, root):
+    """start(a Config, what torchvision must know) -> a process that loads its data."""
 
-    def start(fields, known, root, lower=False):
-        log = tmp_path / f"log-{len(made)}"
-        process = processes.Process(target=child, args=(fields, known, str(root), str(log), lower))
-        process.start()
-        made.append(process)
-        return process, log
+    def start(cfg, known, lower=False):
+        return zygote.start(root, then=f"import test_faults_data as t\nt.child({vars(cfg)!r}, {known!r}, {lower})")
 
-    yield start
-    for process in made:
-        process.kill()
-        process.join()
-
-
-def ended(process):
-    process.join(TIMES)
-    return process.exitcode
-
-
-def said(log):
-    return log.read_text() if log.exists() else ""
+    return start
 
 
 # ---- F22: downloads -----------------------------------------------------------------------------------------------
@@ -242,24 +202,23 @@ def test_a_download_that_fails_its_check_is_fetched_once_again(cifar, server, sp
 @pytest.mark.fault("F22")
 def test_a_download_that_always_fails_its_check_ends_in_one_line(cifar, server, root, start):
     server.serve = lambda n, content: corrupt(content)
-    process, log = start(vars(cifar[1]), server.known, root)
-    assert ended(process) == 1
+    process = start(cifar[1], server.known)
+    assert process.wait() == 1
     assert server.asked == 2
-    lines = [line for line in said(log).replace("\r", "\n").splitlines() if line.startswith("error")]
-    assert lines == said(log).splitlines()[-1:] and "Traceback" not in said(log)
+    lines = [line for line in process.output().replace("\r", "\n").splitlines() if line.startswith("error")]
+    assert lines == process.output().splitlines()[-1:] and "Traceback" not in process.output()
     assert "cifar10: not whole in" in lines[0] and "put cifar-10-python.tar.gz there" in lines[0]
 
 
 @pytest.mark.fault("F22")
 def test_of_two_processes_at_once_one_downloads_and_the_other_waits(cifar, server, root, start):
     server.go.clear()
-    fields = vars(cifar[1])
-    both = [start(fields, server.known, root) for _ in range(2)]
-    until(lambda: any("waiting for another process that prepares cifar10" in said(log) for _, log in both))
+    both = [start(cifar[1], server.known) for _ in range(2)]
+    until(lambda: any("waiting for another process that prepares cifar10" in process.output() for process in both))
     server.go.set()
-    assert [ended(process) for process, _ in both] == [0, 0]
+    assert [process.wait() for process in both] == [0, 0]
     assert server.asked == 1
-    assert {said(log).split()[-1] for _, log in both} == {loads(cifar[1]).fingerprint}
+    assert {process.output().split()[-1] for process in both} == {loads(cifar[1]).fingerprint}
     assert sorted(path.name for path in (root / "data").iterdir()) == [".cifar10.lock", TOP, "cifar-10-python.tar.gz"]
 
 
@@ -267,12 +226,12 @@ def test_of_two_processes_at_once_one_downloads_and_the_other_waits(cifar, serve
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_stopped_in_mid_download_leaves_nothing_that_is_taken_for_whole(cifar, server, root, start, number):
     server.go.clear()
-    process, _ = start(vars(cifar[1]), server.known, root)
+    process = start(cifar[1], server.known)
     partial = root / "data/cifar-10-python.tar.gz"
     until(lambda: server.asked == 1 and partial.exists())
     time.sleep(0.1)
-    os.kill(process.pid, number)
-    assert ended(process) == -number
+    process.kill(number)
+    assert process.wait() == -number
     assert not (root / "data" / TOP).exists()
     server.go.set()
     loads(cifar[1])
@@ -351,14 +310,14 @@ def test_a_read_only_folder_of_whole_data_loads_without_a_lock(cifar, server, ro
     loads(cifar[1])
     (root / "data" / TOP).rename(shared / TOP)
     os.chmod(shared, 0o555)
-    fields = vars(cifar[1]) | {"data_dir": str(shared)}
-    process, log = start(fields, server.known, root, lower=True)
-    assert ended(process) == 0, said(log)
+    there = replace(cifar[1], data_dir=str(shared))
+    process = start(there, server.known, lower=True)
+    assert process.wait() == 0, process.output()
     assert not list(shared.glob(".*"))
     os.truncate(shared / TOP / "data_batch_2", 100)
-    process, log = start(fields, server.known, root, lower=True)
-    assert ended(process) == 1
-    (line,) = said(log).splitlines()
+    process = start(there, server.known, lower=True)
+    assert process.wait() == 1
+    (line,) = process.output().splitlines()
     assert line.startswith(f"error: cifar10: not whole in {shared}") and "Permission denied" in line
 
 
@@ -431,7 +390,7 @@ def test_a_pickle_that_was_tampered_with_is_not_run(cifar, server, root, tmp_pat
 
 
 @pytest.mark.fault("F15")
-@pytest.mark.parametrize("kind", ["arrays", "pickle"])
+@pytest.mark.parametrize("kind", ["arrays", "pickle", "torn"])
 def test_a_pickle_in_the_cache_is_not_run_and_the_images_are_decoded_anew(root, tmp_path, kind):
     cfg = pets(tmp_path)
     before = loaded(cfg)
@@ -441,7 +400,7 @@ def test_a_pickle_in_the_cache_is_not_run_and_the_images_are_decoded_anew(root, 
     if kind == "arrays":
         np.savez(path, **{name: hostile for name in ("classes", "train", "train_labels", "test", "test_labels")})
     else:
-        path.write_bytes(pickle.dumps(Payload(ran)))
+        path.write_bytes(pickle.dumps(Payload(ran)) if kind == "pickle" else path.read_bytes()[:1000])
     assert loaded(cfg).fingerprint == before.fingerprint
     assert not ran.exists()
     assert set(np.load(path)) == {"classes", "train", "train_labels", "test", "test_labels"}
@@ -653,11 +612,11 @@ def test_what_may_not_be_read_is_refused_by_name(root, shared, start, hidden):
     if path.suffix:
         path.write_bytes(saved(Image.fromarray(RGB)))
     os.chmod(path, 0)
-    process, log = start(vars(cfg), {}, root, lower=True)
-    assert ended(process) == 1
+    process = start(cfg, {}, lower=True)
+    assert process.wait() == 1
     os.chmod(path, 0o755)
-    (line,) = [line for line in said(log).splitlines() if line.startswith("error")]
-    assert f"{path}: " in line and "Permission denied" in line and "Traceback" not in said(log)
+    (line,) = [line for line in process.output().splitlines() if line.startswith("error")]
+    assert f"{path}: " in line and "Permission denied" in line and "Traceback" not in process.output()
 
 
 def test_an_empty_class_folder_is_refused_by_name(root, tmp_path):

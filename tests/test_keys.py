@@ -1,19 +1,20 @@
 """What the keys of runs follow: folders of images, and the code of user-defined operators."""
 
 import os
-import subprocess
 import sys
+import tokenize
 import types
 from dataclasses import replace
 
-import cloudpickle
 import pytest
+from forked import python
 
 from biasnb.config import Config, ConfigError
 from biasnb.operators import MIXERS, Mixer
 from biasnb.records import keys
 from biasnb.records.keys import key, search_key, user_digest
 from biasnb.records.places import CHECKOUT
+from biasnb.sweep import Study
 
 # ---- folders of images --------------------------------------------------------------------------------------------
 
@@ -89,31 +90,25 @@ SCALE = 0.5
 TABLE = {"a": [1, 2, {3, 4}], "b": (None, ..., 2.5)}
 WORDS = {"one", "two", "three"}
 
-
 class Kind(enum.Enum):
     NEAR = 1
     FAR = 2
-
 
 @dataclass
 class Setting:
     gain: float = 1.5
     names: list = field(default_factory=lambda: ["x"])
 
-
 class Plain:
     def __init__(self, value):
         self.value, self.me = value, self
-
 
 Pair = collections.namedtuple("Pair", "left right")
 PLAIN = Plain(7)
 SETTING = Setting()
 
-
 def inner(x):
     return x * 3
-
 
 def helper(x, power=2):
     """A docstring."""
@@ -121,63 +116,49 @@ def helper(x, power=2):
         return inner(y) ** power if y in {1, 2, 3} else TABLE["a"]
     return nested(x)
 
-
 def decorated(function):
     @functools.wraps(function)
     def call(*given):
         return function(*given)
     return call
 
-
 @functools.lru_cache(maxsize=16)
 def cached(n):
     return n + 10
-
 
 @contextlib.contextmanager
 def context():
     yield 20
 
-
 half = functools.partial(helper, power=4)
-
 
 class Base(mixing.Static):
     inherited = 5
 
-
 class Cross(Base):
     """Each position reads its own row and column."""
-
     sizes = [1, 2]
     matrix_of_numbers = np.arange(3)
     tensor = torch.ones(2)
     kind = Kind.NEAR
     act = torch.nn.GELU()
-
     class Inner:
         depth = 6
-
     def __init__(self, cfg, layer=0, *, bias=8):
         super().__init__(cfg, layer)
         self.allowed = self.allowed & (mixing.offsets(cfg) == 0).any(2)  # a comment
-
     @staticmethod
     def fixed():
         return 30
-
     @classmethod
     def made(cls):
         return cls.fixed() + 40
-
     @property
     def width(self):
         return 50
-
     @functools.cached_property
     def height(self):
         return 60
-
     @decorated
     def forward(self, x, query=None):
         local = lambda y: math.sqrt(y) + SCALE
@@ -187,7 +168,6 @@ class Cross(Base):
             values = half(1)
         with context() as c:
             return local(helper(x)) + PLAIN.value + SETTING.gain + Pair(1, 2).left + Cross.__name__.count("a") + c
-
     @torch.no_grad()
     def favour_self(self):
         return np.tanh(70)
@@ -209,48 +189,36 @@ def digest_of(source, **fields):
 
 
 EDITS = {
-    "a method": ("any(2)", "any(1)"),
     "a helper": ("inner(y) **", "inner(y) +"),
-    "a helper of a helper": ("x * 3", "x * 4"),
-    "a constant": ("SCALE = 0.5", "SCALE = 0.25"),
-    "a constant of a helper": ("2.5)", "2.75)"),
-    "a list in a constant": ("[1, 2, {3, 4}]", "[1, 2, {3, 5}]"),
     "a set": ('"three"}', '"four"}'),
-    "a default": ("power=2", "power=3"),
-    "a default of a method": ("layer=0, *", "layer=1, *"),
-    "a keyword default": ("bias=8", "bias=9"),
-    "a partial function": ("power=4", "power=5"),
-    "a static method": ("return 30", "return 31"),
-    "a class method": ("cls.fixed() + 40", "cls.fixed() + 41"),
-    "a property": ("return 50", "return 51"),
-    "a cached property": ("return 60", "return 61"),
-    "a cached function": ("n + 10", "n + 11"),
-    "the size of a cache": ("maxsize=16", "maxsize=17"),
     "a decorator": ("return function(*given)", "return function(*given) or 1"),
-    "a function decorated by a package": ("np.tanh(70)", "np.tanh(71)"),
     "a function of a package": ("np.tanh", "np.tan"),
     "a decorator of a package": ("@torch.no_grad()", "@torch.enable_grad()"),
-    "a context manager": ("yield 20", "yield 21"),
-    "a nested class": ("depth = 6", "depth = 7"),
-    "an inherited attribute": ("inherited = 5", "inherited = 6"),
     "a base": ("class Base(mixing.Static)", "class Base(mixing.StaticSoftmax)"),
     "a list": ("sizes = [1, 2]", "sizes = [1, 2, 3]"),
     "the kind of a number": ("sizes = [1, 2]", "sizes = [1, 2.0]"),
-    "an array": ("np.arange(3)", "np.arange(4)"),
     "the type of an array": ("np.arange(3)", "np.arange(3, dtype=np.int8)"),
     "a tensor": ("torch.ones(2)", "torch.zeros(2)"),
     "a member of an enumeration": ("kind = Kind.NEAR", "kind = Kind.FAR"),
-    "a value of an enumeration": ("NEAR = 1", "NEAR = 3"),
     "a module of torch": ("GELU()", 'GELU("tanh")'),
     "a lambda": ("math.sqrt(y) + SCALE", "math.sqrt(y) - SCALE"),
     "a handled exception": ("except ValueError", "except KeyError"),
-    "a comprehension": ("in range(3)", "in range(4)"),
-    "an object": ("Plain(7)", "Plain(8)"),
     "the class of an object": ("self.value, self.me = value, self", "self.value, self.me = value + 1, self"),
-    "a data class": ("gain: float = 1.5", "gain: float = 1.25"),
     "a factory of a data class": ('["x"]', '["y"]'),
     "a named tuple": ('"left right"', '"left wrong"'),
 }
+
+
+LINES = SOURCE.splitlines(keepends=True)
+NUMBERS = [token for token in tokenize.generate_tokens(iter(LINES).__next__) if token.type == tokenize.NUMBER]
+
+
+@pytest.mark.parametrize("token", NUMBERS, ids=lambda token: f"{token.line.strip()}:{token.start[1]}")
+def test_every_number_in_the_code_of_an_operator_and_of_what_it_uses_is_in_its_key(token):
+    """In methods, properties, helpers and their helpers, constants, defaults, decorators, attributes, objects, bases."""
+    (row, start), end = token.start, token.end[1]
+    edited = LINES[row - 1][:start] + f"{float(token.string) + 100:g}" + LINES[row - 1][end:]
+    assert digest_of("".join([*LINES[: row - 1], edited, *LINES[row:]])) != digest_of(SOURCE)
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -275,7 +243,7 @@ def test_what_an_operator_does_not_do_is_not_in_its_key(edit):
     assert digest_of(SOURCE.replace(*SILENT_EDITS[edit], 1)) == digest_of(SOURCE)
 
 
-@pytest.mark.parametrize("seed", ["0", "1", "2"])
+@pytest.mark.parametrize("seed", ["0", "1"])
 def test_the_same_source_has_the_same_key_in_another_process_and_file(tmp_path, seed):
     folder = tmp_path / seed
     folder.mkdir()
@@ -283,9 +251,8 @@ def test_the_same_source_has_the_same_key_in_another_process_and_file(tmp_path, 
     script = (f"from biasnb.operators import MIXERS, Mixer\nfrom biasnb.records.keys import user_digest\n"
               f"import mine{seed}\nMIXERS['cross'] = Mixer('cross', mine{seed}.Cross, ('heads',))\n"
               f"first = user_digest('cross')\nassert first == user_digest('cross')\nprint(first)")  # fmt: skip
-    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([str(folder), str(CHECKOUT)])}
-    said = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == digest_of(SOURCE)
+    path = os.pathsep.join([str(folder), str(CHECKOUT)])
+    assert python(folder, "-c", script, PYTHONHASHSEED=seed, PYTHONPATH=path).strip() == digest_of(SOURCE)
 
 
 def test_a_module_of_the_user_counts_with_all_it_holds_and_one_of_a_package_by_its_name(monkeypatch):
@@ -372,35 +339,25 @@ def test_only_operators_of_the_suite_as_they_are_have_no_digest(monkeypatch):
         assert user_digest("conv") and key(Config(mixer="conv")) != plain
 
 
-def test_keys_of_runs_and_of_searches_follow_the_operator_and_those_of_baselines_do_not(monkeypatch):
+def test_runs_searches_and_names_of_sweeps_follow_the_operator_and_baselines_and_other_runs_do_not(monkeypatch):
     found = []
     for source in (SOURCE, SOURCE.replace("return 30", "return 31")):
         monkeypatch.setitem(MIXERS, "cross", Mixer("cross", executed(source)["Cross"]))
         cfg = Config(mixer="cross")
-        found.append((key(cfg), search_key(cfg), keys.baseline_key(cfg)))
-    (one, search, baseline), (other, other_search, other_baseline) = found
-    assert one != other and search != other_search and baseline == other_baseline
+        study = Study("20_trio", "smoke", mixer=["igpt", "cross"])
+        name = study.plan(study.every_combination("mixer")).name
+        found.append((key(cfg), search_key(cfg), name, keys.baseline_key(cfg), key(Config(mixer="igpt"))))
+    same = [one == other for one, other in zip(*found, strict=True)]
+    assert same == [False, False, False, True, True]
 
 
-def test_a_version_takes_the_place_of_the_code_also_in_a_process_that_received_the_class(monkeypatch, tmp_path):
-    source = ("from biasnb.networks.mixing import Static\ndef helper(x): return x + 1\n"
-              "class Cross(Static):\n    def forward(self, x, query=None): return helper(x)")  # fmt: skip
-    space = executed(source, "__main__")
-    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", space["Cross"], ("heads",)))
-    entry = MIXERS["cross"]._replace(version=user_digest("cross"))
-    (tmp_path / "entry").write_bytes(cloudpickle.dumps(entry))
-    script = ("import cloudpickle, sys\nfrom biasnb.config import Config\nfrom biasnb.operators import MIXERS\n"
-              "from biasnb.records.keys import key\nMIXERS['cross'] = cloudpickle.load(open(sys.argv[1], 'rb'))\n"
-              "print(key(Config(mixer='cross')))")  # fmt: skip
-    command = [sys.executable, "-c", script, str(tmp_path / "entry")]
-    said = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == key(Config(mixer="cross"))
-    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", object, version="1"))
-    one = key(Config(mixer="cross"))
-    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", dict, version="1"))
-    assert key(Config(mixer="cross")) == one
-    monkeypatch.setitem(MIXERS, "cross", Mixer("cross", dict, version="2"))
-    assert key(Config(mixer="cross")) != one
+def test_a_version_takes_the_place_of_the_code(monkeypatch):
+    """As in a process that received the class: test_executor."""
+    found = []
+    for operator, version in ((object, "1"), (dict, "1"), (dict, "2")):
+        monkeypatch.setitem(MIXERS, "cross", Mixer("cross", operator, version=version))
+        found.append(key(Config(mixer="cross")))
+    assert found[0] == found[1] != found[2]
 
 
 def test_within_a_snapshot_an_operator_is_read_once(monkeypatch):

@@ -1,15 +1,14 @@
 """JupyterLab as people use it: a real server, a real kernel, a real browser. Screenshots are kept in build/lab."""
 
 import contextlib
-import os
 import queue
-import subprocess
 import sys
 import time
 
 import browser
 import psutil
 import pytest
+from forked import environment, python, until, workers_of
 from jupyter_client.manager import KernelManager
 
 from biasnb.records.places import CHECKOUT as ROOT
@@ -30,10 +29,10 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(place):
+def page(place, cluster):
     """A function that opens a notebook of one JupyterLab; what its pages complain of is in `page.trouble`."""
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with browser.lab(place, {"PYTHONPATH": str(ROOT)}) as lab, browser.chromium() as page:
+    with browser.lab(place, {"PYTHONPATH": str(ROOT), "BIASNB_SCHEDULER": cluster}) as lab, browser.chromium() as page:
         page.trouble = []
         page.on("pageerror", lambda error: page.trouble.append(str(error)))
         page.notebook = lambda name: browser.open_notebook(page, lab, name)
@@ -95,15 +94,6 @@ study = Study("20_trio", "smoke", {"steps": 4000}, mixer=["igpt", "mixer"])
 sweep = study.plan(study.every_combination("mixer"))"""
 
 
-def workers_of(kernel):
-    """The processes that train for it."""
-    found = []
-    for child in kernel.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
-    return found
-
-
 def execute(client, code, look=lambda: None):
     """Run code in a kernel; returns (status, name of the error). `look` is called again and again until it is done."""
     asked = client.execute(code)
@@ -117,8 +107,7 @@ def execute(client, code, look=lambda: None):
 
 def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(place):
     store = place / "runs/smoke"
-    env = {**os.environ, "BIASNB_ROOT": str(place), "PYTHONPATH": str(ROOT), "JPY_SESSION_NAME": "20_trio.ipynb",
-           "BIASNB_CHECKPOINT_SECONDS": "0.2", "BIASNB_SCHEDULER": ""}  # fmt: skip
+    env = environment(place, JPY_SESSION_NAME="20_trio.ipynb", BIASNB_CHECKPOINT_SECONDS="0.2", BIASNB_SCHEDULER=None)
     kernel = KernelManager(kernel_name="python3")
     kernel.start_kernel(env=env, cwd=str(place / "notebooks"))
     client, steps = kernel.client(), {}
@@ -139,10 +128,7 @@ def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(
         records, interrupted, mine = set(store.glob("*.json")), [], psutil.Process(kernel.provisioner.pid)
         cell = "\n".join([STUDY, "sweep.train()"])
         assert execute(client, cell, interrupt_once_trained) == ("error", "KeyboardInterrupt")
-        deadline = time.monotonic() + 10
-        while left := workers_of(mine):
-            assert time.monotonic() < deadline, left
-            time.sleep(0.1)
+        until(lambda: not workers_of(mine), 10)
         look()
         done = {path.stem for path in set(store.glob("*.json")) - records}  # a run that was faster than the signal
         before = {key: max(found) for key, found in steps.items() if key not in done}
@@ -158,9 +144,7 @@ def test_a_cell_that_is_interrupted_and_run_again_goes_on_and_leaves_no_process(
 
 
 def test_nbconvert_executes_a_notebook_and_shows_the_panel_as_a_picture(place, tmp_path):
-    command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "html", "--output-dir", str(tmp_path)]
-    env = {**os.environ, "BIASNB_ROOT": str(place), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, str(place / "notebooks/03_playground.ipynb")], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words = ["-m", "nbconvert", "--execute", "--to", "html", "--output-dir", str(tmp_path)]
+    python(place, *words, str(place / "notebooks/03_playground.ipynb"))
     page = (tmp_path / "03_playground.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/png;base64') == 1 and "widget-view" not in page.partition("<body")[2]

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import io
-import json
 import os
 import re
 import subprocess
@@ -14,7 +13,8 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
-from synthetic import NO_TORCH, saved_sweep
+from forked import environment, python
+from synthetic import NO_TORCH, results, saved_sweep, write_notebook
 
 from biasnb.config import ConfigError
 from biasnb.records.places import CHECKOUT as ROOT
@@ -37,7 +37,6 @@ PARTS = {
     "90_paper": ("parameters", "imports", "table", "figure", "how to read it"),
 }
 NO_CLAIM = ("00_start_here", "01_inputs", "10_one_run", "90_paper")
-MEASURED = ("wall_seconds", "images_per_second", "environment")  # what differs whenever a run is trained
 
 
 def source(name):
@@ -46,11 +45,6 @@ def source(name):
 
 def code_of(name):
     return [cell.source for cell in source(name).cells if cell.cell_type == "code"]
-
-
-def environment(root, **more):
-    own = {"BIASNB_ROOT": str(root), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return {name: value for name, value in ({**os.environ, **own, **more}).items() if value is not None}
 
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -134,31 +128,16 @@ def test_executed_notebooks_hold_no_local_path(smoke):
 def test_90_paper_imports_no_torch(smoke):
     cells = code_of("90_paper")[:5]
     code = "\n".join(["display = print", *cells]).replace('"quick"', '"smoke"')
-    done = subprocess.run([sys.executable, "-c", NO_TORCH + code], env=environment(smoke[0]), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "13 of 13 records" in done.stdout
+    assert "13 of 13 records" in python(smoke[0], "-c", NO_TORCH + code)
 
 
 # ---- three ways to run one ------------------------------------------------------------------------------------------
 
 
-def content(root):
-    """Key of a record -> its content without times, and its arrays and weights."""
-    found = {}
-    for path in sorted((root / "runs/smoke").glob("*.json")):
-        record = {name: value for name, value in json.loads(path.read_text()).items() if name not in MEASURED}
-        beside = [path.with_suffix(suffix) for suffix in (".npz", ".safetensors")]
-        found[path.stem] = record, *(other.read_bytes() for other in beside if other.is_file())
-    return found
-
-
-def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_records(tmp_path, cluster):
+def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_records(tmp_path, cluster, monkeypatch):
     """With depths as flat parameters. In a kernel all cells are run one after another, as JupyterLab's Run All does."""
     depths, words = "depths: [1, 2]", ["-p", "profile", "smoke", "-y", "depths: [1, 2]", "-y", "seeds: [0]"]
-    notebook, ways = (
-        str(ROOT / "notebooks/20_trio.ipynb"),
-        {name: tmp_path / name for name in ("papermill", "strict", "kernel")},
-    )
+    notebook, found = str(ROOT / "notebooks/20_trio.ipynb"), {}
     executed = source("20_trio")
     parameters = next(cell for cell in executed.cells if "parameters" in cell.metadata.get("tags", []))
     parameters.source += f'\nprofile = "smoke"\n{depths.replace(":", " =")}\nseeds = [0]'
@@ -170,22 +149,18 @@ def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_reco
         "kernel": ["nbconvert", "--to", "notebook", "--execute", "--output", str(tmp_path / "run.ipynb"), str(edited)],
     }
     for way, command in commands.items():
-        ways[way].mkdir()
-        env = environment(ways[way], BIASNB_SCHEDULER=cluster)
-        done = subprocess.run([sys.executable, "-m", *command], env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    found = {way: content(root) for way, root in ways.items()}
+        (tmp_path / way).mkdir()
+        python(tmp_path / way, "-m", *command, BIASNB_SCHEDULER=cluster)
+        monkeypatch.setenv("BIASNB_ROOT", str(tmp_path / way))
+        found[way] = results(Store("smoke"))
     assert len(found["strict"]) == 7 and found["papermill"] == found["strict"] == found["kernel"]
 
 
 def test_papermill_lists_the_factors_with_their_comments():
     notebook = str(ROOT / "notebooks/20_trio.ipynb")
-    command = [sys.executable, "-m", "papermill", "--help-notebook", notebook]
-    done = subprocess.run(command, env=environment(ROOT), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for name in manifest.declared("20_trio"):
-        assert f"  {name}: " in done.stdout
-    assert "numbers of blocks; None: the levels of the profile" in " ".join(done.stdout.split())
+    said = python(ROOT, "-m", "papermill", "--help-notebook", notebook)
+    assert all(f"  {name}: " in said for name in manifest.declared("20_trio"))
+    assert "numbers of blocks; None: the levels of the profile" in " ".join(said.split())
 
 
 # ---- the strict runner ----------------------------------------------------------------------------------------------
@@ -209,6 +184,12 @@ def test_papermill_lists_the_factors_with_their_comments():
         (["20_trio", "steps=1,2"], "steps: '1,2' is not a whole number"),
         (["20_trio", 'settings={"detph": 2}'], "detph: no such setting"),
         (["20_trio", "settings=[1]"], "settings: '[1]' is not a JSON dict"),
+        (["20_trio", 'settings={"width": {}}'], "width: "),
+        (["20_trio", 'settings={"data_dir": 1}'], "data_dir: "),
+        (["20_trio", 'settings={"kernel": [[], []]}'], "settings: kernel: "),
+        (["20_trio", 'settings={"lr": "x"}'], "lr: "),
+        (["20_trio", 'settings={"seed": 1}', "seeds=0"], "settings: seed is a factor of this notebook"),
+        (["20_trio", "mixer=igpt", "heads=3"], "heads: 3 does not divide width 64"),
         (["90_paper", "steps=3"], "steps: no such parameter"),
         (["20_trio", "depth"], "'depth': not FIELD=VALUE"),
         (["20_trio", "seed=0,0"], "names a level twice"),
@@ -229,42 +210,24 @@ study = Study("20_trio", profile, settings)
 sweep = study.plan(study.every_combination(mixer=["conv", "attn"]))"""
 
 
-def edited(root, *cells, tag="parameters"):
-    """A 20_trio that asks for two runs, and then has other cells."""
-    n = nbformat.v4.new_notebook(metadata=source("20_trio").metadata)
-    n.cells = [
-        nbformat.v4.new_code_cell("profile = 'smoke'\nsettings = {}", metadata={"tags": [tag]}),
-        nbformat.v4.new_code_cell(RUNS, metadata={"tags": ["sweep"]}),
-        *map(nbformat.v4.new_code_cell, cells),
-    ]
-    (root / "notebooks").mkdir()
-    nbformat.write(n, root / "notebooks/20_trio.ipynb")
-
-
 @pytest.mark.parametrize(
-    ("cell", "message", "state"),
-    [
-        ("import os; os._exit(0)", "the kernel was killed", "killed"),
-        ("exit()", "did not run|records are missing", "failed"),
-        ("x = 1", "3 of 3 records are missing", "failed"),
-        ("raise ValueError('no')", "cell 4: ValueError: no", "failed"),
-    ],
+    ("cell", "message"), [("exit()", "did not run|records are missing"), ("x = 1", "3 of 3 records are missing")]
 )
-def test_success_means_the_promised_records(root, cell, message, state):
-    edited(root, cell, "y = 2")
+def test_success_means_the_promised_records(root, cell, message):
+    write_notebook(root, "20_trio", cell, "y = 2", sweep=RUNS)
     good = Store("smoke").folder / "notebooks/20_trio.ipynb"
     good.parent.mkdir(parents=True)
     good.write_text("an earlier good copy")
     with pytest.raises(NotebookError, match=message) as caught:
         notebooks.execute("20_trio", {"profile": "smoke"}, io.StringIO())
-    assert caught.value.state == state and notebooks.states(Store("smoke"))["20_trio"][0] == "failed"
+    assert caught.value.state == "failed" and notebooks.states(Store("smoke"))["20_trio"][0] == "failed"
     assert re.search(message, notebooks.states(Store("smoke"))["20_trio"][1])
     assert good.read_text() == "an earlier good copy"
     assert sorted(path.name for path in good.parent.iterdir()) == ["20_trio.failed.ipynb", "20_trio.ipynb"]
 
 
 def test_a_good_copy_takes_the_place_of_one_that_failed(root, scheduler):
-    edited(root, "sweep.train()")
+    write_notebook(root, "20_trio", "sweep.train()", sweep=RUNS)
     failed = Store("smoke").folder / "notebooks/20_trio.failed.ipynb"
     failed.parent.mkdir(parents=True)
     failed.write_text("{}")
@@ -371,15 +334,14 @@ def test_many_sweeps_are_drawn_side_by_side_without_torch_by_processes_that_end_
     (root / "barred").mkdir()
     (root / "barred/torch.py").write_text("raise ImportError('torch is barred')")
     path = os.pathsep.join([str(root / "barred"), str(ROOT)])
-    command = [sys.executable, "-m", "biasnb", "figures", "--runs", "--profile", "smoke"]
-    process = subprocess.Popen(command, env=environment(root, PYTHONPATH=path), stdout=subprocess.DEVNULL)
+    words = ["-m", "biasnb", "figures", "--runs", "--profile", "smoke"]
+    process = subprocess.Popen([sys.executable, *words], env=environment(root, PYTHONPATH=path), stdout=subprocess.DEVNULL)
     while not (started := psutil.Process(process.pid).children(recursive=True)) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert started and not psutil.wait_procs(started, 10)[1]
-    done = subprocess.run(command, env=environment(root, PYTHONPATH=path), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python(root, *words, PYTHONPATH=path)
     for name in DRAWN:
         assert list((root / "runs/smoke/figures").glob(f"{name}-*.png")), name
         assert (root / "runs/smoke/tables" / f"{name}-summary.md").is_file()

@@ -14,7 +14,6 @@ from biasnb.explore import checks as proof
 from biasnb.networks import mixing, model
 from biasnb.operators import CUBE, MIXERS, TRIO
 from biasnb.training import loop as train
-from biasnb.training import measures as measure
 
 STATS = (torch.full((3,), 120.0), torch.full((3,), 60.0))
 FORMS = {"zeros": {}, "circular": {"padding": "circular"}, "causal": {"pretext": "ar"}}
@@ -62,33 +61,23 @@ def close(one, other, tolerance=1e-12):
 
 
 @pytest.mark.parametrize("mixer", UNORDERED)
-def test_shared_operators_and_no_others_commute_with_rolls_of_the_torus(mixer):
-    error = proof.roll_error(mixer)
-    assert error < 1e-12 if MIXERS[mixer].shared else error > 0.01
-
-
-@pytest.mark.parametrize("mixer", UNORDERED)
-def test_local_operators_read_their_window_and_all_others_everything(mixer):
+def test_the_traits_that_an_operator_declares_are_measured(mixer):
+    """Shared ones and no others commute with rolls of the torus; local ones read their window, all others everything; static
+    ones without an activation are linear; families that do not know neighbours are closed under permutation."""
+    op, activation = MIXERS[mixer], hasattr(operator(mixer), "act")
+    closed = mixer in ("igpt", "identity") or not (op.local or op.shared or op.frozen)
+    for error, none in (
+        (proof.roll_error(mixer), op.shared),
+        (proof.nonlinearity(mixer), not op.dynamic and not activation),
+        (proof.permuted_family(mixer), closed),
+    ):
+        assert error < 1e-12 if none else error > 0.01
     read = proof.positions_read(mixer)
-    assert read <= 9 if MIXERS[mixer].local else read == 25
-
-
-@pytest.mark.parametrize("mixer", UNORDERED)
-def test_static_operators_without_an_activation_and_no_others_are_linear(mixer):
-    error, activation = proof.nonlinearity(mixer), hasattr(operator(mixer), "act")
-    assert error > 0.01 if MIXERS[mixer].dynamic or activation else error < 1e-12
+    assert read <= 9 if op.local else read == 25
 
 
 def test_the_only_activations_inside_operators_are_those_of_two_presets():
     assert [m for m in UNORDERED if hasattr(operator(m), "act")] == ["convmixer", "mixer"]
-
-
-@pytest.mark.parametrize("mixer", UNORDERED)
-def test_families_that_do_not_know_neighbours_and_no_others_are_closed_under_permutation(mixer):
-    op = MIXERS[mixer]
-    closed = mixer in ("igpt", "identity") or not (op.local or op.shared or op.frozen)
-    error = proof.permuted_family(mixer)
-    assert error < 1e-12 if closed else error > 0.01
 
 
 @pytest.mark.parametrize("mixer", ORDERED)
@@ -314,14 +303,6 @@ def test_local_heads_read_their_window_only(form):
     a = operator("attn_local_heads", local_heads=1, **fields).matrix(tokens())
     assert close(a[:, :1], narrow.matrix(tokens())[:, :1]) and close(a[:, 1:], wide.matrix(tokens())[:, 1:])
     assert torch.equal((a[0] > 0).sum(2).amax(1), torch.tensor([9 if form != "causal" else 5, 25, 25]))
-
-
-@pytest.mark.parametrize("position", [(2, 2), (0, 0), (4, 1)])
-def test_attention_whose_heads_are_all_local_reads_its_window(position):
-    rows, columns = torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")
-    window = ((rows - position[0]).abs() <= 1) & ((columns - position[1]).abs() <= 1)
-    mix = operator("attn_local_heads", local_heads=3).float()
-    assert torch.equal(measure.footprint(mix, 5, 12, position) > 0, window)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])

@@ -198,15 +198,12 @@ def test_places_of_the_mouse_are_tokens_of_tiles_and_nothing_between(panel):
         assert sheet.place(x, y) is None
 
 
-def test_without_a_live_front_end_the_panel_is_a_picture(panel, monkeypatch):
+def test_in_jupyterlab_the_panel_is_a_widget_and_a_picture_and_elsewhere_a_picture(panel, monkeypatch):
     monkeypatch.setattr(playground, "in_jupyterlab", lambda: False)
     bundle = panel._repr_mimebundle_()
     assert set(bundle) == {"image/png", "text/plain"}
     with Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))) as image:
         assert image.size[0] > 800
-
-
-def test_in_jupyterlab_it_is_a_widget_with_the_picture_for_those_who_have_none(panel, monkeypatch):
     monkeypatch.setattr(playground, "in_jupyterlab", lambda: True)
     assert set(panel._repr_mimebundle_()) >= {"image/png", "application/vnd.jupyter.widget-view+json"}
 

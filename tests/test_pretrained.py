@@ -23,7 +23,7 @@ from biasnb.sweep import manifest
 from biasnb.training import run
 from biasnb.training.pretext import evaluate
 
-CHECKOUT = places.CHECKOUT
+CHECKOUT, WEIGHTS = places.CHECKOUT, "model.safetensors"
 SUPERVISED = {"loss", "accuracy, %", "probe, %", "k-NN, %"}
 RUNS = {"20_trio": ({"mixer": "igpt"}, {"mixer": "igpt", "seed": 1}), "21_cube": ({"mixer": "conv"}, {"mixer": "lc"})}
 
@@ -72,12 +72,6 @@ def test_a_profile_publishes_the_deepest_of_each_preset_and_every_cell(root):
     assert list(publish.networks(Store("smoke"), ["21_cube"])) == list(CUBE)
 
 
-def test_the_committed_networks_are_those_that_would_be_published():
-    store = Store("quick", "results")
-    committed = {path.parent.name: json.loads(path.read_text())["key"] for path in store.folder.glob("networks/*/config.json")}
-    assert publish.networks(store) == committed
-
-
 def test_published_weights_give_the_recorded_numbers_again(made):
     assert publish.publish_networks("smoke") == ["igpt", "conv", "lc"]
     log = io.StringIO()
@@ -111,24 +105,6 @@ def test_values_agree_up_to_what_is_allowed_and_not_beyond():
     far["probe"] = {"chosen": {"test": 0.511, "knn": 0.501}}
     assert {row[0]: row[-1] for row in publish.compare(record, near)} == dict.fromkeys(["data", *SUPERVISED], True)
     assert {row[0]: row[-1] for row in publish.compare(record, far)} == dict.fromkeys(["data", *SUPERVISED], False)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "not readable as safetensors"),
-        (lambda path: path.write_bytes(save({"head.weight": torch.zeros(3)})), "holds the weights of another network"),
-        (lambda path: path.unlink(), "weights cannot be read"),
-    ],
-    ids=["truncated", "foreign", "missing"],
-)
-def test_weights_that_cannot_be_loaded_are_named_in_a_line(made, spoil, reason):
-    publish.publish_networks("smoke")
-    path = pretrained.folder("smoke") / "lc" / "model.safetensors"
-    spoil(path)
-    with pytest.raises(StoreError, match=reason) as caught:
-        publish.verify("smoke", io.StringIO())
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def changed(path, **fields):
@@ -187,7 +163,11 @@ def test_data_that_are_not_here_are_said_to_be_missing(made, monkeypatch):
     assert "data not here" in rows[0]["measured"] and "no data in elsewhere" in log.getvalue()
 
 
-def test_committed_networks_are_small_and_belong_to_committed_records():
+def test_committed_networks_are_small_and_those_of_committed_records_that_would_be_published():
+    reference = Store("quick", "results")
+    paths = reference.folder.glob("networks/*/config.json")
+    written = {path.parent.name: json.loads(path.read_text())["key"] for path in paths}
+    assert publish.networks(reference) == written
     for networks in CHECKOUT.glob("results/*/networks"):
         files = [path for path in networks.rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) < 2_000_000, networks
@@ -233,10 +213,12 @@ def test_a_network_of_palette_colours_and_one_of_labels_come_back_whole(root):
         (lambda folder: changed(folder / "config.json", mean=[[1.0], [1.0, 2.0]]), "not one of this suite"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: changed(folder / "config.json", depht=2), "not one of this suite .*depht"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
         (lambda folder: changed(folder / "config.json", width=16), "weights of another network"),
+        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9]), "not readable as safetensors"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(save({"x": torch.zeros(3)})), "holds the weights of another network"),
+        (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
     ],
-    ids=["no config", "a list", "ragged mean", "broken config", "unknown field", "no weights", "other weights"],
+    ids=["no config", "a list", "ragged", "broken", "unknown field", "other weights", "truncated", "foreign", "no weights"],
 )
 def test_a_broken_folder_of_a_network_is_named_in_one_line(made, spoil, message):
     publish.publish_networks("smoke")
@@ -244,3 +226,7 @@ def test_a_broken_folder_of_a_network_is_named_in_one_line(made, spoil, message)
     with pytest.raises(StoreError, match=message) as caught:
         biasnb.load("conv", "smoke")
     assert "\n" not in str(caught.value)
+    if (pretrained.folder("smoke") / "conv/config.json").exists():
+        with pytest.raises(StoreError) as caught:
+            publish.verify("smoke", io.StringIO())
+        assert str(caught.value).startswith(str(pretrained.folder("smoke") / "conv")) and "\n" not in str(caught.value)

@@ -1,5 +1,5 @@
 import ast
-import os
+import json
 import re
 import subprocess
 import sys
@@ -7,17 +7,15 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 import yaml
 from faults import FAULTS
+from forked import environment, python
 from synthetic import NO_TORCH
 
 from biasnb.records.places import CHECKOUT as ROOT
 
 LIGHT = ("figures", "evidence", "records", "config", "operators", "suite", "sweep")  # parts that start without torch
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def requirements():
@@ -54,7 +52,7 @@ def test_rooms_are_small_and_every_one_says_what_it_holds():
 
 def test_imports_go_from_room_to_room_as_the_contract_says():
     lint = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, env=environment(ROOT), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -62,8 +60,7 @@ def test_what_needs_no_torch_starts_without_it():
     modules = [f"biasnb.{part}" for part in LIGHT]
     modules += [f"biasnb.{part}.{path.stem}" for part in LIGHT for path in (ROOT / "biasnb" / part).glob("*.py")]
     script = NO_TORCH + "".join(f"import {name}\n" for name in modules if not name.endswith("__init__"))
-    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python(ROOT, "-c", script)
 
 
 def marked():
@@ -92,8 +89,6 @@ def test_tracked_files_are_small_and_name_no_place():
     try:
         names = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split("\n")
     except (OSError, subprocess.CalledProcessError):
-        import pytest
-
         pytest.skip("not a git checkout")
     for name in filter(None, names):
         path = ROOT / name
@@ -111,13 +106,17 @@ def test_version_is_one():
 
 
 def test_every_relative_link_of_every_page_and_notebook_leads_somewhere():
-    import json
-
     pages = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) if not path.name.endswith(".in.md")]
     texts = {page: page.read_text(encoding="utf-8") for page in pages}
     for path in ROOT.glob("notebooks/*.ipynb"):
         cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"]
         texts[path] = "\n".join("".join(cell["source"]) for cell in cells)
-    links = [(page, link) for page, text in texts.items() for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)]
-    broken = [(page.name, link) for page, link in links if "://" not in link and not (page.parent / link).exists()]
-    assert len(links) > 100 and not broken
+    links, broken = 0, []
+    for page, text in texts.items():
+        headings = re.findall(r"^#+ (.*)", text, re.M)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+        for path, heading in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)[^)]*\)", text):
+            links += 1
+            if "://" not in path and not ((page.parent / path).exists() if path else heading in anchors):
+                broken.append((page.name, path or heading))
+    assert links > 100 and not broken

@@ -1,6 +1,5 @@
 import base64
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from browser import BROWSER
 from bs4 import BeautifulSoup
+from forked import environment
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 from synthetic import NO_TORCH, run_record
@@ -24,7 +25,6 @@ from biasnb.sweep import manifest
 CHECKOUT = places.CHECKOUT
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 CHANGED = {"profile": "smoke", "depths": [3], "settings": {"lr": 0.1, "data_dir": "/secret"}}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def png(colour):
@@ -214,8 +214,8 @@ def test_written_again_elsewhere_without_torch_it_is_the_same(site, root):
         "report.write(Store('smoke'))"
     )
     shutil.rmtree(site.folder / "report")
-    env = {**os.environ, "BIASNB_ROOT": str(root), "PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
-    done = subprocess.run([sys.executable, "-c", script], env=env | {"LC_ALL": "C"}, capture_output=True, text=True)
+    env = environment(root, PYTHONHASHSEED="7", TZ="Asia/Tokyo", LC_ALL="C")
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert {path.name: path.read_bytes() for path in (site.folder / "report").iterdir()} == first
 

@@ -85,4 +85,4 @@ def test_a_rate_that_was_not_searched_is_refused_naming_the_command(root):
 def test_the_key_of_a_search_covers_all_but_rate_and_seed():
     cfg = configure("smoke")
     assert search_key(cfg) == search_key(configure("smoke", lr=0.5, seed=3))
-    assert search_key(cfg) != search_key(configure("smoke", steps=5))
+    assert search_key(cfg) != search_key(configure("smoke", steps=5)) and search_key(cfg) != key(cfg)

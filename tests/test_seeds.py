@@ -262,3 +262,4 @@ def test_on_a_gpu_configs_that_differ_in_their_seed_are_one_task(runs):
     wanted = {key(cfg): ("run", cfg) for cfg in (*runs, replace(runs[0], mixer="full"))}
     tasks = executor.grouped(wanted, by_seed=True)
     assert [list(task.configs) for task in tasks] == [runs, [replace(runs[0], mixer="full")]]
+    assert len(executor.grouped(wanted, by_seed=False)) == len(wanted)

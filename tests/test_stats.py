@@ -35,36 +35,14 @@ def test_factorial_recovers_known_effects_and_interactions_exactly():
     assert stats.factorial(values) == known
 
 
-def test_a_main_effect_is_the_mean_difference_over_the_other_factors():
-    values = dict(zip(CELLS, np.random.default_rng(0).normal(size=8), strict=True))
-    for i in range(3):
-        of, off = ([v for cell, v in values.items() if cell[i] == level] for level in (True, False))
-        assert stats.factorial(values)[i,] == pytest.approx(np.mean(of) - np.mean(off), abs=1e-12)
-
-
-def test_an_interaction_is_half_the_difference_of_effects():
-    """Of factor 0 with and without factor 1, and of that difference with and without factor 2."""
-    v = dict(zip(CELLS, np.random.default_rng(1).normal(size=8), strict=True))
-    effect = {(b, c): v[True, b, c] - v[False, b, c] for b in (False, True) for c in (False, True)}
-    by_c = {c: effect[True, c] - effect[False, c] for c in (False, True)}
-    found = stats.factorial(v)
-    assert found[0, 1] == pytest.approx((by_c[True] + by_c[False]) / 4, abs=1e-12)
-    assert found[0, 1, 2] == pytest.approx((by_c[True] - by_c[False]) / 4, abs=1e-12)
-
-
 def test_factorial_agrees_with_least_squares():
     """Twice the coefficients of the saturated linear model on -1, +1."""
     values = dict(zip(CELLS, np.random.default_rng(2).normal(20, 3, size=8), strict=True))
     design = np.array([[1, *(sign(cell, term) for term in TERMS)] for cell in CELLS])
     coefficients = np.linalg.lstsq(design, np.array(list(values.values())), rcond=None)[0]
     found = stats.factorial(values)
-    assert list(found) == TERMS
+    assert list(found) == TERMS and stats.factorial(dict(reversed(values.items()))) == pytest.approx(found)
     assert list(found.values()) == pytest.approx((2 * coefficients[1:]).tolist(), abs=1e-10)
-
-
-def test_the_order_of_the_cells_does_not_matter():
-    values = dict(zip(CELLS, range(8), strict=True))
-    assert stats.factorial(dict(reversed(values.items()))) == stats.factorial(values)
 
 
 def test_paired_agrees_with_scipys_paired_test():
@@ -74,12 +52,6 @@ def test_paired_agrees_with_scipys_paired_test():
     assert (found.mean, found.sd, found.p) == pytest.approx((a.mean() - b.mean(), np.std(a - b, ddof=1), expected.pvalue))
     assert found.n == 6
     assert stats.paired(a, 0.7).p == pytest.approx(DescrStatsW(a).ttest_mean(0.7)[1])
-
-
-def test_a_paired_interval_ends_where_p_is_its_complement():
-    x = np.random.default_rng(4).normal(size=5)
-    found = stats.paired(x)
-    assert [stats.paired(x, end).p for end in (found.low, found.high)] == pytest.approx([0.05, 0.05])
 
 
 def test_paired_without_variance_is_certain():
@@ -98,7 +70,9 @@ def test_paired_needs_two_seeds(values):
     assert np.isnan([low, high, sd, p]).all()
 
 
-@pytest.mark.parametrize("values", ([3, 1, -2, 5], [2, 2, -2, 0, 1], [-4, -1, -7, -3, -2], [-8, 7, -9, 1], [0, 0], [5]))
+@pytest.mark.parametrize(
+    "values", ([3, 1, -2, 5], [2, 2, -2, 0, 1], [-4, -1, -7, -3, -2], [-8, 7, -9, 1], [0, 0], [5], range(1, 11))
+)
 def test_sign_flip_counts_every_flip(values):
     """Of integers, with ties and zeros; and of their tenths, where equal sums round differently."""
     flips = list(product((-1, 1), repeat=len(values)))
@@ -106,17 +80,7 @@ def test_sign_flip_counts_every_flip(values):
     assert stats.sign_flip(values) == p
     assert stats.sign_flip([v / 10 for v in values]) == p
     assert stats.sign_flip([*(v / 10 + 20.3 for v in values), nan], 20.3) == p
-
-
-def test_sign_flip_agrees_with_scipys_permutation_test():
-    x = np.random.default_rng(5).normal(0.5, 1, 9)
-    expected = scipy_stats.permutation_test((x,), np.mean, permutation_type="samples", n_resamples=np.inf)
-    assert stats.sign_flip(x) == pytest.approx(expected.pvalue, abs=1e-12)
-
-
-@pytest.mark.parametrize("n", (1, 2, 5, 10, 20))
-def test_the_smallest_sign_flip_p_is_two_flips(n):
-    assert stats.sign_flip(np.arange(1, n + 1)) == 2 / 2**n
+    assert isnan(stats.sign_flip([])) and isnan(stats.sign_flip([nan]))
 
 
 def test_sign_flip_of_equal_sizes_is_the_binomial_test():
@@ -127,37 +91,11 @@ def test_sign_flip_of_equal_sizes_is_the_binomial_test():
     assert stats.sign_flip([1] * 40) == 1 / 10_000
 
 
-def test_sign_flip_without_seeds_is_missing():
-    assert isnan(stats.sign_flip([])) and isnan(stats.sign_flip([nan]))
-
-
-@pytest.mark.parametrize("ps", ([0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.02, 0.9]))
-def test_holm_steps_down(ps):
-    """The i-th smallest of m times m - i + 1, never below a smaller one's nor above 1; a missing p changes nothing."""
-    expected, least = {}, 0.0
-    for i, p in enumerate(sorted(ps)):
-        least = expected[p] = max(least, min(1, p * (len(ps) - i)))
-    assert stats.holm([nan, *ps, nan]).tolist() == pytest.approx([nan, *(expected[p] for p in ps), nan], nan_ok=True)
-
-
-def test_holm_without_p_values_is_empty():
-    assert stats.holm([]).tolist() == []
-
-
 def test_equivalent_agrees_with_statsmodels_tost():
     a, b = np.random.default_rng(6).normal(0, 1, (2, 8))
     expected = ttost_paired(a, b, -0.8, 0.8)[0]
     assert 0.001 < expected < 0.9
     assert stats.equivalent([nan, *(a - b)], 0.8) == pytest.approx(expected)
-
-
-def test_equivalent_at_5_percent_means_a_90_percent_interval_within_the_margin():
-    found = []
-    for x in np.random.default_rng(7).normal(0.4, 0.8, (40, 6)):
-        low, high = scipy_stats.t.interval(0.9, 5, x.mean(), scipy_stats.sem(x))
-        found.append(stats.equivalent(x, 1) < 0.05)
-        assert found[-1] == (low > -1 and high < 1)
-    assert 5 < sum(found) < 35
 
 
 def test_not_inferior_agrees_with_scipys_one_sided_test():
@@ -198,23 +136,6 @@ def test_strongest_counts_ties_that_round_differently():
     assert stats.strongest({"a": [v / 10 for v in values]}) == ("a", p)
 
 
-def test_strongest_keeps_its_level():
-    """Ten correlated contrasts without an effect. Flips allow p = 3/64 at most, where the best unadjusted p is often below."""
-    datasets = np.random.default_rng(10).normal(size=(600, 10, 6))
-    datasets += datasets[:, :1]
-    adjusted = np.mean([stats.strongest(dict(enumerate(x)))[1] <= 0.05 for x in datasets])
-    naive = np.mean(scipy_stats.ttest_1samp(datasets, 0, axis=2, alternative="greater").pvalue.min(axis=1) <= 0.05)
-    error = sqrt(0.05 * 0.95 / 600)
-    assert 3 / 64 - 3 * error < adjusted < 0.05 + 3 * error < naive
-
-
-def test_strongest_finds_the_one_effect():
-    x = {name: np.random.default_rng(11).normal(size=8) for name in range(5)}
-    x[3] = x[3] + 10
-    assert stats.strongest(x) == (3, 1 / 2**8)
-    assert stats.strongest({name: -values for name, values in x.items()})[1] > 0.05
-
-
 def test_strongest_without_variance():
     """Equal values are the strongest, zeros are no contrast."""
     assert stats.strongest({"noisy": [8.0, 9.0, 9.0], "equal": [0.1] * 3, "none": [0.0] * 3}) == ("equal", 1 / 8)
@@ -243,19 +164,6 @@ def test_bootstrap_matches_the_slow_loop():
     for level in (0.5, 0.95):
         expected = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
         assert stats.bootstrap(x, 5000, level=level) == pytest.approx(expected, abs=0.1 * np.std(means))
-
-
-def test_bootstrap_draws_seeds():
-    """Two that differ in every image: mean 0, 1/2, 1 with probability 1/4, 1/2, 1/4."""
-    x = np.repeat([[0], [1]], 30, axis=1)
-    assert stats.bootstrap(x, level=0.6) == (0, 1)
-    assert stats.bootstrap(x, level=0.4) == (0.5, 0.5)
-
-
-def test_bootstrap_draws_the_same_images_for_all_seeds():
-    """Seeds that agree add nothing to the binomial spread of 40 images, 10 of them 1."""
-    x = np.tile([1] * 10 + [0] * 30, (6, 1))
-    assert stats.bootstrap(x, 4000, level=0.9) == pytest.approx(scipy_stats.binom.ppf((0.05, 0.95), 40, 0.25) / 40)
 
 
 def test_a_bootstrap_interval_covers_seeds_and_images():
@@ -304,13 +212,7 @@ def test_page_counts_every_order():
     assert stats.page(rows) == pytest.approx(np.mean(np.array(found) >= observed))
     assert stats.page(-rows) == pytest.approx(np.mean(np.array(found) <= observed))
     assert stats.page([*rows, [1, nan, 0]]) == stats.page(rows)
-
-
-def test_page_of_perfect_order_is_one_order_in_all():
-    rows = np.tile([1, 2, 5, 7], (3, 1))
-    assert stats.page(rows) == pytest.approx((1 / 24) ** 3)
-    assert stats.page(-rows) == pytest.approx(1)
-    assert stats.page(np.ones((4, 3))) > 0.5
+    assert stats.page(np.tile([1, 2, 5, 7], (3, 1))) == pytest.approx((1 / 24) ** 3)  # one order of all
 
 
 def test_page_needs_two_blocks_of_three_levels():
@@ -384,4 +286,6 @@ def test_holm_agrees_with_statsmodels():
     rng = np.random.default_rng(11)
     for n in (1, 2, 3, 7, 12):
         p = rng.random(n).round(1) ** 3
-        assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+        expected = multipletests(p, method="holm")[1]
+        assert stats.holm([nan, *p, nan]) == pytest.approx([nan, *expected, nan], nan_ok=True)  # a missing p changes nothing
+    assert stats.holm([]).tolist() == []

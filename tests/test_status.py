@@ -2,20 +2,19 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
 from unittest import mock
 
 import pytest
+from forked import environment
 from synthetic import sweep_of
 
 import biasnb
 from biasnb.config import ConfigError, configure
 from biasnb.records import progress
 from biasnb.records.keys import key
-from biasnb.records.places import CHECKOUT as ROOT
 from biasnb.records.progress import Progress
 from biasnb.records.store import Store, StoreError, load
 from biasnb.suite import status
@@ -73,14 +72,6 @@ def test_a_running_run_is_shown_with_its_step_loss_and_time_left(root):
         for broken in ("", "[]", '{"step": 3}', '{"step": 3, "steps": 10, "loss": "x", "seconds_left": null}'):
             store.path(key(CFG), ".progress").write_text(broken)
             assert store.status(key(CFG)) == ("running", "")
-
-
-def test_a_finished_run_leaves_no_progress_behind(root):
-    store = Store("smoke")
-    store.folder.mkdir(parents=True)
-    store.path(key(CFG), ".progress").write_text("left by one that was killed")
-    run.run(CFG, store)
-    assert not list(store.folder.glob("*.progress"))
 
 
 def test_the_page_for_a_screen_has_what_runs_and_what_went_wrong_first(root):
@@ -189,7 +180,7 @@ real = train.learning_rate
 train.learning_rate = lambda cfg, step: os._exit(9) if step == 40 else real(cfg, step)
 main({words!r})
 """
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "BIASNB_CHECKPOINT_SECONDS": "0"}
+    env = environment(root, BIASNB_CHECKPOINT_SECONDS="0")
     killed = subprocess.run([sys.executable, "-c", kill], env=env, capture_output=True, text=True)
     assert killed.returncode == 9, killed.stderr
     time.sleep(1.1)  # names of files of events are seconds

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from synthetic import run_record, saved_sweep
 
-from biasnb.config import configure
 from biasnb.records import files
 from biasnb.records import store as stores
-from biasnb.records.keys import key
 from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
 
@@ -252,15 +250,6 @@ def test_a_broken_record_shows_in_the_status_and_does_not_end_it(root, capsys):
     assert "(single run)" in said and "depth 7" in said
 
 
-def test_grid_shows_missing_runs_as_missing(root):
-    g = saved_sweep(Store("smoke"), seed=[0, 1, 2])
-    g.store.path(g.content["runs"][0]["key"]).unlink()
-    frame = g.frame()
-    assert frame.status.tolist()[0] == "missing"
-    assert (frame.status == "done").sum() == len(frame) - 1
-    assert g.missing() == [g.content["runs"][0]["key"]]
-
-
 def test_a_grid_needs_the_baselines_of_its_runs_too(root):
     g = saved_sweep(Store("smoke"), "30_symmetry")
     baselines = [run["baseline"] for run in g.runs]
@@ -277,7 +266,3 @@ def test_environment_names_versions_and_machine_but_no_path(root):
     stamp = json.dumps(environment("cpu", None, 2))
     assert "torch" in stamp and "commit" in stamp
     assert str(root) not in stamp and socket.gethostname() not in stamp
-
-
-def test_status_of_an_untouched_run_is_missing(root):
-    assert Store("smoke").status(key(configure("smoke"))) == ("missing", "")

@@ -1,15 +1,16 @@
 """Factors, levels and runs: what a notebook's list of runs is made of."""
 
-import json
+from functools import partial
 
 import pytest
+from synthetic import record_of, write_notebook
 
 from biasnb.config import PROFILES, ConfigError, configure
 from biasnb.operators import CUBE
 from biasnb.records import places
 from biasnb.records.keys import baseline_key, key
 from biasnb.records.store import Store
-from biasnb.sweep import Study, images_of, manifest
+from biasnb.sweep import Study, estimate, images_of, manifest
 from biasnb.sweep.manifest import NotebookError
 
 
@@ -103,8 +104,6 @@ def test_a_plan_names_the_tables_and_figures_that_the_notebook_shows(root):
 
 
 def test_the_overview_counts_saved_runs_by_level(root):
-    from synthetic import record_of
-
     some = study(mixer=["conv", "attn"], seed=[0, 1])
     runs = some.every_combination("seed", "mixer")
     Store("smoke").save(record_of(runs[0]))
@@ -121,34 +120,21 @@ def test_own_images_are_asked_for_by_their_full_path(tmp_path, monkeypatch):
 # ---- notebooks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def notebook(root):
-    """Makes notebooks/99_mine.ipynb of these cells: (source, tags)."""
-
-    def make(*cells, first="# Mine\n\n**Question.** Is it so?", kernel="python3"):
-        made = [{"cell_type": "markdown", "metadata": {}, "source": first}]
-        for source, *tags in cells:
-            made.append(
-                {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": [], "execution_count": None}
-            )
-        spec = {"kernelspec": {"name": kernel}} if kernel else {}
-        path = root / "notebooks" / "99_mine.ipynb"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"cells": made, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}))
-        return path
-
-    return make
-
-
 PARAMETERS = 'profile = "smoke"\nmixers = ["conv", "attn"]\nseeds = None\nsettings = {}'
 RUNS = """from biasnb.sweep import Study
 study = Study("99_mine", profile, settings, mixer=mixers, seed=seeds)
 sweep = study.plan(study.every_combination("seed", "mixer"))"""
 
 
-def test_a_new_notebook_is_a_new_study_without_a_line_in_the_package(notebook):
-    notebook((PARAMETERS, "parameters"), (RUNS, "sweep"), ('show_figure("levels", sweep)\nshow_table("summary", sweep)',))
-    assert manifest.names() == ["99_mine"] and manifest.question("99_mine") == "Is it so?" and not manifest.lint()
+@pytest.fixture
+def mine(root):
+    """Makes notebooks/99_mine.ipynb."""
+    return partial(write_notebook, root, "99_mine", parameters=[PARAMETERS], sweep=RUNS)
+
+
+def test_a_new_notebook_is_a_new_study_without_a_line_in_the_package(mine):
+    mine('show_figure("levels", sweep)\nshow_table("summary", sweep)')
+    assert manifest.names() == ["99_mine"] and manifest.question("99_mine") == "Does it run?" and not manifest.lint()
     sweep = manifest.plan("99_mine", manifest.parameters("99_mine", {"mixers": "conv,lc,full"}))
     assert [run["mixer"] for run in sweep.runs] == ["conv", "lc", "full"]
     assert (sweep.content["figures"], sweep.content["tables"]) == (["levels"], ["summary"])
@@ -165,65 +151,23 @@ def test_a_new_notebook_is_a_new_study_without_a_line_in_the_package(notebook):
         ({"settings": '{"lr": 0.5}', "depth": 2}, {"settings": {"lr": 0.5, "depth": 2}}),
     ],
 )
-def test_parameters_are_typed_by_the_field_that_they_list(notebook, given, expected):
-    notebook((PARAMETERS, "parameters"), (RUNS, "sweep"))
+def test_parameters_are_typed_by_the_field_that_they_list(mine, given, expected):
+    mine()
     assert manifest.parameters("99_mine", given).items() >= expected.items()
 
 
-@pytest.mark.fault("F17")
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"seedz": "1"}, "seedz: no such parameter .* did you mean 'seeds?'"),
-        ({"seeds": "one"}, "'one' is not a whole number"),
-        ({"profile": "smok"}, "profile: 'smok' is not one of .* did you mean 'smoke'"),
-        ({"mixers": "con"}, "mixer: 'con' is not one of"),
-        ({"steps": "1,2"}, "steps: '1,2' is not a whole number"),
-        ({"heads": "3"}, "heads: 3 does not divide width 8"),
-        ({"settings": '{"seed": 1}', "seeds": "0"}, "settings: seed is a factor of this notebook"),
-    ],
-)
-def test_what_is_misspelt_mistyped_or_impossible_is_refused(notebook, given, said):
-    notebook((PARAMETERS, "parameters"), (RUNS, "sweep"))
-    with pytest.raises(ConfigError, match=said) as error:
-        manifest.parameters("99_mine", given)
-    assert "\n" not in str(error.value)
-
-
-def test_settings_for_all_notebooks_go_where_they_can(notebook):
-    notebook((PARAMETERS, "parameters"), (RUNS, "sweep"))
+def test_settings_for_all_notebooks_go_where_they_can(mine):
+    mine()
     given = {"profile": "smoke", "seed": "1,2", "steps": "3"}
-    assert manifest.accepted("99_mine", given) == given
-    notebook(('profile = "smoke"\nseeds = None', "parameters"))
-    assert manifest.accepted("99_mine", given) == {"profile": "smoke", "seed": "1,2"}, "it takes no further setting"
+    assert manifest.accepted(given) == {"99_mine": given}
+    mine(parameters=['profile = "smoke"\nseeds = None'], sweep="")
+    assert manifest.accepted(given) == {"99_mine": {"profile": "smoke", "seed": "1,2"}}, "it takes no further setting"
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
-        manifest.accepted("99_mine", {"stepz": "3"})
+        manifest.accepted({"stepz": "3"})
 
 
-@pytest.mark.fault("F18")
-@pytest.mark.parametrize(
-    ("cells", "more", "said"),
-    [
-        ([(PARAMETERS,)], {}, "0 cells are tagged 'parameters'"),
-        ([(PARAMETERS, "parameters")] * 2, {}, "2 cells are tagged 'parameters'"),
-        ([("profile = 1 + 1", "parameters")], {}, "is not `name = literal`"),
-        ([("thing = None", "parameters")], {}, "has a default of no known type"),
-        ([("profile = (", "parameters")], {}, "parameters cell: line 1"),
-        ([(PARAMETERS, "parameters")], {"kernel": None}, "has lost its kernelspec"),
-        ([(PARAMETERS, "parameters")], {"kernel": "julia"}, "kernelspec 'julia', expected 'python3'"),
-        ([(PARAMETERS, "parameters")], {"first": "# Mine"}, "its first cell has no question"),
-        ([(PARAMETERS, "parameters"), (RUNS.replace("99_mine", "98_other"), "sweep")], {}, "its study is called '98_other'"),
-        ([(PARAMETERS, "parameters"), ("show_figure(name, sweep)",)], {}, "its first argument is no literal name"),
-    ],
-)
-def test_a_notebook_that_cannot_be_run_with_parameters_is_named(notebook, cells, more, said):
-    notebook(*cells, **more)
-    (line,) = manifest.lint()
-    assert said in line
-
-
-def test_a_list_of_runs_that_cannot_be_made_is_told_in_one_line(notebook):
-    notebook((PARAMETERS, "parameters"), ("sweep = 1 / 0", "sweep"))
+def test_a_list_of_runs_that_cannot_be_made_is_told_in_one_line(mine):
+    mine(sweep="sweep = 1 / 0")
     with pytest.raises(NotebookError, match="99_mine: its list of runs cannot be made: ZeroDivisionError: division by zero"):
         manifest.plan("99_mine")
 
@@ -239,6 +183,7 @@ def test_every_notebook_has_runs_in_every_profile_under_its_own_name(name, profi
     sweep = manifest.plan(name, manifest.parameters(name, {"profile": profile}))
     if sweep:
         assert sweep.name == name and sweep.runs and len({run["key"] for run in sweep.runs}) == len(sweep.runs)
+        assert all(estimate.shape(cfg, 2, **estimate.identity(cfg)) for cfg in sweep.configs), "what `plan` times"
 
 
 def test_the_committed_records_are_those_that_the_notebooks_ask_for(root, monkeypatch):
@@ -248,3 +193,47 @@ def test_the_committed_records_are_those_that_the_notebooks_ask_for(root, monkey
         asked = manifest.plan(saved.name, manifest.parameters(saved.name, {"profile": "quick"}))
         assert asked.content == saved.content, saved.name
     assert configure("quick").mixer == "convmixer" and places.CHECKOUT
+
+
+def test_a_searched_rate_and_a_parameter_of_some_notebooks_are_accepted_for_all(root):
+    taken = manifest.accepted({"profile": "smoke", "lr": "tuned", "depths": "1"})
+    assert taken["20_trio"] == {"profile": "smoke", "lr": "tuned", "depths": "1"}
+    assert taken["26_permutation"] == {"profile": "smoke", "lr": "tuned"}
+
+
+def test_a_factor_that_is_given_twice_is_refused():
+    for given in ({"depth": "1", "depths": "2"}, {"depths": "1", "depth": "2"}):
+        with pytest.raises(ConfigError, match="depths is given twice"):
+            manifest.parameters("20_trio", given)
+
+
+def test_levels_are_checked_before_a_kernel_starts_where_the_runs_are_built_in_the_kernel_alone():
+    with pytest.raises(ConfigError, match="depth: 0 is outside 1 to 64"):
+        manifest.parameters("04_your_own_operator", {"depths": "0"})
+
+
+@pytest.mark.parametrize("name", [name for name in manifest.names() if "settings" in manifest.declared(name)])
+@pytest.mark.parametrize("settings", ["steps=3", [3], 7])
+def test_settings_of_the_wrong_kind_by_plain_papermill_are_refused_in_one_line(name, settings, root):
+    with pytest.raises(ConfigError, match=r"^settings: .* expected a dict"):
+        manifest.plan(name, {"profile": "smoke", "settings": settings})
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: study(mlp_rato=[1, 2]), "mlp_rato: no such factor .* did you mean 'mlp_ratio'"),
+        (lambda: study(base="tri"), "tri: no such base of a study .* did you mean 'trio'"),
+        (lambda: study(profile=["smoke"]), r"profile: \['smoke'\] is not one of"),
+        (lambda: study(depth=[1]).every_combination("dept"), "dept: no such factor of this study .* did you mean 'depth'"),
+    ],
+)
+def test_what_a_study_does_not_know_is_named(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+def test_a_copy_under_another_name_is_refused_before_it_writes_into_its_sibling(mine):
+    mine(sweep=RUNS.replace("99_mine", "98_other"))
+    with pytest.raises(NotebookError, match="99_mine: its study is called '98_other'; give it the name of the file"):
+        manifest.plan("99_mine")

@@ -70,10 +70,8 @@ def load(cfg, device="cpu"):
         name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
     except OSError as error:
         raise DataError(f"{error.filename or cfg.data_dir}: {error.strerror or error}; repair or remove it") from None
-    split = {}
-    for part in ("train", "val", "test"):
-        if part in arrays:
-            split[part] = torch.from_numpy(arrays[part]), torch.from_numpy(arrays[f"{part}_labels"])
+    arrays = {part: torch.from_numpy(array) for part, array in arrays.items()}
+    split = {part: (arrays[part], arrays[f"{part}_labels"]) for part in ("train", "val", "test") if part in arrays}
     if "val" not in split:
         images, labels = split["train"]
         order = torch.randperm(len(labels), generator=generator("cpu", cfg.seed, "validation split"))
@@ -121,13 +119,14 @@ def _decoded(dataset, top, size, signature):
     """(classes, arrays) from runs/cache, or made by one process, for which others wait, and put there. A damaged or
     unwritable cache only costs time."""
     cache, waiting = places.root() / "runs" / "cache", f"waiting for another process that prepares {dataset}"
-    with contextlib.suppress(StoreError, KeyError):
-        return _read(cache / _entry(dataset, top, size, signature))
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(StoreError):  # the cache is read-only
-            stack.enter_context(locked(cache / f".{dataset}-{size}.lock", waiting))
-        with contextlib.suppress(StoreError, KeyError):
-            return _read(cache / _entry(dataset, top, size, signature))
+        for lock in (None, cache / f".{dataset}-{size}.lock"):  # who has waited may find what the other has made
+            with contextlib.suppress(StoreError):  # the cache is read-only
+                if lock:
+                    stack.enter_context(locked(lock, waiting))
+            with contextlib.suppress(StoreError, KeyError):
+                arrays = read_arrays(cache / _entry(dataset, top, size, signature))
+                return tuple(arrays.pop("classes").tolist()), arrays
         if dataset == "folder":
             classes, arrays = read_folder(top, size)
         elif dataset in SOURCES:
@@ -149,11 +148,6 @@ def _entry(dataset, top, size, signature):
     return f"{dataset}-{version}-{size}.npz"
 
 
-def _read(path):
-    arrays = read_arrays(path)
-    return tuple(arrays.pop("classes").tolist()), arrays
-
-
 # ---- a folder of class folders ------------------------------------------------------------------------------------
 
 
@@ -162,7 +156,7 @@ def read_folder(top, size):
     all are one class. JPEG and PNG, grey or RGB, as they are stored: 16 bits are cut to 8, an EXIF orientation is not
     applied. Images of other sizes are cut to the central square and resized, with a warning.
 
-    Raises DataError naming the folder or file and what is wrong with it, OSError for a folder that cannot be listed."""
+    Raises DataError naming the folder or file, OSError for a folder that cannot be listed."""
     parts = {part: top / part for part in ("train", "val", "test") if (top / part).is_dir()}
     if parts and not {"train", "test"} <= set(parts):
         raise DataError(f"{top}: has {sorted(parts)} but not both train and test; add the other or use class folders only")
@@ -173,11 +167,13 @@ def read_folder(top, size):
             raise DataError(f"{folder}: classes {sorted(set(found) ^ set(classes))} are not in every split")
         classes, images, labels = found, [], []
         for label, name in enumerate(classes):
-            for file in _image_files(folder / name):
-                image = decode(file)
+            files = sorted(_images_in(folder / name))
+            if not files:
+                raise DataError(f"{folder / name}: holds no JPEG or PNG image; add some or remove the folder")
+            for image in map(decode, files):
                 sizes.add(image.shape[:2])
                 images.append(resize(image[None], size)[0])
-                labels.append(label)
+            labels += [label] * len(files)
         arrays[part], arrays[f"{part}_labels"] = np.stack(images), np.array(labels, np.int64)
     if len(sizes) > 1 or any(h != w for h, w in sizes):
         seen = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)[:3]) + (", ..." if len(sizes) > 3 else "")
@@ -193,19 +189,14 @@ def read_folder(top, size):
 
 
 def _class_names(folder):
-    names = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")))
-    if not names and any(f.suffix.lower() in IMAGE_SUFFIXES for f in folder.iterdir()):
-        names = (ALL,)
-    if not names:
+    names = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+    if not names and not _images_in(folder):
         raise DataError(f"{folder}: holds neither JPEG or PNG images nor class folders of them; add some")
-    return names
+    return tuple(names or [ALL])
 
 
-def _image_files(folder):
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise DataError(f"{folder}: holds no JPEG or PNG image; add some or remove the folder")
-    return files
+def _images_in(folder):
+    return [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
 # ---- augmentation -------------------------------------------------------------------------------------------------

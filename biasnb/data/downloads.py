@@ -35,13 +35,10 @@ SOURCES = {
 
 def stamp(dataset, root):
     """Digest of the names, sizes and time stamps of the files that a data set is read from."""
-    found = []
-    for name in SOURCES[dataset].files:
-        path = root / name
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file():
-                found.append((file.name, file.stat().st_size, file.stat().st_mtime_ns))
-    return digest(found)
+    files = []
+    for path in (root / name for name in SOURCES[dataset].files):
+        files += sorted(path.iterdir()) if path.is_dir() else [path]
+    return digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()])
 
 
 def download(dataset, root, size):
@@ -86,10 +83,8 @@ def _whole(dataset, root):
                     why = reason(error)
     except StoreError as error:  # the folder is read-only
         why = reason(error)
-    raise DataError(
-        f"{dataset}: not whole in {root} and cannot be downloaded ({why}); put {source.archives} there, "
-        "set data_dir to where it is, or use dataset='folder' or 'photographs'"
-    )
+    what = f"put {source.archives} there, set data_dir to where it is, or use dataset='folder' or 'photographs'"
+    raise DataError(f"{dataset}: not whole in {root} and cannot be downloaded ({why}); {what}")
 
 
 def _fetch(kind, root):

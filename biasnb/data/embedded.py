@@ -2,7 +2,7 @@
 deterministic and need no download."""
 
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 from math import pi, sqrt
 
 import numpy as np
@@ -19,12 +19,11 @@ CROPS = {"train": 300, "val": 50, "test": 100}  # per photograph
 
 
 def photograph_crops(size):
-    """Crops of ten colour photographs that ship inside scikit-image and scikit-learn, labelled by photograph.
+    """(classes, arrays) of crops of ten colour photographs that ship inside scikit-image and scikit-learn, labelled by
+    photograph.
 
     Train, val and test come from disjoint tiles (1/2, 1/6, 1/3 of them); a crop covers 24 to 60 pixels of the photograph.
-    Random exposure and tint make the mean colour a weak clue. Near-uniform crops (black sky) are drawn again.
-    Returns (classes, arrays).
-    """
+    Random exposure and tint make the mean colour a weak clue. Near-uniform crops (black sky) are drawn again."""
     crops = {part: [] for part in CROPS}
     for label, name in enumerate(PHOTOGRAPHS):
         rng = np.random.default_rng([PHOTOGRAPHS_VERSION, label])
@@ -59,11 +58,8 @@ def _photograph(name):
 
 
 def _tiles(photo):
-    tiles = []
-    for y in range(0, photo.shape[0] - TILE + 1, TILE):
-        for x in range(0, photo.shape[1] - TILE + 1, TILE):
-            tiles.append(photo[y : y + TILE, x : x + TILE])
-    return tiles
+    corners = product(*(range(0, side - TILE + 1, TILE) for side in photo.shape[:2]))
+    return [photo[y : y + TILE, x : x + TILE] for y, x in corners]
 
 
 def _crop(tiles, size, rng):
@@ -97,15 +93,14 @@ COUNTS = {"train": 3000, "val": 500, "test": 1000}
 
 
 def dead_leaves(size, coded):
-    """Dead leaves, labelled by the one shape that all leaves of an image have; `coded`: the same images recoloured.
+    """(classes, arrays) of dead leaves, labelled by the one shape that all leaves of an image have; `coded`: the same images
+    recoloured.
 
     Opaque leaves fall until they cover the image (Matheron 1968). Their radii have density r^-3 between two cut-offs (Lee,
     Mumford & Huang 2001, Occlusion Models for Natural Images), their colours are uniform in RGB, and their centres are
     uniform over the window of the image and a margin that the largest leaf cannot cross, as if over the plane. The field is
     therefore stationary: its law is invariant to translation. It is not a torus. All shapes have equal area, so that colour
-    hardly tells the class, and are their own mirror images. Pixels are sampled at their centres.
-    Returns (classes, arrays).
-    """
+    hardly tells the class, and are their own mirror images. Pixels are sampled at their centres."""
     arrays = {}
     for index, (part, count) in enumerate(COUNTS.items()):
         rng = np.random.default_rng([LEAVES_VERSION, index])
@@ -117,10 +112,8 @@ def dead_leaves(size, coded):
 
 
 def cover(inside, n, size, rng):
-    """n images covered by leaves of one shape, (n, size, size, 3) uint8.
-
-    Leaves are laid from the top: a pixel keeps its first, which has the law of the endless fall (Kendall & Thönnes 1999).
-    """
+    """n images covered by leaves of one shape, (n, size, size, 3) uint8. Leaves are laid from the top: a pixel keeps its first,
+    which has the law of the endless fall (Kendall & Thönnes 1999)."""
     images = np.empty((n, size, size, 3), np.uint8)
     image, y, x = np.indices((n, size, size)).reshape(3, -1)  # of the pixels that are still bare
     while len(image):
@@ -132,10 +125,8 @@ def cover(inside, n, size, rng):
 
 
 def draw(n, size, rng):
-    """One leaf for each of n images: centre x, y and radius in pixels, each (n,), and colour (n, 3) uint8.
-
-    Only operations that IEEE 754 rounds exactly, so that every platform draws the same leaves.
-    """
+    """One leaf for each of n images: centre x, y and radius in pixels, each (n,), and colour (n, 3) uint8. Only operations that
+    IEEE 754 rounds exactly, so that every platform draws the same leaves."""
     margin = REACH * size / LARGEST
     cx, cy = rng.random((2, n)) * (size + 2 * margin) - margin
     radius = size / np.sqrt(LARGEST**2 + (SMALLEST**2 - LARGEST**2) * rng.random(n))  # r^-2 uniform: r has density r^-3
@@ -146,8 +137,7 @@ def recolour(images, inverse=False):
     """Give every column of (..., H, W, 3) uint8 images its own fixed bijection of colours, or take it back.
 
     Column c permutes the channels and inverts some (v -> 255 - v): one of 48 codes, never that of column c - 1. Uniform
-    colours stay uniform and no information is lost, but what holds between two columns does not hold one column further.
-    """
+    colours stay uniform and no information is lost, but what holds between two columns does not hold one column further."""
     rng = np.random.default_rng([LEAVES_VERSION, len(COUNTS)])
     code = rng.integers(1, 48, images.shape[-2]).cumsum() % 48  # steps of 1 to 47 change it
     column = np.arange(len(code))[:, None]

@@ -30,11 +30,8 @@ class Palette:
 
 
 def fit(images, colours):
-    """k-means over pixels of (n, S, S, 3) uint8 images -> Palette of `colours` colours, sorted by luminance.
-
-    The sample and the start are fixed, so equal images give an equal palette on one machine.
-    Raises PaletteError if the images have fewer distinct colours.
-    """
+    """k-means over pixels of (n, S, S, 3) uint8 images -> Palette of `colours` colours, sorted by luminance. Equal images give
+    an equal palette on one machine. Raises PaletteError if the images have fewer distinct colours."""
     from sklearn.cluster import KMeans
 
     pixels = images.reshape(-1, 3).cpu().numpy()

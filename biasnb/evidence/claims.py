@@ -5,13 +5,15 @@ differences of runs are taken per seed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from ..config import SHALLOW
 from ..operators import CUBE, MIXERS, TRIO
 from . import stats
-from .contrasts import METRICS, PAIRS, Absent, Evidence, common_seeds, mean, runs_of, slope, total
+from .contrasts import METRICS, PAIRS, Absent, Evidence, mean, runs_of, slope, total
 from .stats import EFFECTS
 from .verdicts import Finding, find
 
@@ -33,8 +35,6 @@ HOLM = "after Holm's correction"
 CLOSED = ("full", "attn")  # closed under permutation of the tokens
 STATIC = ("conv", "gconv", "lc", "full")
 MARGIN = {"probe": 1.0, "psnr": 0.1}  # points, dB: smaller effects count as none
-
-
 CLAIMS = []
 
 
@@ -56,23 +56,19 @@ def gap(e, other, depth):
     return e.of(mixer=other, depth=depth, pretext="bert") - e.of(mixer="igpt", depth=depth, pretext="bert")
 
 
-@claim(
-    "P1", "Shallow attention reconstructs hidden pixels worse than convolution and than the mixer.", f"{PAPER}, Figure 1",
-    ("20_trio",), ("psnr", "loss"),
-    f"averaged over depths up to {SHALLOW}, convolution − attention and mixer − attention are both above .1 dB (PSNR) or "
-    f"0 (loss), {HOLM}",
-)  # fmt: skip
+@claim("P1", "Shallow attention reconstructs hidden pixels worse than convolution and than the mixer.", f"{PAPER}, Figure 1",
+       ("20_trio",), ("psnr", "loss"),
+       f"averaged over depths up to {SHALLOW}, convolution − attention and mixer − attention are both above .1 dB (PSNR) or "
+       f"0 (loss), {HOLM}")  # fmt: skip
 def p1(e):
     depths, margin = e.levels("depth", most=SHALLOW), {"psnr": 0.1, "loss": 0.0}[e.metric]
     for other in ("convmixer", "mixer"):
         yield e.test(f"{other} − igpt", mean(gap(e, other, depth) for depth in depths), "above", margin)
 
 
-@claim(
-    "P2", "The gap between attention and the others shrinks with depth.", f"{PAPER}, caption of Figure 1: relatively shallow",
-    ("20_trio",), ("psnr", "loss"),
-    f"both gaps are above 0 at the smallest depth and their slopes on log2 depth below 0, {HOLM}",
-)  # fmt: skip
+@claim("P2", "The gap between attention and the others shrinks with depth.",
+       f"{PAPER}, caption of Figure 1: relatively shallow", ("20_trio",), ("psnr", "loss"),
+       f"both gaps are above 0 at the smallest depth and their slopes on log2 depth below 0, {HOLM}")  # fmt: skip
 def p2(e):
     depths = e.levels("depth", least=2)
     for other in ("convmixer", "mixer"):
@@ -82,12 +78,10 @@ def p2(e):
         yield e.test(f"{other} − igpt at depth {depths[0]}", gaps[0], "above")
 
 
-@claim(
-    "P3", "Taking biases away is not always ideal: a cell with more biases has better features than attention.",
-    f"{PAPER}, abstract", ("21_cube",), ("probe",),
-    "the largest gain over attn, of the cells with enough pairs, is above 0 by sign-flip permutation of the maximum "
-    "(Westfall & Young)",
-)  # fmt: skip
+@claim("P3", "Taking biases away is not always ideal: a cell with more biases has better features than attention.",
+       f"{PAPER}, abstract", ("21_cube",), ("probe",),
+       "the largest gain over attn, of the cells with enough pairs, is above 0 by sign-flip permutation of the maximum "
+       "(Westfall & Young)")  # fmt: skip
 def p3(e):
     gains = {cell: e.of(mixer=cell) - e.of(mixer="attn") for cell in CUBE if cell != "attn"}
     tests = {cell: e.test(f"{cell} − attn", gain, "above", decides=False) for cell, gain in gains.items()}
@@ -104,15 +98,14 @@ def p3(e):
     yield from tests.values()
 
 
-@claim(
-    "P4", "One-hot colours are worse than RGB in small networks.", f"{PAPER}, abstract (the removal; the direction is ours)",
-    ("22_representation",), ("probe", "psnr"),
-    "one-hot − RGB, averaged over the trio with target rgb, is below 0; both steps, by quantised RGB, are shown",
-)  # fmt: skip
+@claim("P4", "One-hot colours are worse than RGB in small networks.", f"{PAPER}, abstract (the removal; the direction is ours)",
+       ("22_representation",), ("probe", "psnr"), "one-hot − RGB, averaged over the trio with target rgb, is below 0; "
+       "both steps, by quantised RGB, are shown")  # fmt: skip
 def p4(e):
-    rgb, quantised, palette = (
-        mean(e.of(mixer=mixer, input=name, target="rgb") for mixer in TRIO) for name in ("rgb", "quantised", "palette")
-    )
+    def network(name):
+        return mean(e.of(mixer=mixer, input=name, target="rgb") for mixer in TRIO)
+
+    rgb, quantised, palette = network("rgb"), network("quantised"), network("palette")
     yield e.test("one-hot − RGB", palette - rgb, "below")
     yield e.test("one-hot − quantised", palette - quantised, "below", decides=False)
     yield e.test("quantised − RGB", quantised - rgb, "below", decides=False)
@@ -127,63 +120,49 @@ def effect(e, *axes):
     return total(float(sign) / 4 * e.of(mixer=cell) for cell, sign in signs.items())
 
 
-@claim(
-    "F1", "Locality, weight sharing or input dependence changes the result, alone or together.", "this suite",
-    ("21_cube",), ("probe", "psnr"),
-    f"any of the 7 effects of the 2 x 2 x 2 design differs from 0, {HOLM} over 7; contradicted if all 7 lie within 1 "
-    "point or .1 dB of 0", any=True,
-)  # fmt: skip
+@claim("F1", "Locality, weight sharing or input dependence changes the result, alone or together.", "this suite", ("21_cube",),
+       ("probe", "psnr"),
+       f"any of the 7 effects of the 2 x 2 x 2 design differs from 0, {HOLM} over 7; contradicted if all 7 lie within 1 "
+       "point or .1 dB of 0", any=True)  # fmt: skip
 def f1(e):
     for name in EFFECTS.values():
         yield e.test(name, effect(e, *name.split(" x ")), "differs", MARGIN[e.metric])
 
 
-@claim(
-    "F2", "What makes attention good is data specificity, not long range.", VIT, ("21_cube",), ("probe",),
-    "the main effect of input dependence less that of global reach is above 0",
-)  # fmt: skip
+@claim("F2", "What makes attention good is data specificity, not long range.", VIT, ("21_cube",), ("probe",),
+       "the main effect of input dependence less that of global reach is above 0")  # fmt: skip
 def f2(e):
     yield e.test("input dependence − long range", effect(e, "dynamic") + effect(e, "local"), "above")
     yield e.test("input dependence", effect(e, "dynamic"), "above", decides=False)
     yield e.test("long range (not local)", -1 * effect(e, "local"), "above", decides=False)
 
 
-@claim(
-    "F3", "The effect of input dependence survives the control with positive rows that sum to one.", "this suite",
-    ("21_cube",), ("probe", "psnr"),
-    "attn − static_softmax differs from 0; contradicted if it lies within 1 point or .1 dB of 0",
-)  # fmt: skip
+@claim("F3", "The effect of input dependence survives the control with positive rows that sum to one.", "this suite",
+       ("21_cube",), ("probe", "psnr"),
+       "attn − static_softmax differs from 0; contradicted if it lies within 1 point or .1 dB of 0")  # fmt: skip
 def f3(e):
     yield e.test("attn − static_softmax", e.of(mixer="attn") - e.of(mixer="static_softmax"), "differs", MARGIN[e.metric])
     yield e.test("attn − full", e.of(mixer="attn") - e.of(mixer="full"), "differs", MARGIN[e.metric], decides=False)
 
 
-@claim(
-    "F4", "Between shared and free weights, an intermediate rank is better than both ends.",
-    "Elsayed et al., arXiv 2002.02959", ("21_cube",), ("probe",),
-    "the best interior rank of lowrank less the best of the lowest and highest, per seed, is above 0",
-)  # fmt: skip
+@claim("F4", "Between shared and free weights, an intermediate rank is better than both ends.",
+       "Elsayed et al., arXiv 2002.02959", ("21_cube",), ("probe",),
+       "the best interior rank of lowrank less the best of the lowest and highest, per seed, is above 0")  # fmt: skip
 def f4(e):
     ranks = sorted({run["rank"] for run in e.sweep.runs if run["mixer"] == "lowrank"})
     if len(ranks) < 3:
         raise Absent(f"needs 3 ranks of lowrank, has {len(ranks)}")
-    forms, inside, ends = {rank: e.of(mixer="lowrank", rank=rank) for rank in ranks}, ranks[1:-1], [ranks[0], ranks[-1]]
 
-    def gain(baselines):
-        found = {rank: e.values(form, baselines=baselines) for rank, form in forms.items()}
-        gains = {}
-        for seed in common_seeds(found.values()):
-            gains[seed] = max(found[rank][seed] for rank in inside) - max(found[rank][seed] for rank in ends)
-        return gains
+    def gain(probes):
+        return max(probes[1:-1]) - max(probes[0], probes[-1])
 
-    yield e.test(f"best of rank {inside} − best of {ends}", gain, "above")
+    gains = e.combined(gain, [e.of(mixer="lowrank", rank=rank) for rank in ranks])
+    yield e.test(f"best of rank {ranks[1:-1]} − best of {[ranks[0], ranks[-1]]}", gains, "above")
 
 
-@claim(
-    "F5", "Random frozen mixing of positions is nearly as good as trained.", "Cazenavette et al., arXiv 2503.16760",
-    ("21_cube",), ("probe",),
-    f"frozen − trained is not below −2 points (non-inferiority) for each of the four static cells, {HOLM}",
-)  # fmt: skip
+@claim("F5", "Random frozen mixing of positions is nearly as good as trained.", "Cazenavette et al., arXiv 2503.16760",
+       ("21_cube",), ("probe",),
+       f"frozen − trained is not below −2 points (non-inferiority) for each of the four static cells, {HOLM}")  # fmt: skip
 def f5(e):
     for cell in STATIC:
         yield e.test(f"{cell}_frozen − {cell}", e.of(mixer=f"{cell}_frozen") - e.of(mixer=cell), "not below", -2.0)
@@ -202,11 +181,9 @@ def permutation(e):
     raise Absent("no run whose tokens are permuted")
 
 
-@claim(
-    "S1", "Under BERT a fixed permutation of the tokens leaves full and attn as they are and harms the other six cells.",
-    "this suite", ("26_permutation",), ("probe", "loss"),
-    f"full and attn: within 1 point or 1 % of the loss (two one-sided tests); the others: below 0, {HOLM}",
-)  # fmt: skip
+@claim("S1", "Under BERT a fixed permutation of the tokens leaves full and attn as they are and harms the other six cells.",
+       "this suite", ("26_permutation",), ("probe", "loss"),
+       f"full and attn: within 1 point or 1 % of the loss (two one-sided tests); the others: below 0, {HOLM}")  # fmt: skip
 def s1(e):
     moved = permutation(e)
     for cell in CUBE:
@@ -216,35 +193,23 @@ def s1(e):
         yield e.test(f"{cell}, permuted − not", of, goal, 1.0 if goal == "within" else 0.0, unit=unit)
 
 
-@claim(
-    "S2", "On the torus the shared cells commute with shifts at any weights, the others do not.", "this suite",
-    ("30_symmetry",), ("roll_error",),
-    "every network, at init and trained, every layer: roll error below 1e-5 (shared) or above .01 (not shared)",
-)  # fmt: skip
+@claim("S2", "On the torus the shared cells commute with shifts at any weights, the others do not.", "this suite",
+       ("30_symmetry",), ("roll_error",),
+       "every network, at init and trained, every layer: roll error below 1e-5 (shared) or above .01 (not shared)")  # fmt: skip
 def s2(e):
     shared = [e.of(mixer=cell, padding="circular", position="none") for cell in CUBE if MIXERS[cell].shared]
     others = [e.of(mixer=cell, padding="circular") for cell in CUBE if not MIXERS[cell].shared]
 
-    def most(forms, pick):
-        """The function (baselines) -> {seed: the largest or smallest error of any cell, at init or trained, in any layer}."""
+    def error(pick, key):
+        """The largest or smallest error of a run, at init or trained, in any layer."""
+        return pick(pick(e.record(key)[when]["roll_error"][1:]) for when in ("init_measures", "measures"))
 
-        def error(key):
-            return pick(pick(e.record(key)[when]["roll_error"][1:]) for when in ("init_measures", "measures"))
-
-        def by_seed(baselines):
-            found = [e.values(form, error, baselines) for form in forms]
-            return {seed: pick(values[seed] for values in found) for seed in common_seeds(found)}
-
-        return by_seed
-
-    yield e.test("shared cells, largest", most(shared, max), "all below", 1e-5)
-    yield e.test("the others, smallest", most(others, min), "all above", 0.01)
+    yield e.test("shared cells, largest", e.combined(max, shared, partial(error, max)), "all below", 1e-5)
+    yield e.test("the others, smallest", e.combined(min, others, partial(error, min)), "all above", 0.01)
 
 
-@claim(
-    "S3", "Training makes attention more equivariant.", "Gruver et al., arXiv 2210.02984", ("30_symmetry",), ("lie_error",),
-    "the log ratio of attn's Lie error, trained over init, is below 0",
-)  # fmt: skip
+@claim("S3", "Training makes attention more equivariant.", "Gruver et al., arXiv 2210.02984", ("30_symmetry",), ("lie_error",),
+       "the log ratio of attn's Lie error, trained over init, is below 0")  # fmt: skip
 def s3(e):
     if any(run["input"] == "palette" for run in e.sweep.runs):
         raise Absent("colour indices have no Lie error")
@@ -256,10 +221,8 @@ def s3(e):
     yield e.test("attn, log(end / init) of the last layer", e.of(mixer="attn"), "below", value=growth, unit="nats")
 
 
-@claim(
-    "S4", "Attention learns locality.", "this suite", ("31_receptive_field",), ("distance",),
-    "the mean mixing distance of attn's first layer less that of uniform mixing is below 0",
-)  # fmt: skip
+@claim("S4", "Attention learns locality.", "this suite", ("31_receptive_field",), ("distance",),
+       "the mean mixing distance of attn's first layer less that of uniform mixing is below 0")  # fmt: skip
 def s4(e):
     def reach(key, when="measures"):
         return float(np.mean(e.record(key)[when]["mixing_distance"][0]))
@@ -274,11 +237,9 @@ def s4(e):
     yield e.test("attn, layer 1, trained − init", e.of(mixer="attn"), "below", value=growth, decides=False)
 
 
-@claim(
-    "S5", "Attention is low-pass, convolution high-pass.", VIT, ("20_trio",), ("spectrum",),
-    f"from embedding to last layer the log amplitude at the highest frequency falls for igpt and rises for convmixer, "
-    f"{HOLM}; 32x32 tokens only",
-)  # fmt: skip
+@claim("S5", "Attention is low-pass, convolution high-pass.", VIT, ("20_trio",), ("spectrum",),
+       f"from embedding to last layer the log amplitude at the highest frequency falls for igpt and rises for convmixer, "
+       f"{HOLM}; 32x32 tokens only")  # fmt: skip
 def s5(e):
     run = e.sweep.runs[0]
     side = run["image_size"] // run["patch"]
@@ -298,10 +259,18 @@ def s5(e):
 # ---- L: what the literature says of layers, tasks and probes -------------------------------------------------------
 
 
-@claim(
-    "L1", "The best probe layer lies inside, the last one loses.", IGPT, ("20_trio", "24_geometry"), ("probe",),
-    f"chosen layer − last layer is above 0 for each of the trio, at depths of {SHALLOW} and more, {HOLM}",
-)  # fmt: skip
+def tau(e, forms, column, sign=1):
+    """Kendall's tau per seed, over forms, between the probe and another column of the runs, its sign turned by -1."""
+
+    def correlation(values):
+        return stats.kendall(values[: len(forms)], values[len(forms) :])[0]
+
+    others = [partial(e.values, sign * form, column) for form in forms]
+    return e.combined(correlation, [*others, *(partial(e.values, form, "probe") for form in forms)])
+
+
+@claim("L1", "The best probe layer lies inside, the last one loses.", IGPT, ("20_trio", "24_geometry"), ("probe",),
+       f"chosen layer − last layer is above 0 for each of the trio, at depths of {SHALLOW} and more, {HOLM}")  # fmt: skip
 def l1(e):
     depths = [depth for depth in e.levels("depth") if depth >= SHALLOW]
     if not depths:
@@ -322,10 +291,8 @@ def l1(e):
     yield e.test(label, mean(forms.values()), "above", 0.5, value=inside, unit="", decides=False)
 
 
-@claim(
-    "L2", "Autoregression gives better features than BERT.", IGPT, ("23_pretext",), ("probe", "probe_mean"),
-    f"ar − bert is above 0 for each of the trio, {HOLM}; the interaction with the operator is shown",
-)  # fmt: skip
+@claim("L2", "Autoregression gives better features than BERT.", IGPT, ("23_pretext",), ("probe", "probe_mean"),
+       f"ar − bert is above 0 for each of the trio, {HOLM}; the interaction with the operator is shown")  # fmt: skip
 def l2(e):
     gains = {mixer: e.of(mixer=mixer, pretext="ar") - e.of(mixer=mixer, pretext="bert") for mixer in TRIO}
     for mixer, gain in gains.items():
@@ -334,11 +301,9 @@ def l2(e):
         yield e.test(f"gain of igpt − gain of {mixer}", gains["igpt"] - gains[mixer], "differs", 1.0, decides=False)
 
 
-@claim(
-    "L3", "A lower pretext loss means better features within an operator, not across operators.", "this suite",
-    ("24_geometry",), ("rank",),
-    f"Kendall's tau of loss (sign turned) and probe is above 0 within an operator and below 0 across, {HOLM}",
-)  # fmt: skip
+@claim("L3", "A lower pretext loss means better features within an operator, not across operators.", "this suite",
+       ("24_geometry",), ("rank",),
+       f"Kendall's tau of loss (sign turned) and probe is above 0 within an operator and below 0 across, {HOLM}")  # fmt: skip
 def l3(e):
     """Over runs whose losses can be compared: the levels of depth, width and kernel at the base of everything else."""
     points = {mixer: [e.of(mixer=mixer)] for mixer in TRIO}
@@ -347,70 +312,29 @@ def l3(e):
             asked = {run[name] for run in e.sweep.runs if run["mixer"] == mixer and name in run}
             others = sorted(level for level in asked if level != e.base.get(name, level))
             points[mixer] += [e.of(mixer=mixer, **{name: level}) for level in others]
-    shortest = min(map(len, points.values()))
-    if shortest < 3:
+    if min(map(len, points.values())) < 3:
         raise Absent("needs 3 depths or widths")
 
-    def minus_loss(key):
-        return -e.runs.at[key, "loss"]
-
-    def probe(key):
-        return e.runs.at[key, "probe"]
-
-    def tau(forms, seed, baselines):
-        """Kendall's tau between loss (sign turned) and probe over forms; NaN unless all of them count."""
-        losses = [e.values(form, minus_loss, baselines).get(seed, np.nan) for form in forms]
-        probes = [e.values(form, probe, baselines).get(seed, np.nan) for form in forms]
-        return np.nan if np.isnan([losses, probes]).any() else stats.kendall(losses, probes)[0]
-
-    def mean_tau(groups):
-        """The function (baselines) -> {seed: mean of tau over groups of forms}."""
-
-        def by_seed(baselines):
-            seeds = points["igpt"][0]
-            return {seed: float(np.mean([tau(forms, seed, baselines) for forms in groups])) for seed in seeds}
-
-        return by_seed
-
-    across = [[points[mixer][i] for mixer in TRIO] for i in range(shortest)]
-    yield e.test("tau within an operator", mean_tau(points.values()), "above")
-    yield e.test("tau across operators", mean_tau(across), "below")
+    within, across = points.values(), zip(*points.values(), strict=False)  # up to the fewest levels
+    for where, groups, goal in (("within an operator", within, "above"), ("across operators", across, "below")):
+        taus = [tau(e, forms, "loss", sign=-1) for forms in groups]
+        yield e.test(f"tau {where}", e.combined(np.mean, taus), goal)
 
 
-@claim(
-    "L4", "k-NN and the linear probe rank operators alike.", "this suite", ("21_cube",), ("rank",),
-    "Kendall's tau of the two over the eight cells, per seed, is above .5",
-)  # fmt: skip
+@claim("L4", "k-NN and the linear probe rank operators alike.", "this suite", ("21_cube",), ("rank",),
+       "Kendall's tau of the two over the eight cells, per seed, is above .5")  # fmt: skip
 def l4(e):
-    forms = [e.of(mixer=cell) for cell in CUBE]
-
-    def knn(key):
-        return e.runs.at[key, "knn"]
-
-    def probe(key):
-        return e.runs.at[key, "probe"]
-
-    def tau(baselines):
-        neighbours = [e.values(form, knn, baselines) for form in forms]
-        probes = [e.values(form, probe, baselines) for form in forms]
-        found = {}
-        for seed in common_seeds(neighbours):
-            found[seed] = float(stats.kendall([cell[seed] for cell in neighbours], [cell[seed] for cell in probes])[0])
-        return found
-
-    yield e.test("tau of k-NN and linear probe over the cells", tau, "above", 0.5)
+    cells = [e.of(mixer=cell) for cell in CUBE]
+    yield e.test("tau of k-NN and linear probe over the cells", tau(e, cells, "knn"), "above", 0.5)
 
 
-@claim(
-    "L5", "More hidden tokens make better features where a token is a patch, worse where it is a pixel.",
-    f"{IGPT}; He et al., arXiv 2111.06377", ("24_geometry",), ("probe",),
-    "Page's trend test of the probe over mask rates: rising for patches, falling for pixels",
-)  # fmt: skip
+@claim("L5", "More hidden tokens make better features where a token is a patch, worse where it is a pixel.",
+       f"{IGPT}; He et al., arXiv 2111.06377", ("24_geometry",), ("probe",),
+       "Page's trend test of the probe over mask rates: rising for patches, falling for pixels")  # fmt: skip
 def l5(e):
     rates, patch = e.levels("mask_rate", least=3), e.sweep.runs[0]["patch"]
     forms = [mean(e.of(mixer=mixer, mask_rate=rate) for mixer in TRIO) for rate in rates]
-    values = [e.values(form) for form in forms]
-    rows = np.array([[level[seed] for level in values] for seed in sorted(common_seeds(values))])
+    rows = pd.DataFrame([e.values(form) for form in forms]).T.to_numpy()
     label, goal = f"slope of the probe over the mask rate, patch {patch}", "above" if patch > 1 else "below"
     test = e.test(label, 0.1 * slope(rates, forms), goal, unit="points per .1 of mask rate")
     if test.n > 1:
@@ -432,11 +356,9 @@ def sizes(e, name):
     return [number for number, _ in pairs], [level for _, level in pairs]
 
 
-@claim(
-    "D1", "A bias helps more when data are fewer.", "this suite", ("27_sample_size",), ("probe", "psnr"),
-    f"convmixer − igpt is above 0 with the fewest unlabelled images, its slope on log2 of their number below 0, {HOLM};"
-    " labelled ones are shown",
-)  # fmt: skip
+@claim("D1", "A bias helps more when data are fewer.", "this suite", ("27_sample_size",), ("probe", "psnr"),
+       f"convmixer − igpt is above 0 with the fewest unlabelled images, its slope on log2 of their number below 0, {HOLM};"
+       " labelled ones are shown")  # fmt: skip
 def d1(e):
     e.levels("images", least=2)
     unit = f"{METRICS[e.metric].unit} per doubling"
@@ -450,17 +372,13 @@ def d1(e):
         yield e.test(f"convmixer − igpt with the fewest {name}", gaps[0], "above", decides=decides)
 
 
-@claim(
-    "D2", "Where the translation prior is false, weight sharing harms.", "this suite", ("30_symmetry",), ("probe", "psnr"),
-    f"shared − free static cells is above 0 on leaves and below 0 on their column-coded twin, {HOLM}",
-)  # fmt: skip
+@claim("D2", "Where the translation prior is false, weight sharing harms.", "this suite", ("30_symmetry",), ("probe", "psnr"),
+       f"shared − free static cells is above 0 on leaves and below 0 on their column-coded twin, {HOLM}")  # fmt: skip
 def d2(e):
     def sharing(data):
         """What sharing weights gains on a data set."""
-        gains = []
-        for mixers in (("conv", "gconv"), ("lc", "full")):
-            gains.append(mean(e.of(mixer=mixer, dataset=data, padding="zeros") for mixer in mixers))
-        return gains[0] - gains[1]
+        conv, gconv, lc, full = (e.of(mixer=mixer, dataset=data, padding="zeros") for mixer in ("conv", "gconv", "lc", "full"))
+        return mean([conv, gconv]) - mean([lc, full])
 
     true, false = sharing("leaves"), sharing("leaves_coded")
     yield e.test("sharing where the prior is true", true, "above")
@@ -468,10 +386,9 @@ def d2(e):
     yield e.test("true − false", true - false, "above", decides=False)
 
 
-@claim(
-    "D3", "Removing skip connections harms attention more than convolution, and the difference grows with depth.", "this suite",
-    ("25_skip",), ("probe",), "the slope on log2 depth of harm to igpt less harm to convmixer is above 0",
-)  # fmt: skip
+@claim("D3", "Removing skip connections harms attention more than convolution, and the difference grows with depth.",
+       "this suite", ("25_skip",), ("probe",),
+       "the slope on log2 depth of harm to igpt less harm to convmixer is above 0")  # fmt: skip
 def d3(e):
     depths = e.levels("depth", least=2)
 
@@ -484,10 +401,8 @@ def d3(e):
     yield e.test("harm to igpt − harm to convmixer", mean(extra), "above", decides=False)
 
 
-@claim(
-    "D4", "Smaller patches help only with enough compute.", "this suite", ("24_geometry",), ("probe",),
-    "at about equal FLOP, patch 2 − patch 4 is larger at four times the FLOP than at once, and above 0 there",
-)  # fmt: skip
+@claim("D4", "Smaller patches help only with enough compute.", "this suite", ("24_geometry",), ("probe",),
+       "at about equal FLOP, patch 2 − patch 4 is larger at four times the FLOP than at once, and above 0 there")  # fmt: skip
 def d4(e):
     """Patch 2 trained for s/4 and s steps against patch 4 for s and 4s, which cost about the same."""
     steps = e.base.get("steps")
@@ -505,18 +420,14 @@ def d4(e):
     yield e.test("gain of patch 2 at equal steps", gain({}, {}), "above", decides=False)
 
 
-@claim(
-    "N1", "Results do not depend on the arithmetic.", "this suite", ("29_precision",), ("probe", "loss"),
-    f"bf16 − fp32 within .5 points, or 1 % of the loss, for each of the trio (two one-sided tests), {HOLM}",
-)  # fmt: skip
+@claim("N1", "Results do not depend on the arithmetic.", "this suite", ("29_precision",), ("probe", "loss"),
+       f"bf16 − fp32 within .5 points, or 1 % of the loss, for each of the trio (two one-sided tests), {HOLM}")  # fmt: skip
 def n1(e):
     for mixer in TRIO:
         plain = e.of(mixer=mixer, precision="fp32")
         change = e.of(mixer=mixer, precision="bf16") - plain
-        if e.metric == "probe":
-            yield e.test(f"{mixer}, bf16 − fp32", change, "within", 0.5)
-        else:
-            yield e.test(f"{mixer}, bf16 − fp32", e.relative(change, plain), "within", 1.0, unit="% of the loss")
+        of, margin, unit = (change, 0.5, None) if e.metric == "probe" else (e.relative(change, plain), 1.0, "% of the loss")
+        yield e.test(f"{mixer}, bf16 − fp32", of, "within", margin, unit=unit)
 
 
 # ---- all of them --------------------------------------------------------------------------------------------------
@@ -527,15 +438,14 @@ def findings(stores, claims=CLAIMS):
     StoreError for a broken record."""
     found = []
     for store in stores:
-        sweeps = [sweep for sweep in store.sweeps() if sweep.runs]
-        frames, records = {sweep.name: runs_of(sweep) for sweep in sweeps}, {sweep.name: {} for sweep in sweeps}
+        made = [(sweep, runs_of(sweep), {}) for sweep in store.sweeps() if sweep.runs]
         for claim in claims:
-            own = [sweep for sweep in sweeps if sweep.content["notebook"] in claim.notebooks]
+            own = [given for given in made if given[0].content["notebook"] in claim.notebooks]
             for metric in claim.metrics:
                 decided, lacks = [], f"no run of {' or '.join(claim.notebooks)}"
-                for sweep in own:
+                for sweep, runs, records in own:
                     try:
-                        decided.append(find(claim, Evidence(sweep, metric, frames[sweep.name], records[sweep.name])))
+                        decided.append(find(claim, Evidence(sweep, metric, runs, records)))
                     except Absent as reason:
                         lacks = str(reason)
                 found += decided or [Finding(claim, store.profile, metric, "not run", lacks)]

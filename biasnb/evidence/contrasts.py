@@ -80,16 +80,6 @@ def slope(x, forms):
     return total(weight * form for weight, form in zip(stats.slope_weights(x), forms, strict=True))
 
 
-def common_seeds(values):
-    """The seeds that each of these {seed: value} has."""
-    return set.intersection(*map(set, values))
-
-
-def known(values):
-    """The items whose value is not NaN."""
-    return {seed: value for seed, value in values.items() if not np.isnan(value)}
-
-
 @dataclass
 class Test:
     """One hypothesis about one value per seed, and how it came out.
@@ -218,23 +208,39 @@ class Evidence:
             return m.scale * float(np.mean([layer["test"] for layer in self.record(key)["probe"]["layers"]]))
         return m.scale * self.runs.at[key, self.metric]
 
-    def values(self, form, value=None, baselines=True):
-        """{seed: weighted sum} over the seeds all of whose runs count; without `baselines`, all of whose runs are finished.
-        A seed whose sum is NaN, as of a metric that its runs do not have, is left out."""
-        value, counted, found = value or self.value, self.done - self.out.keys() if baselines else self.done, {}
-        for seed, part in form.items():
-            if counted.issuperset(part):
-                found[seed] = float(sum(weight * value(key) for key, weight in part.items()))
-        return known(found)
+    def values(self, of, value=None, baselines=True):
+        """{seed: weighted sum} of a Form over the seeds all of whose runs count; without `baselines`, all of whose runs are
+        finished; or what a function (baselines) -> {seed: value} gives. `value` is the metric, another function of a key, or a
+        column of the runs. A seed whose value is NaN, as of a metric that its runs do not have, is left out."""
+        if isinstance(of, Form):
+            counted, found = self.done - self.out.keys() if baselines else self.done, {}
+            value = self.runs[value].get if isinstance(value, str) else value or self.value
+            for seed, part in of.items():
+                if counted.issuperset(part):
+                    found[seed] = float(sum(weight * value(key) for key, weight in part.items()))
+        else:
+            found = of(baselines)
+        return {seed: number for seed, number in found.items() if not np.isnan(number)}
+
+    def combined(self, combine, parts, value=None):
+        """The function (baselines) -> {seed: what `combine` makes of the list of the values of all parts}, for what is no
+        weighted sum. A part is a Form or such a function."""
+
+        def by_seed(baselines):
+            found, results = [self.values(part, value, baselines) for part in parts], {}
+            for seed in sorted(set.intersection(*map(set, found))):
+                results[seed] = float(combine([values[seed] for values in found]))
+            return results
+
+        return by_seed
 
     def relative(self, change, whole):
         """The function (baselines) -> {seed: change in % of the whole} of two forms."""
 
-        def percent(baselines):
-            part, of = (self.values(form, baselines=baselines) for form in (change, whole))
-            return {seed: 100 * part[seed] / abs(of[seed]) for seed in part}
+        def percent(values):
+            return 100 * values[0] / abs(values[1])
 
-        return percent
+        return self.combined(percent, [change, whole])
 
     def correct(self, form):
         """(seeds, test images) weighted sum of the probes' correctness in points, for the seeds of `values`."""
@@ -246,18 +252,15 @@ class Evidence:
     def bits(self, key):
         """(test images,) 1 where the chosen probe of a run is right."""
         if (key, "correct") not in self.records:
-            right = np.unpackbits(self.sweep.store.arrays(key)["correct"])[: self.record(key)["data"]["test"]]
-            self.records[key, "correct"] = right
+            packed = self.sweep.store.arrays(key)["correct"]
+            self.records[key, "correct"] = np.unpackbits(packed, count=self.record(key)["data"]["test"])
         return self.records[key, "correct"]
 
     def test(self, label, of, goal, margin=0.0, value=None, unit=None, **rest):
-        """A Test of a Form, or of a function (baselines) -> {seed: value} where it is no weighted sum."""
-        if isinstance(of, Form):
-            if self.metric == "probe" and value is None and len(self.values(of)) > 1:
-                rest["images"] = self.correct(of)
-            counted, every = (self.values(of, value, baselines) for baselines in (True, False))
-        else:
-            counted, every = (known(of(baselines)) for baselines in (True, False))
+        """A Test of what `values` takes."""
+        counted, every = (self.values(of, value, baselines) for baselines in (True, False))
+        if isinstance(of, Form) and self.metric == "probe" and value is None and len(counted) > 1:
+            rest["images"] = self.correct(of)
         return Test(label, counted, every, goal, margin, METRICS[self.metric].unit if unit is None else unit, **rest)
 
 

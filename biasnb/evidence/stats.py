@@ -1,4 +1,5 @@
-"""Statistics over seeds: the unit is the seed, and seeds are paired across networks."""
+"""Statistics over seeds: the unit is the seed, and seeds are paired across networks. Missing values, and the seeds, blocks or
+pairs that have one, are left out; a result is NaN where too few are left, two unless another number is named."""
 
 import itertools
 from typing import NamedTuple
@@ -10,13 +11,19 @@ AXES = ("local", "shared", "dynamic")  # of the cube, the factors of a 2 x 2 x 2
 EFFECTS = {factors: " x ".join(AXES[i] for i in factors) for n in (1, 2, 3) for factors in itertools.combinations(range(3), n)}
 
 
-def mean_interval(values, level=0.95):
-    """(mean, half-width of the t interval, n); the half-width is NaN for n < 2. Missing values are left out."""
+def present(values):
+    """The values, or rows of values, as an array without those that are or have NaN."""
     x = np.asarray(values, float)
-    x = x[~np.isnan(x)]
+    missing = np.isnan(x)
+    return x[~(missing.any(axis=1) if x.ndim > 1 else missing)]
+
+
+def mean_interval(values):
+    """(mean, half-width of its 95 % t interval, n)."""
+    x = present(values)
     if len(x) < 2:
-        return (float(x[0]) if len(x) else float("nan")), float("nan"), len(x)
-    half = special.stdtrit(len(x) - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(len(x))
+        return (float(x[0]) if len(x) else np.nan), np.nan, len(x)
+    half = special.stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / np.sqrt(len(x))
     return float(x.mean()), float(half), len(x)
 
 
@@ -42,10 +49,9 @@ class Paired(NamedTuple):
 
 
 def _t(values, against):
-    """(t, mean, standard deviation, n) without the missing values; t is NaN for n < 2. Deviations are taken from the first
-    value, so that equal values have a deviation of exactly 0; t is then infinite, or 0 if they equal `against`."""
-    x = np.asarray(values, float)
-    x = x[~np.isnan(x)]
+    """(t, mean, standard deviation, n). Deviations are taken from the first value, so that equal values have a deviation of
+    exactly 0; t is then infinite, or 0 if they equal `against`."""
+    x = present(values)
     n = len(x)
     if n < 2:
         return np.nan, float(x[0]) if n else np.nan, np.nan, n
@@ -56,9 +62,8 @@ def _t(values, against):
 
 
 def paired(values, against=0.0):
-    """Paired t test and 95 % interval of per-seed differences -> Paired; p is that of H0: mean = against. Missing values are
-    left out; below two seeds the interval, sd and p are NaN. Without variance the interval is the mean alone and p is 0, or 1
-    if the mean equals `against`."""
+    """Paired t test and 95 % interval of per-seed differences -> Paired; p is that of H0: mean = against. Without variance the
+    interval is the mean alone and p is 0, or 1 if the mean equals `against`."""
     t, mean, sd, n = _t(values, against)
     half = special.stdtrit(n - 1, 0.975) * sd / np.sqrt(n) if n > 1 else np.nan
     return Paired(mean, float(mean - half), float(mean + half), n, sd, float(2 * special.stdtr(n - 1, -abs(t))))
@@ -79,10 +84,9 @@ def _flipped_sums(x, exact):
 
 def sign_flip(values, against=0.0):
     """Two-sided p of H0: per-seed differences are symmetric about `against` (Fisher's randomization test): the share of sign
-    flips whose mean is at least as far away. Exact up to 20 seeds, so never below 2 / 2^n; from 10 000 flips above. Missing
-    values are left out; NaN without seeds."""
-    x = np.asarray(values, float) - against
-    x = x[~np.isnan(x)]
+    flips whose mean is at least as far away. Exact up to 20 seeds, so never below 2 / 2^n; from 10 000 flips above. Needs one
+    seed."""
+    x = present(values) - against
     if not len(x):
         return np.nan
     far = np.abs(_flipped_sums(x, exact=20))
@@ -99,8 +103,7 @@ def holm(ps):
 
 
 def not_inferior(values, margin):
-    """p of H0: mean of the per-seed differences <= -margin, by a one-sided paired t test. Missing values are left out; NaN for
-    n < 2. ValueError unless margin > 0."""
+    """p of H0: mean of the per-seed differences <= -margin, by a one-sided paired t test. ValueError unless margin > 0."""
     if not margin > 0:
         raise ValueError(f"margin must be above 0, got {margin}")
     t, *_, n = _t(values, -margin)
@@ -109,7 +112,7 @@ def not_inferior(values, margin):
 
 def equivalent(values, margin):
     """p of H0: |mean of the per-seed differences| >= margin, the larger of two one-sided paired t tests (TOST, Schuirmann
-    1987). Missing values, too few seeds and errors as in `not_inferior`."""
+    1987). ValueError unless margin > 0."""
     return max(not_inferior(values, margin), not_inferior(-np.asarray(values, float), margin))
 
 
@@ -117,10 +120,8 @@ def strongest(contrasts):
     """Is any contrast above 0? {name: per-seed values}, the seeds in one order -> (name of the largest t, p adjusted for having
     picked it): single-step max-T over sign flips of whole seeds (Westfall and Young 1993), which keep the contrasts'
     correlation. Exact up to 16 seeds, so never below 1 / 2^n; from 10 000 flips above. A contrast of zeros has t = 0, one
-    without variance an infinite t. A seed that any contrast misses is left out; p is NaN without seeds. ValueError for unequal
-    lengths."""
-    x = np.array(list(contrasts.values()), float).T
-    x = x[~np.isnan(x).any(axis=1)]
+    without variance an infinite t. Needs one seed. ValueError for unequal lengths."""
+    x = present(np.array(list(contrasts.values()), float).T)
     length = np.sqrt((x**2).sum(axis=0))
     # Flips keep the sum of squares, and t rises with sum / length by the same function in every contrast.
     sums = _flipped_sums(x / np.where(length > 0, length, 1), exact=16)
@@ -132,10 +133,8 @@ def strongest(contrasts):
 def bootstrap(differences, draws=2000, seed=0, level=0.95):
     """Percentile interval (low, high) of the mean of per-image differences (n seeds, images) between two networks. A draw takes
     seeds and, for all of them, the same images, both with replacement (the pigeonhole bootstrap, Owen 2007): too wide where
-    seeds disagree image by image, too narrow for few seeds (right 85 % of the time for 5 that differ in all images alike). A
-    seed with a missing value is left out; NaN for n < 2."""
-    x = np.asarray(differences, float)
-    x = x[~np.isnan(x).any(axis=1)]
+    seeds disagree image by image, too narrow for few seeds (right 85 % of the time for 5 that differ in all images alike)."""
+    x = present(differences)
     n, images = x.shape
     if n < 2 or not images:
         return np.nan, np.nan
@@ -158,26 +157,22 @@ def slope_weights(x):
 
 def page(rows):
     """p that values rise with the level, by Page's trend test (1963): (n blocks, k >= 3 ordered levels); page(-rows) is p that
-    they fall. Ties get mean ranks and the p of untied ones, which is approximate. A block with a missing value is left out; NaN
-    for n < 2. ValueError for k < 3."""
+    they fall. Ties get mean ranks and the p of untied ones, which is approximate. ValueError for k < 3."""
     from scipy import stats  # takes a while
 
-    rows = np.asarray(rows, float)
-    rows = rows[~np.isnan(rows).any(axis=1)]
+    rows = present(rows)
     return float(stats.page_trend_test(rows).pvalue) if len(rows) > 1 else np.nan
 
 
 def kendall(x, y):
     """Kendall's tau-b -> (tau, low, high, n), the 95 % interval by Fisher's z with variance 0.437 / (n - 4) (Fieller, Hartley
     and Pearson 1957). z is that of tau clipped half a step of tau, 2 / (n (n - 1)), short of -1 and 1, and the interval is
-    widened to hold tau. Pairs with a missing value are left out; the interval is NaN for n < 5, and tau too where x or y does
-    not vary."""
+    widened to hold tau. The interval needs five pairs; tau is NaN too where x or y does not vary."""
     from scipy import stats
 
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    both = ~np.isnan(x) & ~np.isnan(y)
-    n = int(both.sum())
-    tau = float(stats.kendalltau(x[both], y[both]).statistic) if n > 1 else np.nan
+    x, y = present(np.array([x, y], float).T).T
+    n = len(x)
+    tau = float(stats.kendalltau(x, y).statistic) if n > 1 else np.nan
     if n < 5 or np.isnan(tau):
         return tau, np.nan, np.nan, n
     most = 1 - 2 / (n * (n - 1))
@@ -188,7 +183,7 @@ def kendall(x, y):
 
 def detectable(n, power=0.8, level=0.05):
     """Smallest mean of n paired differences, in their standard deviations, that a two-sided t test at this level finds with
-    this power; NaN for n < 2. ValueError unless 0 < level < power < 1."""
+    this power. ValueError unless 0 < level < power < 1."""
     from scipy import optimize, stats
 
     if not 0 < level < power < 1:

@@ -35,8 +35,7 @@ class Finding:
         against = self.verdict == "contradicted"
 
         def strength(test):
-            p = test.adjusted[against] if test.adjusted else 1.0
-            return test.n, -np.nan_to_num(p, nan=1.0)
+            return test.n, -np.nan_to_num(test.adjusted[against], nan=1.0)
 
         pick = max if self.claim.any != against else min
         return pick(tests, key=strength, default=None)

@@ -12,8 +12,6 @@ from ..training.loop import threads
 
 GRID, WINDOW = 5, 9  # tokens per side; tokens of the window
 STATS = torch.full((3,), 128.0), torch.full((3,), 64.0)
-COLUMNS = ("local", "shared", "dynamic", "roll error", "positions read", "nonlinearity", "permuted family", "future read",
-           "past read")  # fmt: skip
 
 
 def network(mixer, scale=0.5, seed=0, **fields):
@@ -143,6 +141,8 @@ def agrees(found):
 
 def markdown():
     """The table of all operators as Markdown."""
+    rows = {mixer: row(mixer) for mixer in MIXERS}
+    columns = next(iter(rows.values()))
     lines = [
         "# Operators and their biases, measured",
         "",
@@ -158,17 +158,15 @@ def markdown():
         "- **future read**: causal form, three blocks: the largest derivative by the own or a later pixel. Must be exactly 0.",
         "- **past read**: causal form, three blocks: share of all earlier pixels that are read; less than all is a blind spot.",
         "",
-        "| operator | " + " | ".join(COLUMNS) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
+        "| operator | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
     ]
-    for mixer in MIXERS:
-        found = row(mixer)
-        lines.append(f"| `{mixer}` | " + " | ".join(cell(found[name]) for name in COLUMNS) + " |")
+    lines += [f"| `{mixer}` | " + " | ".join(map(cell, found.values())) + " |" for mixer, found in rows.items()]
     return "\n".join(lines) + "\n"
 
 
 def cell(value):
     """A trait as ● or ○; a measured number to two digits, 'rounding' if it is below 1e-12 but not exactly 0."""
-    if value is None or value is True or value is False:
+    if value is None or isinstance(value, bool):
         return {None: "—", True: "●", False: "○"}[value]
-    return "0" if value == 0 else "rounding" if value < 1e-12 else f"{value:.2g}"
+    return "rounding" if 0 < value < 1e-12 else f"{value:.2g}"

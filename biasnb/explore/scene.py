@@ -97,10 +97,8 @@ def respond(model, scene, last=None, known=None):
         found["field"] = sensitivity(model, image, scene.position, mask).numpy()
     if changed("image", "mask", "shift"):
         error, still = (h[0] for h in rolled(model, image, scene.shift, mask)[-1])
-        found |= {
-            "shift_map": (error.norm(dim=2) / still.norm(dim=2)).numpy(),
-            "shift_error": float(error.norm() / still.norm()),
-        }
+        found["shift_map"] = (error.norm(dim=2) / still.norm(dim=2)).numpy()
+        found["shift_error"] = float(error.norm() / still.norm())
     return Response(**found)
 
 
@@ -123,6 +121,8 @@ def networks(names, profile="quick"):
     profile has published none, those of `quick` are taken.
 
     Raises BiasnbError for a name that is none of these, and for networks that cannot stand side by side."""
+    if not isinstance(names, list | tuple):
+        raise BiasnbError(f"networks: {short(names)} is not a list of names; e.g. ['conv', 'attn']")
     known = profile if pretrained.folder(profile).is_dir() else "quick"
     own = {path.stem for path in Store(profile).folder.glob("*.safetensors")}
     found = {name: pretrained.network(name, profile if name in own else known) for name in names}

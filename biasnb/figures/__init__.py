@@ -1,10 +1,8 @@
 """From records to pictures and tables, each drawn by its name for any sweep. `curves`, `levels`, `cube` and `features` have a
 kind of figure each, `tables` the tables, `board` the picture of the claims, `style` the parts that figures share. Imports
-`evidence`, `records`, the configuration and the table of operators, and no torch. Notebooks import `show_figure` and
-`show_table` from here."""
+`evidence`, `records`, the configuration and the table of operators, and no torch."""
 
 import io
-import struct
 
 import matplotlib
 
@@ -15,8 +13,7 @@ from .tables import TABLES, write_tables
 
 __all__ = ["FIGURES", "TABLES", "show_figure", "show_table", "write_figures", "write_tables"]
 
-# Name -> function of a sweep that gives the figure and its numbers as a frame; no figure (None) where the sweep has nothing
-# of the kind.
+# Name -> function of a sweep that gives the figure, None where the sweep has nothing of the kind, and its numbers as a frame.
 FIGURES = {
     "curves": curves.learning_curves,
     "layers": curves.probe_by_layer,
@@ -49,10 +46,14 @@ def show_figure(name, sweep):
     written to runs/PROFILE/figures. Raises StoreError for a name that is not in FIGURES and for a broken record."""
     with matplotlib.rc_context(STYLE):
         figure, _ = draw(name, sweep)
-        content = encoded(figure, "png") if figure else None
-    if figure and sweep.store.base == "runs":
+        if figure is None:
+            return None
+        content = encoded(figure, "png")
+    if sweep.store.base == "runs":
         write_atomic(sweep.store.folder / "figures" / f"{sweep.name}-{name}.png", content)
-    return displayed(content) if figure else None
+    from IPython.display import Image
+
+    return Image(content, width=round(figure.get_figwidth() * STYLE["figure.dpi"]))
 
 
 def show_table(name, sweep):
@@ -70,14 +71,11 @@ def write_figures(sweep, folder):
     StoreError for a name that is not in FIGURES and for a broken record."""
     paths = []
     for name in sweep.content.get("figures", ()):
-        stem = folder / f"{sweep.name}-{name}"
         with matplotlib.rc_context(STYLE):
             figure, numbers = draw(name, sweep)
-            if figure is None:
-                continue
-            paths += save(figure, stem)
-        paths.append(stem.with_name(f"{stem.name}-numbers.csv"))
-        write_atomic(paths[-1], numbers.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+            if figure is not None:
+                csv = numbers.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+                paths += tables.write(folder / f"{sweep.name}-{name}", {**formats(figure), "-numbers.csv": csv})
     return paths
 
 
@@ -87,13 +85,9 @@ def draw(name, sweep):
     return FIGURES[name](sweep)
 
 
-def save(figure, stem):
-    """Write a figure as PNG, SVG and PDF; returns the paths. To be called within the suite's style."""
-    paths = []
-    for kind in UNDATED:
-        paths.append(stem.with_name(f"{stem.name}.{kind}"))
-        write_atomic(paths[-1], encoded(figure, kind))
-    return paths
+def formats(figure):
+    """Suffix -> the bytes of a figure as PNG, SVG and PDF. To be called within the suite's style."""
+    return {f".{kind}": encoded(figure, kind) for kind in UNDATED}
 
 
 def encoded(figure, kind):
@@ -102,11 +96,3 @@ def encoded(figure, kind):
     figure.savefig(buffer, format=kind, metadata=UNDATED[kind])
     figure.set_layout_engine(None)
     return buffer.getvalue()
-
-
-def displayed(png):
-    """A picture for display, in the size of a figure on the screen."""
-    from IPython.display import Image
-
-    (width,) = struct.unpack(">I", png[16:20])
-    return Image(png, width=round(width * STYLE["figure.dpi"] / STYLE["savefig.dpi"]))

@@ -8,8 +8,7 @@ import pandas as pd
 from ..config import PROFILES
 from ..evidence import verdicts
 from ..evidence.contrasts import MARKS, METRICS, PAIRS
-from ..records.files import write_atomic
-from . import save, show_figure, show_table, tables
+from . import formats, show_figure, show_table, tables
 from .style import STYLE, canvas, footer
 
 LEFT, WIDTH = 8.0, 3.6  # inches of words before the first profile; of a profile
@@ -28,9 +27,6 @@ READING = (
     "bootstrap's interval is too narrow. Nothing is corrected across rows: of all rows, about one in twenty of those without "
     "an effect is decided wrongly."
 )
-
-
-# ---- the board ------------------------------------------------------------------------------------------------------
 
 
 def board(found):
@@ -69,18 +65,10 @@ def cell(ax, x, y, f):
     ax.add_patch(matplotlib.patches.Rectangle((x, y - 0.46), 3.5, 0.92, color=SHADES[f.verdict], linewidth=0))
     ax.text(x + 0.06, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=8, weight="bold")
     words = f.why if f.verdict == "not run" else f"{f.effect}, n {f.n}"
-    if len(words) > ROOM and f.verdict != "not run":
-        words = f"{number(f)}, n {f.n}"
+    if len(words) > ROOM and f.verdict != "not run":  # without the name of the test
+        opened = "(" if f.effect.startswith("(") else ""
+        words = f"{opened}{f.effect.rpartition(': ')[2]}, n {f.n}"
     ax.text(x + 1.12, y, textwrap.shorten(words, ROOM, placeholder=" …"), va="center", fontsize=7.2, color="0.25")
-
-
-def number(f):
-    """The effect without the name of its test."""
-    opened = "(" if f.effect.startswith("(") else ""
-    return opened + f.effect.rpartition(": ")[2]
-
-
-# ---- in a notebook --------------------------------------------------------------------------------------------------
 
 
 def draw(found):
@@ -115,9 +103,6 @@ def chapter(store, notebook, found):
     decided = [f for f in found if notebook in f.claim.notebooks]
     if decided:
         yield from (Markdown("**Claims**"), table(decided))
-
-
-# ---- pages ----------------------------------------------------------------------------------------------------------
 
 
 def page(found, every):
@@ -180,13 +165,8 @@ def tests_in_words(part):
 def write(found, folder):
     """Write claims.md, .csv, .tex and the board to a folder. Returns the paths."""
     with matplotlib.rc_context({**STYLE, "savefig.dpi": 115}):
-        paths = save(board(found), folder / "claims")
+        paths = tables.write(folder / "claims", formats(board(found)))
     every = verdicts.tests(found)
-    for suffix, content in (
-        (".md", page(found, every)),
-        (".csv", every.to_csv(index=False, lineterminator="\n", float_format="%.6g")),
-        (".tex", tables.latex(verdicts.summary(found), "Claims and verdicts", "claims")),
-    ):
-        paths.append(folder / f"claims{suffix}")
-        write_atomic(paths[-1], content)
-    return paths
+    csv = every.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    tex = tables.latex(verdicts.summary(found), "Claims and verdicts", "claims")
+    return paths + tables.write(folder / "claims", {".md": page(found, every), ".csv": csv, ".tex": tex})

@@ -7,7 +7,7 @@ from ..operators import CUBE, MIXERS
 from ..records.sweep import with_columns
 from .curves import base_words, metric_lines, with_values
 from .levels import METRICS, at_base, done_runs, percent
-from .style import GREY, LABELS, canvas, caption, faint_grid, interval_dots, mixers, place, traits
+from .style import GREY, LABELS, canvas, caption, faint_grid, interval_dots, metric_dots, mixers, place, span, traits
 
 EFFECT_ON = {"psnr": "effect on PSNR, dB", "probe": "effect on the probe, points"}
 
@@ -51,12 +51,10 @@ def cube(sweep):
     for task, metric, ax in panels:
         part = percent(runs[runs.pretext == task])
         for y, (mixer, levels) in enumerate(rows):
-            cell = part[part.mixer == mixer]
+            cell = part
             for name, level in levels.items():
                 cell = cell[cell[name] == level]
-            interval_dots(ax, y, cell[metric].dropna().tolist(), mixer, vertical=False)
-            if metric == "probe":
-                interval_dots(ax, y, cell.init_probe.dropna().tolist(), mixer, filled=False, vertical=False, spread=False)
+            metric_dots(ax, y, cell, metric, mixer, vertical=False)
         if len(part) and (metric == "probe" or task == "bert"):
             ax.axvline(part[f"baseline_{metric}"].iloc[0], color=GREY, linestyle="--", linewidth=1)
         ax.set_yticks(range(len(rows)), labels)
@@ -74,14 +72,11 @@ def cube_effects(sweep):
     runs = percent(at_base(sweep, runs[runs.mixer.isin(CUBE)], "pretext"))
     for (task, seed), part in runs.groupby(["pretext", "seed"], sort=False):
         for metric in METRICS:
-            cells = {}
-            for mixer, value in zip(part.mixer, part[metric], strict=True):
-                cells[tuple(getattr(MIXERS[mixer], axis) for axis in AXES)] = value
-            if len(cells) < 8 or any(pd.isna(value) for value in cells.values()):
-                continue
-            for factors, value in factorial(cells).items():
-                rows.append({"pretext": task, "metric": metric, "effect": EFFECTS[factors], "seed": seed, "value": value})
-    return with_columns(pd.DataFrame(rows), "pretext", "metric", "effect", "seed", "value")
+            axes = [tuple(getattr(MIXERS[mixer], axis) for axis in AXES) for mixer in part.mixer]
+            cells = dict(zip(axes, part[metric], strict=True))
+            if len(cells) == 8 and not any(pd.isna(value) for value in cells.values()):
+                rows += [(task, metric, EFFECTS[factors], seed, value) for factors, value in factorial(cells).items()]
+    return pd.DataFrame(rows, columns=["pretext", "metric", "effect", "seed", "value"])
 
 
 def effects(sweep):
@@ -110,13 +105,14 @@ def interactions(sweep):
     rows = percent(runs).assign(dynamic=[float(MIXERS[mixer].dynamic) for mixer in runs.mixer])
     metrics, table, lines = with_values(rows), runs[["mixer", "seed", "psnr", "probe"]], []
     cells = [mixer for mixer in mixers(sweep) if mixer in CUBE]
+    by_traits = {traits(mixer): mixer for mixer in cells}
     for static in cells:
-        for dynamic in cells:
-            if traits(dynamic) == traits(static)[:2] + "●" != traits(static):
-                words = ", ".join(name for name in AXES[:2] if getattr(MIXERS[static], name)) or "neither"
-                look = dynamic if static == "full" else static  # full's own colour is too pale
-                name = f"{traits(static)[:2]} {words}\n{static} → {dynamic}"
-                lines.append((look, name, rows[rows.mixer.isin((static, dynamic))]))
+        dynamic = by_traits.get(traits(static)[:2] + "●")
+        if dynamic not in (None, static):
+            words = ", ".join(name for name in AXES[:2] if getattr(MIXERS[static], name)) or "neither"
+            look = dynamic if static == "full" else static  # full's own colour is too pale
+            name = f"{traits(static)[:2]} {words}\n{static} → {dynamic}"
+            lines.append((look, name, rows[rows.mixer.isin((static, dynamic))]))
     if not (lines and metrics):
         return None, table[:0]
     figure, axes = canvas(1.2 + 4.2 * len(metrics), 4.2, len(metrics), sharey=False)
@@ -125,8 +121,7 @@ def interactions(sweep):
         ax.set_xticks((0, 1), ("static", "dynamic"))
         ax.set_xlim(-0.2, 1.2)
         ax.set_xlabel("mixing matrix: learned, or computed")
-    counts = sorted(set(rows.groupby("mixer").seed.nunique()))
-    n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     words = "parallel lines: no interaction of input dependence with locality or weight sharing; " + base_words(sweep, rows)
+    n = span(rows.groupby("mixer").seed.nunique())
     caption(figure, sweep, f"{words}mean and 95 % t interval over n = {n} paired seeds", spread="")
     return figure, table

@@ -8,21 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ..evidence.stats import kendall, mean_interval
 from ..records.sweep import with_columns
-from .levels import METRICS, at_base, done_runs, field_name, level_name, percent, with_baseline
-from .style import (
-    BASELINES,
-    COLOURS,
-    GREY,
-    LABELS,
-    MARKERS,
-    baseline_line,
-    canvas,
-    caption,
-    depths_of,
-    footer,
-    mixers,
-    plain_log,
-)
+from .levels import METRICS, at_base, done_runs, field_name, level_name, numbers, percent, with_baseline
+from .style import BASELINES, COLOURS, GREY, LABELS, MARKERS, canvas, caption, depths_of, footer, mixers, plain_log, top_legend
 
 BASELINE_NAMES = {"psnr": "visible-neighbour mean", "probe": "raw pixels"}
 GAINS = {"psnr": "PSNR on predicted pixels, dB", "probe": "linear probe, points"}
@@ -30,9 +17,6 @@ SIZES = {"images": ("pool", "images to train on, without labels"), "labelled": (
 OPEN = "open, dotted: the same network at random init; dashes: untrained baselines; "
 PROBE = "linear probe, test accuracy, %"
 SAME_TASK = ("depth", "width", "kernel")  # factors that leave the pretext loss comparable
-
-
-# ---- parts ----------------------------------------------------------------------------------------------------------
 
 
 def across(ax, rows, x, y, mixer, shift=0.0, **style):
@@ -61,11 +45,6 @@ def depth_axis(ax, sweep):
 
 def loss_unit(sweep):
     return "nats per pixel" if sweep.runs[0].get("target") == "palette" else "squared error / variance"
-
-
-def run_fields(record):
-    """What names a run in the numbers of a figure."""
-    return {name: record["config"][name] for name in ("mixer", "depth", "seed")}
 
 
 def end(level, text, mixer=None):
@@ -132,19 +111,32 @@ def per_network(sweep, rows):
     return [(mixer, LABELS[mixer], rows[rows.mixer == mixer]) for mixer in mixers(sweep)]
 
 
-def depth_panels(sweep, height):
-    """A figure with a panel per depth, and {depth: axes}."""
+def depth_panels(sweep, height, table, draw, xlabel, ylabel):
+    """A figure of this height with a panel per depth, in which draw(ax, mixer, its rows of the table) shows each mixer."""
     depths = depths_of(sweep)
     figure, axes = canvas(1.2 + 3.6 * len(depths), height, len(depths))
     for depth, ax in zip(depths, axes, strict=True):
+        for mixer in mixers(sweep):
+            draw(ax, mixer, table[(table.mixer == mixer) & (table.depth == depth)])
         ax.set_title(f"depth {depth}", loc="left")
-    return figure, dict(zip(depths, axes, strict=True))
+        ax.set_xlabel(xlabel)
+    axes[0].set_ylabel(ylabel)
+    top_legend(figure, *axes[0].get_legend_handles_labels())
+    return figure, axes
 
 
-def pixel_probe(sweep):
-    """Accuracy of the probe on raw pixels in %, None without the record of the baseline."""
-    baseline = sweep.baseline()
-    return 100 * baseline["pixel_probe"]["test"] if baseline else None
+def baseline_line(ax, value, text):
+    """A dashed horizontal line, named at its right end."""
+    ax.axhline(value, color=GREY, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+    ax.annotate(text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
+
+
+def raw_pixels(sweep, axes):
+    """The accuracy of the probe on raw pixels as a line in every panel, named in the last; none without its record."""
+    if baseline := sweep.baseline():
+        for ax in axes:
+            baseline_line(ax, 100 * baseline["pixel_probe"]["test"], "raw pixels" if ax is axes[-1] else "")
 
 
 # ---- against step and layer -----------------------------------------------------------------------------------------
@@ -152,22 +144,20 @@ def pixel_probe(sweep):
 
 def learning_curves(sweep):
     """Training loss against step, one panel per depth, every seed a line."""
-    rows = []
-    for record in sweep.records():
-        rows += [{**run_fields(record), "step": row["step"], "loss": row["loss"]} for row in record["history"]]
-    table = with_columns(pd.DataFrame(rows), "mixer", "depth", "seed", "step", "loss")
-    figure, axes = depth_panels(sweep, 4.0)
-    for depth, ax in axes.items():
-        for mixer in mixers(sweep):
-            part = table[(table.mixer == mixer) & (table.depth == depth)]
-            for i, (_, run) in enumerate(part.groupby("seed")):
-                label = LABELS[mixer] if i == 0 else None
-                ax.plot(run.step, run.loss, color=COLOURS[mixer], alpha=0.7, linewidth=1.2, label=label)
+
+    def history(record):
+        return record["history"]
+
+    def draw(ax, mixer, rows):
+        for i, (_, run) in enumerate(rows.groupby("seed")):
+            label = LABELS[mixer] if i == 0 else None
+            ax.plot(run.step, run.loss, color=COLOURS[mixer], alpha=0.7, linewidth=1.2, label=label)
+
+    table = numbers(sweep.records(), ["mixer", "depth", "seed", "step", "loss"], history)
+    loss = f"loss on hidden tokens,\n{loss_unit(sweep)}"
+    figure, axes = depth_panels(sweep, 4.0, table, draw, "training step", loss)
+    for ax in axes:
         plain_log(ax)
-        ax.set_xlabel("training step")
-    first = next(iter(axes.values()))
-    first.set_ylabel(f"loss on hidden tokens,\n{loss_unit(sweep)}")
-    figure.legend(*first.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     seeds = len({run["seed"] for run in sweep.runs})
     footer(figure, sweep.caption(), f"one line per seed, n = {seeds}; each point averages the steps since the last")
     return figure, table
@@ -175,27 +165,22 @@ def learning_curves(sweep):
 
 def probe_by_layer(sweep):
     """Accuracy of the linear probe at every layer, one panel per depth, trained and at random init."""
-    rows = []
-    for record in sweep.records():
-        for network, probe in (("trained", record["probe"]), ("random init", record["init_probe"])):
-            for row in probe["layers"]:
-                accuracy = {"network": network, "layer": row["layer"], "accuracy": 100 * row["test"]}
-                rows.append(run_fields(record) | accuracy)
-    table = with_columns(pd.DataFrame(rows), "mixer", "depth", "seed", "network", "layer", "accuracy")
-    figure, axes = depth_panels(sweep, 4.2)
-    for depth, ax in axes.items():
-        for mixer in mixers(sweep):
-            part = table[(table.mixer == mixer) & (table.depth == depth)]
-            trained = {"linestyle": "-", "markerfacecolor": COLOURS[mixer], "label": LABELS[mixer]}
-            layer_lines(ax, part[part.network == "trained"], mixer, **trained)
-            layer_lines(ax, part[part.network == "random init"], mixer, linestyle=":", markerfacecolor="white")
+
+    def accuracies(record):
+        layers = [("trained", row) for row in record["probe"]["layers"]]
+        layers += [("random init", row) for row in record["init_probe"]["layers"]]
+        return [{"network": network, "layer": row["layer"], "accuracy": 100 * row["test"]} for network, row in layers]
+
+    def draw(ax, mixer, rows):
+        trained = {"linestyle": "-", "markerfacecolor": COLOURS[mixer], "label": LABELS[mixer]}
+        layer_lines(ax, rows[rows.network == "trained"], mixer, **trained)
+        layer_lines(ax, rows[rows.network == "random init"], mixer, linestyle=":", markerfacecolor="white")
+
+    table = numbers(sweep.records(), ["mixer", "depth", "seed", "network", "layer", "accuracy"], accuracies)
+    figure, axes = depth_panels(sweep, 4.2, table, draw, "layer l (0: embedding)", PROBE)
+    for ax in axes:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_xlabel("layer l (0: embedding)")
-        if (level := pixel_probe(sweep)) is not None:
-            baseline_line(ax, level, "raw pixels" if depth == max(axes) else "")
-    first = next(iter(axes.values()))
-    first.set_ylabel(PROBE)
-    figure.legend(*first.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
+    raw_pixels(sweep, axes)
     seeds = len({run["seed"] for run in sweep.runs})
     each = f"thick: mean, thin: each of n = {seeds} seeds" if seeds > 1 else "one seed"
     footer(figure, sweep.caption(), f"solid: trained; dotted: random init; {each}")
@@ -225,7 +210,7 @@ def psnr_by_depth(sweep):
             baseline_line(ax, value, BASELINES[name])
     ax.set_ylabel("PSNR on hidden pixels, dB")
     ax.set_title("Reconstruction of hidden pixels, higher is better", loc="left")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=min(3, len(mixers(sweep))), frameon=False)
+    top_legend(figure, *ax.get_legend_handles_labels(), columns=min(3, len(mixers(sweep))))
     caption(figure, sweep)
     return figure, runs[["mixer", "depth", "seed", "status", "psnr"]]
 
@@ -238,9 +223,8 @@ def probe_by_depth(sweep):
         depth_axis(ax, sweep)
         across(ax, part, "depth", "probe", mixer, 0.04)
         across(ax, part, "depth", "init_probe", mixer, -0.04, linestyle=":", markerfacecolor="white")
-        if (level := pixel_probe(sweep)) is not None:
-            baseline_line(ax, level, "raw pixels" if ax is axes[-1] else "")
         ax.set_title(label, loc="left", color=COLOURS[mixer])
+    raw_pixels(sweep, axes)
     axes[0].set_ylabel(PROBE)
     caption(figure, sweep, "filled: trained; open and dotted: the same network at random init; ")
     return figure, runs[["mixer", "depth", "seed", "status", "probe", "init_probe"]]
@@ -312,8 +296,8 @@ def sample_size(sweep):
         number = f"n_{name}"
         ax.set_xscale("log")
         metric_lines(ax, rows, number, metric, per_network(sweep, rows), 0.05)
-        numbers, whole = sorted(set(rows[number])), set(rows[rows[name] == 0][number])
-        ax.set_xticks(numbers, [f"{n}\n(all)" if n in whole else str(n) for n in numbers])
+        sizes, whole = sorted(set(rows[number])), set(rows[rows[name] == 0][number])
+        ax.set_xticks(sizes, [f"{n}\n(all)" if n in whole else str(n) for n in sizes])
         ax.minorticks_off()
         ax.set_xlabel(SIZES[name][1])
     caption(figure, sweep, f"{OPEN}where not varied: {base_words(sweep, runs)}")

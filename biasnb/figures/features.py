@@ -1,62 +1,45 @@
 """What trained networks do: images they fill in, their symmetry, spectrum, receptive fields, mixing and similar layers."""
 
 import numpy as np
-import pandas as pd
 from matplotlib.ticker import NullFormatter
 
-from ..records.sweep import with_columns
-from .levels import METRICS, baseline_dashes, done_runs, percent
-from .style import (
-    COLOURS,
-    GREY,
-    LABELS,
-    MARKERS,
-    canvas,
-    caption,
-    footer,
-    interval_dots,
-    legend,
-    maps,
-    mixers,
-    panels_of,
-    pictures,
-    plain_log,
-    traits,
-)
+from . import style
+from .levels import METRICS, baseline_dashes, done_runs, numbers, percent
+from .style import LABELS, canvas, caption, footer, interval_dots, legend, mixers, plain_log, traits
 
 TIMES = {"random init": ("init_measures", -0.15), "trained": ("measures", 0.15)}  # in the record; moved sideways by
 TWINS = {"leaves": "leaves\n(prior true)", "leaves_coded": "column-coded twin\n(prior false)"}
 
 
-# ---- images ---------------------------------------------------------------------------------------------------------
-
-
 def reconstructions(sweep):
     """Figure 1's arrangement: the original, the masked input, then one row per network of the first depth and seed."""
     records = [record for record in sweep.records() if record["psnr"]["test"] is not None]
+    first = {name: records[0]["config"][name] for name in ("depth", "seed")} if records else {}
+    records = [record for record in records if first.items() <= record["config"].items()]
+    table = numbers(records, ["mixer", "depth", "seed", "psnr"], test_psnr)
     if not records:
-        return None, pd.DataFrame(columns=["mixer", "depth", "seed", "psnr"])
-    depth, seed = records[0]["config"]["depth"], records[0]["config"]["seed"]
-    records = [record for record in records if (record["config"]["depth"], record["config"]["seed"]) == (depth, seed)]
+        return None, table
     figure = image_rows(sweep, records, "reconstruction")
-    footer(figure, f"{sweep.caption()}, depth {depth}, seed {seed}", "the test image of highest contrast in each tenth, "
-           "the same masks for every network; dB: PSNR on the hidden pixels of the whole test split")  # fmt: skip
-    table = [{"mixer": r["config"]["mixer"], "depth": depth, "seed": seed, "psnr": r["psnr"]["test"]} for r in records]
-    return figure, pd.DataFrame(table)
+    footer(figure, f"{sweep.caption()}, depth {first['depth']}, seed {first['seed']}", "the test image of highest contrast in "
+           "each tenth, the same masks for every network; dB: PSNR on the hidden pixels of the whole test split")  # fmt: skip
+    return figure, table
 
 
 def completions(sweep):
     """Autoregressive networks: lower halves filled in pixel by pixel, and images drawn from nothing; first seed."""
     wanted = {"pretext": "ar", "seed": sweep.runs[0]["seed"]}
     records = [record for record in sweep.records() if wanted.items() <= record["config"].items()]
-    rows = [{"mixer": r["config"]["mixer"], "seed": r["config"]["seed"], "psnr": r["psnr"]["test"]} for r in records]
-    table = pd.DataFrame(rows, columns=["mixer", "seed", "psnr"])
+    table = numbers(records, ["mixer", "seed", "psnr"], test_psnr)
     if not records:
         return None, table
     figure = image_rows(sweep, records, "reconstruction", "sample")
     footer(figure, sweep.caption(), "lower halves completed in raster order, each pixel given all before it (mean prediction, "
            "palette: samples); samples: drawn from nothing; dB: PSNR of one-step predictions on the test split")  # fmt: skip
     return figure, table
+
+
+def test_psnr(record):
+    return [{"psnr": record["psnr"]["test"]}]
 
 
 def image_rows(sweep, records, *arrays):
@@ -67,43 +50,40 @@ def image_rows(sweep, records, *arrays):
         for record in records:
             what = f"{record['psnr']['test']:.1f} dB" if name == "reconstruction" else name
             rows[f"{LABELS[record['config']['mixer']]}\n{what}"] = sweep.store.arrays(record["key"])[name]
-    return pictures(rows)
+    return style.pictures(rows)
 
 
 def fields(sweep):
     """Effective receptive fields of the trained networks, averaged over seeds."""
-    arrays, table = {}, []
-    for record in sweep.records():
-        mixer = record["config"]["mixer"]
-        arrays.setdefault(mixer, []).append(sweep.store.arrays(record["key"])["receptive_field"])
-        table.append({"mixer": mixer, "seed": record["config"]["seed"], **record["measures"]["receptive_field"],
-                      "init_distance": record["init_measures"]["receptive_field"]["distance"]})  # fmt: skip
-    table = with_columns(pd.DataFrame(table), "mixer", "seed", "side50", "side99", "distance", "init_distance")
-    if not arrays:
+
+    def sizes(record):
+        before = record["init_measures"]["receptive_field"]["distance"]
+        return [{**record["measures"]["receptive_field"], "init_distance": before}]
+
+    records, panels = sweep.records(), {}
+    table = numbers(records, ["mixer", "seed", "distance", "side50", "side99", "init_distance"], sizes)
+    if not records:
         return None, table
-    panels = {}
-    for mixer, found in arrays.items():
-        side = table[table.mixer == mixer].side50.median()
-        panels[f"{mixer}  {traits(mixer)}\nhalf within {side:g} px"] = np.mean(found, 0)
-    figure = maps(panels, "", columns=4)
+    for mixer, part in table.groupby("mixer", sort=False):
+        found = [sweep.store.arrays(r["key"])["receptive_field"] for r in records if r["config"]["mixer"] == mixer]
+        panels[f"{mixer}  {traits(mixer)}\nhalf within {part.side50.median():g} px"] = np.mean(found, 0)
+    figure = style.maps(panels, "", columns=4)
     words = "sensitivity of the centre token's last layer to every input pixel, each map over its own maximum; "
     caption(figure, sweep, words, spread="mean over")
     return figure, table
 
 
-# ---- measures -------------------------------------------------------------------------------------------------------
-
-
 def measured(sweep, rows, *columns):
     """The frame of rows(measures) for every network of the sweep's first data set, at random init and trained."""
-    found = []
-    for record in sweep.records():
-        cfg = record["config"]
-        if cfg["dataset"] == sweep.runs[0]["dataset"]:
-            for network, (part, _) in TIMES.items():
-                run = {"mixer": cfg["mixer"], "seed": cfg["seed"], "network": network}
-                found += [run | row for row in rows(record[part])]
-    return with_columns(pd.DataFrame(found), "mixer", "seed", "network", *columns)
+
+    def both(record):
+        found = []
+        for network, (part, _) in TIMES.items():
+            found += [{"network": network} | row for row in rows(record[part])]
+        return found
+
+    records = [record for record in sweep.records() if record["config"]["dataset"] == sweep.runs[0]["dataset"]]
+    return numbers(records, ["mixer", "seed", "network", *columns], both)
 
 
 def last_errors(measures):
@@ -122,8 +102,8 @@ def head_distances(measures):
     """The mean mixing distance of every head of every layer, and of uniform mixing."""
     rows = []
     for layer, heads in enumerate(measures["mixing_distance"], 1):
-        for head, value in enumerate(heads):
-            rows.append({"layer": layer, "head": head, "distance": value, "uniform": measures["uniform_distance"]})
+        where = {"layer": layer, "uniform": measures["uniform_distance"]}
+        rows += [{**where, "head": head, "distance": value} for head, value in enumerate(heads)]
     return rows
 
 
@@ -141,13 +121,12 @@ def symmetry(sweep):
     table = measured(sweep, last_errors, "roll_error", "lie_error")
     drawn = table.assign(**{name: table[name].clip(lower=1e-8) for name in ("roll_error", "lie_error")})
     figure, (roll, lie) = canvas(8.6, 4.0, 2, sharey=False)
-    before_and_after(roll, sweep, drawn, "roll_error", 8)
+    for ax, name, words in ((roll, "roll_error", "roll error"), (lie, "lie_error", "Lie error, per pixel²")):
+        before_and_after(ax, sweep, drawn, name, 8)
+        ax.set_ylabel(f"{words}, last layer")
     roll.set_yscale("log")
     roll.yaxis.set_minor_formatter(NullFormatter())
-    roll.set_ylabel("roll error, last layer")
-    before_and_after(lie, sweep, drawn, "lie_error", 8)
     plain_log(lie)
-    lie.set_ylabel("Lie error, per pixel², last layer")
     caption(figure, sweep, "smaller: features move more exactly with the image; open: random init, filled: trained; "
             "●: local, shared, dynamic; the grid is a torus, without a border to see; an exact 0 stands at 1e-8; ")  # fmt: skip
     return figure, table
@@ -183,7 +162,7 @@ def spectrum(sweep):
     for ax, network in zip(axes, TIMES, strict=True):
         for mixer in mixers(sweep):
             mean = table[(table.mixer == mixer) & (table.network == network)].groupby("frequency").amplitude.mean()
-            ax.plot(mean.index, mean, color=COLOURS[mixer], marker=MARKERS[mixer], markersize=5)
+            ax.plot(mean.index, mean, color=style.COLOURS[mixer], marker=style.MARKERS[mixer], markersize=5)
         ax.set_title(network, loc="left")
         ax.set_xlabel("frequency along the half diagonal, of the highest")
     axes[0].set_ylabel("log amplitude over that at frequency 0")
@@ -200,7 +179,7 @@ def distance(sweep):
     for layer, ax in enumerate(axes, 1):
         before_and_after(ax, sweep, table[table.layer == layer], "distance", 7.5, spread=False)
         if len(table):
-            ax.axhline(table.uniform.iloc[0], color=GREY, linestyle="--", linewidth=1)
+            ax.axhline(table.uniform.iloc[0], color=style.GREY, linestyle="--", linewidth=1)
         ax.set_title(f"layer {layer}", loc="left")
     axes[0].set_ylabel("mean mixing distance, tokens")
     words = "small dots: heads and seeds; open: random init, filled: trained; dashes: uniform mixing; "
@@ -210,17 +189,19 @@ def distance(sweep):
 
 def similarity(sweep):
     """CKA between the layers of each trained network, first seed."""
-    seed, table = sweep.runs[0]["seed"], []
+
+    def pairs(record):
+        cells = np.ndenumerate(np.array(record["measures"]["cka"]))
+        return [{"layer": layer, "other": other, "cka": value} for (layer, other), value in cells]
+
+    seed = sweep.runs[0]["seed"]
     chosen = [record for record in sweep.records() if record["config"]["seed"] == seed]
-    for record in chosen:
-        for (layer, other), value in np.ndenumerate(np.array(record["measures"]["cka"])):
-            table.append({"mixer": record["config"]["mixer"], "seed": seed, "layer": layer, "other": other, "cka": value})
-    table = with_columns(pd.DataFrame(table), "mixer", "seed", "layer", "other", "cka")
+    table = numbers(chosen, ["mixer", "seed", "layer", "other", "cka"], pairs)
     if table.empty:
         return None, table
     import seaborn as sns  # takes a while
 
-    figure, axes = panels_of([f"{r['config']['mixer']}  {traits(r['config']['mixer'])}" for r in chosen], columns=4)
+    figure, axes = style.panels_of([f"{r['config']['mixer']}  {traits(r['config']['mixer'])}" for r in chosen], columns=4)
     for ax, record in zip(axes, chosen, strict=True):
         values = np.array(record["measures"]["cka"])
         sns.heatmap(values, vmin=0, vmax=1, cmap="viridis", square=True, cbar=False, ax=ax,

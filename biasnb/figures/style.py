@@ -17,11 +17,7 @@ SHAPES = "os^DvP*X"
 GREY = "0.45"  # of baselines
 BASELINES = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
 STYLE = {
-    "axes.edgecolor": ".15",
-    "axes.labelcolor": ".15",
-    "text.color": ".15",
-    "xtick.color": ".15",
-    "ytick.color": ".15",
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), ".15"),
     "axes.axisbelow": True,
     "grid.color": ".8",
     "lines.solid_capstyle": "round",
@@ -40,44 +36,34 @@ STYLE = {
 }
 
 
-# ---- operators ------------------------------------------------------------------------------------------------------
-
-
-class ByMixer(dict):
-    """Mixer -> how figures show it, also an operator that was added later, or that this process does not know."""
-
-    def __init__(self, look):
-        self.look = look
-
-    def __missing__(self, mixer):
-        return self.look(mixer)
-
-
 def place(mixer):
     """Where a mixer stands in the order of MIXERS; behind all others if this process does not know it."""
     return list(MIXERS).index(mixer) if mixer in MIXERS else len(MIXERS)
 
 
-def _label(mixer):
-    return MIXERS[mixer].label if mixer in MIXERS else mixer
+class Labels(dict):
+    """Mixer -> its name in figures, also of an operator that was added later, or that this process does not know."""
+
+    def __missing__(self, mixer):
+        return MIXERS[mixer].label if mixer in MIXERS else mixer
 
 
-def _colour(mixer):
-    return PALETTE[place(mixer) % len(PALETTE)]
+class ByPlace(dict):
+    """Mixer -> one of these looks, by its place."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def __missing__(self, mixer):
+        return self.looks[place(mixer) % len(self.looks)]
 
 
-def _marker(mixer):
-    return SHAPES[place(mixer) % len(SHAPES)]
-
-
-LABELS, COLOURS, MARKERS = ByMixer(_label), ByMixer(_colour), ByMixer(_marker)
+LABELS, COLOURS, MARKERS = Labels(), ByPlace(PALETTE), ByPlace(SHAPES)
 
 
 def traits(mixer):
     """'●○●': local, shared, dynamic; nothing of an operator that this process does not know."""
-    if mixer not in MIXERS:
-        return ""
-    return "".join("●" if getattr(MIXERS[mixer], name) else "○" for name in AXES)
+    return "".join("●" if getattr(MIXERS[mixer], name) else "○" for name in AXES) if mixer in MIXERS else ""
 
 
 def mixers(sweep):
@@ -88,9 +74,6 @@ def mixers(sweep):
 def depths_of(sweep):
     """Depths that were asked for, ascending."""
     return sorted({run["depth"] for run in sweep.runs})
-
-
-# ---- figures and their words ----------------------------------------------------------------------------------------
 
 
 class Picture(Figure):
@@ -118,16 +101,14 @@ def faint_grid(ax, axis="y"):
 
 def caption(figure, sweep, words="", data=None, spread="mean and 95 % t interval over"):
     """Small print: what was run, how to read the marks, and over how many seeds; `spread` says what is drawn of them."""
-    runs = pd.DataFrame(sweep.runs)
-    counts = sorted(set(runs.groupby(["mixer", *sweep.factors()], dropna=False).size()))
-    if not spread or not counts:
-        seeds = ""
-    elif counts[-1] == 1:
-        seeds = f"one seed ({sweep.runs[0]['seed']})"
-    else:
-        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
-        seeds = f"{spread} n = {n} paired seeds"
-    footer(figure, sweep.caption(data), words + seeds)
+    counts = pd.DataFrame(sweep.runs).groupby(["mixer", *sweep.factors()], dropna=False).size()
+    seeds = f"{spread} n = {span(counts)} paired seeds" if max(counts) > 1 else f"one seed ({sweep.runs[0]['seed']})"
+    footer(figure, sweep.caption(data), words + (seeds if spread else ""))
+
+
+def span(counts):
+    """'5', or '3 to 5' where counts differ."""
+    return " to ".join(dict.fromkeys((str(min(counts)), str(max(counts)))))
 
 
 def footer(figure, *lines):
@@ -139,15 +120,13 @@ def footer(figure, *lines):
 
 def legend(figure, names):
     """A legend of networks above all panels: each with its marker and colour."""
-    marks = []
-    for name in names:
-        mark = figure.axes[0].errorbar([], [], color=COLOURS[name], marker=MARKERS[name], linestyle="", markersize=5.5)
-        marks.append(mark)
-    columns = min(len(names), 4 if len(names) % 3 else 3)
-    figure.legend(marks, [LABELS[name] for name in names], loc="outside upper left", ncols=columns, frameon=False)
+    dots = {"linestyle": "", "markersize": 5.5}
+    marks = [figure.axes[0].errorbar([], [], color=COLOURS[name], marker=MARKERS[name], **dots) for name in names]
+    top_legend(figure, marks, [LABELS[name] for name in names], min(len(names), 4 if len(names) % 3 else 3))
 
 
-# ---- marks ----------------------------------------------------------------------------------------------------------
+def top_legend(figure, marks, texts, columns=3):
+    figure.legend(marks, texts, loc="outside upper left", ncols=columns, frameon=False)
 
 
 def interval_dots(ax, x, values, mixer, filled=True, vertical=True, spread=True):
@@ -155,21 +134,21 @@ def interval_dots(ax, x, values, mixer, filled=True, vertical=True, spread=True)
     mean, half, n = mean_interval(values)
     if not n:
         return
-    (at, error), dots = ((x, mean), "yerr"), (np.full(len(values), x), values)
+    at, dots, colour = (x, mean), (np.full(len(values), x), values), COLOURS[mixer]
+    bars = {"yerr" if vertical else "xerr": half} if n > 1 and spread else {}
     if not vertical:
-        (at, error), dots = ((mean, x), "xerr"), (values, np.full(len(values), x))
-    colour = COLOURS[mixer]
+        at, dots = at[::-1], dots[::-1]
     ax.plot(*dots, ".", color=colour, alpha=0.35, markersize=5, zorder=2)
-    bars = {error: half} if n > 1 and spread else {}
     ax.errorbar(*at, **bars, color=colour, marker=MARKERS[mixer], markerfacecolor=colour if filled else "white",
                 markersize=5.5, capsize=2, linestyle="", zorder=3)  # fmt: skip
 
 
-def baseline_line(ax, value, text):
-    """A dashed horizontal line, named at its right end."""
-    ax.axhline(value, color=GREY, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
-    ax.annotate(text, (1.0, value), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
-                va="center", fontsize=8, color="0.35", annotation_clip=False)  # fmt: skip
+def metric_dots(ax, x, rows, metric, mixer, vertical=True):
+    """`interval_dots` of the runs of a mixer, with those of a probe at random init open."""
+    part = rows[rows.mixer == mixer]
+    interval_dots(ax, x, part[metric].dropna().tolist(), mixer, vertical=vertical)
+    if metric == "probe":
+        interval_dots(ax, x, part.init_probe.dropna().tolist(), mixer, filled=False, vertical=vertical, spread=False)
 
 
 def plain_log(ax):
@@ -178,9 +157,6 @@ def plain_log(ax):
     ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     ax.yaxis.set_minor_formatter(ticker.NullFormatter())
     ax.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
-
-
-# ---- images and maps ------------------------------------------------------------------------------------------------
 
 
 def pictures(rows, width=10.5):
@@ -200,7 +176,7 @@ def pictures(rows, width=10.5):
     return figure
 
 
-def panels_of(labels, width=10.5, columns=None):
+def panels_of(labels, columns=None, width=10.5):
     """A figure with a square panel under each label, in rows of so many columns, and its axes."""
     columns = min(columns or len(labels), len(labels))
     rows = -(-len(labels) // columns)
@@ -213,9 +189,9 @@ def panels_of(labels, width=10.5, columns=None):
     return figure, axes[: len(labels)]
 
 
-def maps(panels, title, width=10.5, columns=None):
+def maps(panels, title, columns=None):
     """Heat maps: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
-    figure, axes = panels_of(panels, width, columns)
+    figure, axes = panels_of(panels, columns)
     for ax, values in zip(axes, panels.values(), strict=True):
         image = ax.imshow(np.ma.masked_equal(values / max(values.max(), 1e-12), 0), cmap="viridis", vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[])
@@ -225,9 +201,9 @@ def maps(panels, title, width=10.5, columns=None):
     return figure
 
 
-def swatches(palettes, width=10.5):
+def swatches(palettes):
     """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
-    figure = Picture(figsize=(width, 0.45 * len(palettes) + 0.2), layout="constrained")
+    figure = Picture(figsize=(10.5, 0.45 * len(palettes) + 0.2), layout="constrained")
     for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
         ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
         ax.set(xticks=[], yticks=[])

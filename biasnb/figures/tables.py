@@ -13,29 +13,25 @@ from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.sweep import with_columns
 from .cube import cube_effects
-from .levels import done_runs, level_name
+from .levels import done_runs, level_name, percent
 from .style import BASELINES, LABELS, depths_of, mixers, traits
 
 COUNTED = "mean ± half-width of the 95 % interval (n seeds)"
 
 
-def plus_minus(values, digits):
-    """'mean ± half-width (n)' of the 95 % interval; 'value (1)' for one value, a dash for none."""
+def plus_minus(values, digits=None):
+    """'mean ± half-width (n)' of the 95 % interval; 'value (1)' for one value, a dash for none. Without a number of `digits`
+    after the point, to three significant ones."""
     mean, half, n = mean_interval(values)
     if not n:
         return "—"
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if n > 1 else "") + f" ({n})"
+    of_mean, of_half = (".3g", ".2g") if digits is None else (f".{digits}f", f".{digits}f")
+    return f"{mean:{of_mean}}" + (f" ± {half:{of_half}}" if n > 1 else "") + f" ({n})"
 
 
 def number(value, digits):
     """A number that is not a mean over seeds; a dash for none."""
     return "—" if pd.isna(value) else f"{value:.{digits}f}"
-
-
-def significant(values):
-    """`plus_minus` for values of any size, by significant digits."""
-    mean, half, n = mean_interval(values)
-    return (f"{mean:.3g} ± {half:.2g}" if n > 1 else f"{mean:.3g}") + f" ({n})"
 
 
 def tidy(rows):
@@ -86,48 +82,32 @@ def summary(sweep):
 
 def depths(sweep):
     """One row per metric and network, one column per depth: mean ± 95 % interval over n seeds, with the untrained baselines."""
-    done, baseline, bert = done_runs(sweep), sweep.baseline(), sweep.runs[0]["pretext"] == "bert"
-    psnr = "masked PSNR, dB" if bert else "PSNR, dB"
-    rows = []
-
-    def networks(column, metric, scale, digits):
+    done, bert, rows = percent(done_runs(sweep)), sweep.runs[0]["pretext"] == "bert", []
+    baseline = sweep.baseline() or {"psnr": dict.fromkeys(BASELINES), "pixel_probe": {"test": np.nan}}
+    psnr = {words: baseline["psnr"][name] for name, words in BASELINES.items()} if bert else {}
+    for column, metric, digits, untrained in (
+        ("psnr", "masked PSNR, dB" if bert else "PSNR, dB", 2, psnr),
+        ("probe", "probe, %", 1, {"raw pixels": 100 * baseline["pixel_probe"]["test"]}),
+        ("init_probe", "probe at random init, %", 1, {}),
+    ):
         for mixer in mixers(sweep):
-            row = {"network": LABELS[mixer], "metric": metric}
-            for depth in depths_of(sweep):
-                part = done[(done.mixer == mixer) & (done.depth == depth)]
-                row[f"depth {depth}"] = plus_minus(scale * part[column].dropna(), digits)
-            rows.append(row)
-
-    def untrained(name, metric, value, digits):
-        cells = {f"depth {depth}": number(value, digits) for depth in depths_of(sweep)}
-        rows.append({"network": name, "metric": metric, **cells})
-
-    networks("psnr", psnr, 1, 2)
-    for name in BASELINES if bert else ():
-        untrained(BASELINES[name], psnr, baseline["psnr"][name] if baseline else np.nan, 2)
-    networks("probe", "probe, %", 100, 1)
-    untrained("raw pixels", "probe, %", 100 * baseline["pixel_probe"]["test"] if baseline else np.nan, 1)
-    networks("init_probe", "probe at random init, %", 100, 1)
+            values = done[done.mixer == mixer].set_index("depth")[column].dropna()
+            cells = {f"depth {depth}": plus_minus(values[values.index == depth], digits) for depth in depths_of(sweep)}
+            rows.append({"network": LABELS[mixer], "metric": metric, **cells})
+        for name, value in untrained.items():
+            cells = {f"depth {depth}": number(value, digits) for depth in depths_of(sweep)}
+            rows.append({"network": name, "metric": metric, **cells})
     return tidy(rows)
 
 
 def differences(sweep):
     """Paired by seed: every two networks at the same depth, mean ± 95 % interval of the difference over n pairs."""
-    rows, done = [], done_runs(sweep)
-    for other, mixer in combinations(mixers(sweep), 2):
-        for depth in depths_of(sweep):
-            at_depth = done[done.depth == depth]
-            one, base = (at_depth[at_depth.mixer == name].set_index("seed") for name in (mixer, other))
-            probe = 100 * (one.probe - base.probe)
-            rows.append(
-                {
-                    "difference": f"{LABELS[mixer]} − {LABELS[other]}",
-                    "depth": depth,
-                    "masked PSNR, dB": plus_minus(one.psnr - base.psnr, 2),
-                    "probe, points": plus_minus(probe, 1),
-                    "n": int(probe.notna().sum()),
-                }
-            )
+    rows, done = [], done_runs(sweep).set_index("seed")
+    for (other, mixer), depth in product(combinations(mixers(sweep), 2), depths_of(sweep)):
+        one, base = (done[(done.mixer == name) & (done.depth == depth)] for name in (mixer, other))
+        psnr, probe = one.psnr - base.psnr, 100 * (one.probe - base.probe)
+        rows.append({"difference": f"{LABELS[mixer]} − {LABELS[other]}", "depth": depth, "masked PSNR, dB": plus_minus(psnr, 2),
+                     "probe, points": plus_minus(probe, 1), "n": int(probe.notna().sum())})  # fmt: skip
     return tidy(rows)
 
 
@@ -176,7 +156,7 @@ def measures(sweep):
         for name, value in MEASURES.items():
             start = [value(record["init_measures"]) for record in own]
             end = [value(record["measures"]) for record in own]
-            row[name] = f"{significant(start)} → {significant(end)}" if own else "—"
+            row[name] = f"{plus_minus(start)} → {plus_minus(end)}" if own else "—"
         histories = [record["history"] for record in own if record["history"]]
         growth = [history[-1]["weight_norm"] / history[0]["weight_norm"] for history in histories]
         row["growth of the weights' norm"] = f"{np.mean(growth):.2f}x" if growth else ""
@@ -332,11 +312,14 @@ def write_tables(sweep, folder):
     paths = []
     for name in sweep.content.get("tables", ()):
         table, stem = make(name, sweep), f"{sweep.name}-{name}"
-        for suffix, content in (
-            (".md", markdown(sweep, table)),
-            (".csv", table.to_csv(index=False, lineterminator="\n")),
-            (".tex", latex(table, heading(sweep, table), stem)),
-        ):
-            paths.append(folder / f"{stem}{suffix}")
-            write_atomic(paths[-1], content)
+        csv, tex = table.to_csv(index=False, lineterminator="\n"), latex(table, heading(sweep, table), stem)
+        paths += write(folder / stem, {".md": markdown(sweep, table), ".csv": csv, ".tex": tex})
+    return paths
+
+
+def write(stem, contents):
+    """Write {suffix: content} to files of this path without suffix. Returns the paths."""
+    paths = [stem.with_name(stem.name + suffix) for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_atomic(path, content)
     return paths

@@ -2,8 +2,7 @@
 
 An operator maps tokens (B, H, W, D) to (B, H, W, D) and is all that differs between networks. `query`, where given, is what
 a position knows of itself without its own pixel: autoregressive entry passes it to operators that ask with their content.
-Buffers named `allowed` say which inputs j (columns) an output i (rows) may read.
-"""
+Buffers named `allowed` say which inputs j (columns) an output i (rows) may read."""
 
 import math
 from dataclasses import replace
@@ -66,8 +65,7 @@ class Identity(Mix):
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
-        self.allowed = torch.eye(cfg.grid**2, dtype=torch.bool) & order(cfg, layer)
-        self.heads = 1
+        self.allowed, self.heads = torch.eye(cfg.grid**2, dtype=torch.bool) & order(cfg, layer), 1
 
     def matrix(self, x, query=None):
         return self.allowed.to(x.dtype)[None, None]
@@ -261,8 +259,7 @@ class Convolution(nn.Module):
 class ConvMixer(nn.Module):
     """Local, shared, fixed: depthwise k x k convolution, activation, pointwise (Trockman & Kolter, arXiv 2201.09792).
 
-    # DEVIATION: stands in the common pre-norm block with its channel MLP; the original has batch norm and none.
-    """
+    # DEVIATION: stands in the common pre-norm block with its channel MLP; the original has batch norm and none."""
 
     def __init__(self, cfg, layer=0):
         super().__init__()
@@ -310,7 +307,7 @@ class TokenMLP(nn.Module):
         self.register_buffer("allowed", order(cfg, layer), persistent=False)
         self.causal = bool(cfg.causal)
         if self.causal:
-            strict = int(cfg.causal == "entry" and layer == 0)
+            strict = 0 if self.allowed[0, 0] else 1
             degree, position = torch.arange(n).repeat_interleave(ratio), torch.arange(n)
             self.register_buffer("reads", scaled(position <= degree[:, None] - strict), persistent=False)
             self.register_buffer("read_by", scaled(degree <= position[:, None]), persistent=False)
@@ -328,8 +325,7 @@ class TokenMLP(nn.Module):
         hidden, out = self.hidden.weight.view(n, -1, n), self.out.weight.view(n, n, -1)  # units by degree
         reads = read_by = torch.ones(n)
         if self.causal:  # the masks multiply what they let through
-            reads = self.reads.amax(1).view(n, -1)[:, 0]
-            read_by = self.read_by.amax(1).view(n, -1)[:, 0]
+            reads, read_by = (mask.amax(1).view(n, -1)[:, 0] for mask in (self.reads, self.read_by))
         for unit, sign in zip(range(hidden.shape[1]), (1.0, -1.0), strict=False):  # gelu(x) - gelu(-x) = x
             hidden[:, unit].diagonal().add_(sign / reads.clamp(min=1))
             out[:, :, unit].diagonal().add_(sign / read_by.clamp(min=1))
@@ -356,11 +352,9 @@ class TwoStream(nn.Module):
         own = layer > 0 or cfg.causal == "shift"
         self.register_buffer("past", (torch.arange(k) < k // 2 + own).float(), persistent=False)
         dy, near = offsets(cfg)[..., 0], window(cfg)
-        own_row = (dy == 0) & near & order(cfg, layer)
-        rows = near & (dy <= 0)
+        rows, own_row = near & (dy <= 0), near & (dy == 0) & order(cfg, layer)
         row_above = torch.cat([torch.zeros(cfg.grid, cfg.grid**2, dtype=torch.bool), rows[: -cfg.grid]])
-        vertical = torch.cat([rows, torch.zeros_like(near)], 1)
-        horizontal = torch.cat([row_above, own_row], 1)
+        vertical, horizontal = torch.cat([rows, torch.zeros_like(near)], 1), torch.cat([row_above, own_row], 1)
         self.register_buffer("allowed", torch.cat([vertical, horizontal]), persistent=False)  # (2N, 2N), vertical first
 
     def forward(self, x, query=None):

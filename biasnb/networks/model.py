@@ -1,5 +1,7 @@
 """Isotropic networks: an embedding, L equal blocks on the (B, H, W, D) grid, and a head."""
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,8 +59,7 @@ class Norm(nn.RMSNorm):
 class Block(nn.Module):
     """Pre-norm residual block. The operator is the only part that differs between networks (image-GPT, section 3.1).
 
-    # DEVIATION: the activation is GELU itself; image-GPT's x * sigmoid(1.702 x) approximates it and is slower here.
-    """
+    # DEVIATION: the activation is GELU itself; image-GPT's x * sigmoid(1.702 x) approximates it and is slower here."""
 
     def __init__(self, mix, cfg):
         super().__init__()
@@ -66,10 +67,9 @@ class Block(nn.Module):
         self.norm1 = Norm(cfg.width)
         self.mix = mix
         self.norm2 = Norm(cfg.width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("hidden", linear(cfg.width, cfg.mlp_ratio * cfg.width))
-        self.mlp.add_module("act", nn.GELU())
-        self.mlp.add_module("out", linear(cfg.mlp_ratio * cfg.width, cfg.width))
+        hidden = cfg.mlp_ratio * cfg.width
+        parts = {"hidden": linear(cfg.width, hidden), "act": nn.GELU(), "out": linear(hidden, cfg.width)}
+        self.mlp = nn.Sequential(OrderedDict(parts))
 
     def forward(self, x, entry=None):
         """(B, H, W, D) -> (B, H, W, D). At the entry of an autoregressive network `entry` is x without its pixels: it
@@ -148,9 +148,8 @@ class Isotropic(nn.Module):
         h = content + position
         entry = position.expand_as(h) if self.cfg.causal == "entry" else None
         if self.streams == 2:
-            both = torch.cat([h, h])
             entry = None if entry is None else torch.cat([h, entry])
-            h = both
+            h = torch.cat([h, h])
         layers = [h]
         for i, block in enumerate(self.stack):
             h = block(h, entry if i == 0 else None)
@@ -169,9 +168,7 @@ def context_coverage(model):
     seen = seen.repeat(model.streams, 1)
     for layer, block in enumerate(model.stack):
         reads = block.mix.allowed.cpu()
-        if reads.dim() == 3:  # heads with windows of their own
-            reads = reads.any(0)
-        reads = reads.float()
+        reads = (reads.any(0) if reads.dim() == 3 else reads).float()  # heads may have windows of their own
         if block.skips[0]:
             itself = torch.ones(len(reads))
             if cfg.causal == "entry" and layer == 0:
@@ -200,9 +197,8 @@ def build(cfg, stats, palette=None, device="cpu", classes=0):
     networks of one seed start equal wherever they have the same part.
 
     # DEVIATION: image-GPT draws embedding and MLP with std .02 at D = 512; here every matrix has std
-    # 1/sqrt(fan-in), so that small widths start alike; outputs of residual branches are divided by sqrt(L) as there,
-    # and content to position keeps its ratio 2 to 1.
-    """
+    1/sqrt(fan-in), so that small widths start alike; outputs of residual branches are divided by sqrt(L) as there,
+    and content to position keeps its ratio 2 to 1."""
     model = Isotropic(cfg, stats, palette, classes)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -219,7 +215,6 @@ def build(cfg, stats, palette=None, device="cpu", classes=0):
 
 def initial_std(model, name, parameter):
     """Standard deviation of a parameter's initial values: its module says it in `scales`, else it follows from the fan-in."""
-    cfg = model.cfg
     owner, _, own = name.rpartition(".")
     scales = getattr(model.get_submodule(owner), "scales", {})
     if name in ("embed.position", "embed.start"):
@@ -227,21 +222,16 @@ def initial_std(model, name, parameter):
     if own in scales:
         return scales[own]
     if isinstance(model.embed.content, PaletteContent) and name.startswith("embed.content"):
-        return 1.0 / cfg.patch
-    fan_in = parameter[0].numel()
-    return fan_in**-0.5 / (cfg.depth**0.5 if ".out." in name else 1.0)
+        return 1.0 / model.cfg.patch
+    return parameter[0].numel() ** -0.5 / (model.cfg.depth**0.5 if ".out." in name else 1.0)
 
 
 def parameters_by_part(model):
     """Number of parameters that mix positions, that mix channels (MLPs and norms), and of embedding and head."""
     parts = {"mixing": 0, "channel": 0, "embedding": 0}
     for name, p in model.named_parameters():
-        if name.startswith(("embed.", "head.")):
-            parts["embedding"] += p.numel()
-        elif ".mix." in name:
-            parts["mixing"] += p.numel()
-        else:
-            parts["channel"] += p.numel()
+        part = "mixing" if ".mix." in name else "channel"
+        parts["embedding" if name.startswith(("embed.", "head.")) else part] += p.numel()
     return parts
 
 

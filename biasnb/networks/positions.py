@@ -20,14 +20,15 @@ def offsets(cfg):
     return (d + cfg.grid // 2) % cfg.grid - cfg.grid // 2 if cfg.circular else d
 
 
+def strict(cfg, layer):
+    """Whether a position may not read itself: at an autoregressive entry, where pixels enter."""
+    return cfg.causal == "entry" and layer == 0
+
+
 def order(cfg, layer):
     """(N, N) bool: everything, or under AR the raster past: j < i where pixels enter, j <= i once they are shifted."""
-    n = cfg.grid**2
-    everything = torch.ones(n, n, dtype=torch.bool)
-    if not cfg.causal:
-        return everything
-    strict = cfg.causal == "entry" and layer == 0
-    return everything.tril(-1 if strict else 0)
+    everything = torch.ones(cfg.grid**2, cfg.grid**2, dtype=torch.bool)
+    return everything.tril(-1 if strict(cfg, layer) else 0) if cfg.causal else everything
 
 
 def window(cfg):
@@ -61,8 +62,7 @@ def attend(q, k, v, bias=None):
 
     In bf16 on a CPU, where the fused form is slow, as products, of as many images at once as stay in the cache; above 256
     tokens, where products would take much memory, fused in fp32. The choice follows from the shape alone, so that a run goes
-    on as it began; docs/performance.md has the times.
-    """
+    on as it began; docs/performance.md has the times."""
     heads, n, d = q.shape[1:]
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -75,9 +75,7 @@ def attend(q, k, v, bias=None):
     images, found = max(1, 2**20 // (heads * n * n)), []
     for some_q, some_k, some_v in zip((q * d**-0.5).split(images), k.split(images), v.split(images), strict=True):
         scores = some_q @ some_k.mT
-        if bias is not None:
-            scores = scores + bias
-        found.append(scores.softmax(-1) @ some_v)
+        found.append((scores if bias is None else scores + bias).softmax(-1) @ some_v)
     return torch.cat(found)
 
 
@@ -86,8 +84,7 @@ def taps_of(cfg, layer):
     k = cfg.kernel
     mask = torch.ones(k * k)
     if cfg.causal:
-        strict = cfg.causal == "entry" and layer == 0
-        mask[k * k // 2 + (0 if strict else 1) :] = 0
+        mask[k * k // 2 + (0 if strict(cfg, layer) else 1) :] = 0
     return mask.view(k, k)
 
 
@@ -137,5 +134,3 @@ def add_identity(weight, amount=1.0):
         part = weight[start:] if rows > columns else weight[:, start:]
         if min(part.shape) == min(weight.shape):
             part.diagonal().add_(sign * amount)
-        if rows == columns:
-            break

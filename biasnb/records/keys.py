@@ -5,8 +5,11 @@ import contextvars
 import dis
 import functools
 import hashlib
+import importlib.util
+import io
 import json
 import os
+import pickle
 import secrets
 import site
 import sys
@@ -14,8 +17,6 @@ import sysconfig
 import types
 from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from ..config import IMAGE_SUFFIXES, VERSIONS, ConfigError
 from ..operators import FAMILIES, MIXERS, USER
@@ -30,17 +31,9 @@ SNAPSHOT = contextvars.ContextVar("snapshot", default=None)
 
 def key_fields(cfg):
     """The fields that decide the result: everything but where the data lie, the device, and unread fields."""
-    unread = {"data_dir", "device"} | SPECIAL - cfg.reads
-    if cfg.pretext != "bert":
-        unread.add("mask_rate")
-    if cfg.pretext != "denoise":
-        unread.add("noise")
-    if not cfg.uses_palette:
-        unread.add("colours")
-    if not cfg.predicts:
-        unread.add("target")
-    if cfg.pretext == "supervised":  # trains on the labelled images
-        unread.add("images")
+    read = {"mask_rate": cfg.pretext == "bert", "noise": cfg.pretext == "denoise", "colours": cfg.uses_palette,
+            "target": cfg.predicts, "images": cfg.pretext != "supervised"}  # fmt: skip
+    unread = {"data_dir", "device"} | SPECIAL - cfg.reads | {name for name, is_read in read.items() if not is_read}
     if cfg.pretext == "none":
         unread |= TRAINING
     return {name: value for name, value in sorted(asdict(cfg).items()) if name not in unread}
@@ -54,9 +47,8 @@ def digest(content, length=16):
 def key(cfg):
     """Name of the run: 16 hexadecimal digits, equal exactly for runs that must give the same result.
 
-    It covers the version of the embedded data, and of a folder the paths and sizes of its images: changed data is another
-    run. So is a user-defined operator whose code or entry has changed; see `user_digest`.
-    """
+    It covers the version of the embedded data, the paths and sizes of the images of a folder, and the code and entry of a
+    user-defined operator, see `user_digest`: if one of them changes, it is another run."""
     return digest(key_fields(cfg) | data_identity(cfg) | operator_identity(cfg))
 
 
@@ -93,10 +85,8 @@ def operator_identity(cfg):
 def snapshot():
     """Within the block every folder of images is listed once, and every user-defined operator is read once, for all keys;
     outside of it this is done anew for every key. An outer snapshot stays in force within an inner one."""
-    if SNAPSHOT.get() is not None:
-        yield
-        return
-    token = SNAPSHOT.set({})
+    outer = SNAPSHOT.get()
+    token = SNAPSHOT.set({} if outer is None else outer)
     try:
         yield
     finally:
@@ -160,8 +150,7 @@ def user_digest(mixer):
     globals it names: helper functions, constants, classes, modules. What comes from an installed package, from Python or
     from the suite counts by its name. Comments, docstrings of functions, names of files and numbers of lines do not count.
     A value that cannot be read in this way (an open file, a lock, a compiled function) makes the digest, and with it the
-    keys, unique to this process: such an operator is trained again in every process unless `version` is set.
-    """
+    keys, unique to this process: such an operator is trained again in every process unless `version` is set."""
     entry = MIXERS[mixer]
     if FAMILIES.get(entry.family, {}).get(mixer) == entry._replace(family=USER):
         return ""
@@ -173,7 +162,7 @@ def _code_digest(mixer):
     package = str(getattr(entry.operator, "__module__", "")).partition(".")[0]
     own = Description(package if package not in ("biasnb", "torch") else "")
     try:
-        return digest(own.of((tuple(entry._replace(label="", operator="", family="")), entry.operator)))
+        return own.of((tuple(entry._replace(label="", operator="", family="")), entry.operator))[:16]
     except RecursionError:
         return digest(unreadable(entry.operator))
 
@@ -183,146 +172,153 @@ SILENT = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_
           "__slotnames__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
           "__conditional_annotations__", "__type_params__", "__orig_bases__", "__parameters__", "_abc_impl",
           "_backward_cls"}  # fmt: skip
-ATOMS = (type(None), type(...), type(NotImplemented), bool, float, complex, str, bytes)
-BY_NAME = (types.BuiltinFunctionType, types.MethodWrapperType, types.MethodDescriptorType, types.WrapperDescriptorType,
-           types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType)  # fmt: skip
 HAS_DOCSTRING = 0x4000000  # a flag of code objects from Python 3.13 on
 HEAP_TYPE = 1 << 9  # a flag of classes that are not compiled into Python
 THIS_PROCESS = secrets.token_hex(16)
 UNREADABLE = {}
 
 
-class Description:
-    """Describes values of any kind, code included, by nested lists of text that are the same in every process. The package
-    `own` counts as the user's, installed or not."""
+class Description(pickle._Pickler):
+    """Pickles a value of any kind, code included, as bytes that are the same in every process; nobody unpickles them. The
+    package `own` counts as the user's, installed or not. (The pickler written in C cannot be told what to memoize.)"""
 
-    def __init__(self, own="", seen=()):
-        self.own = own
-        self.seen = dict(seen)  # address -> (number, value), which is kept so that no address is used twice
+    def __init__(self, own="", memo=None):
+        self.bytes = io.BytesIO()
+        super().__init__(self.bytes, 4)
+        self.own, self.memo = own, dict(memo or {})
 
     def of(self, value):
-        kind = type(value)
-        if kind in ATOMS:
-            return [kind.__name__, repr(value)]
-        if kind is int:  # its decimal digits may be too many
-            return ["int", hex(value)]
-        if kind is tuple:
-            return ["tuple", *map(self.of, value)]
-        if kind in (set, frozenset):  # the order differs between processes
-            return [kind.__name__, *sorted(digest(Description(self.own, self.seen).of(item), 64) for item in value)]
-        if kind is types.CodeType:
-            return self.code(value, {})
-        if id(value) in self.seen:
-            return ["seen", self.seen[id(value)][0]]
-        self.seen[id(value)] = (len(self.seen), value)
+        self.dump(value)
+        return hashlib.sha256(self.bytes.getvalue()).hexdigest()
+
+    def save(self, value, *given):
         try:
-            return self.one(value)
+            super().save(value, *given)
         except RecursionError:
             raise
         except Exception:  # code that is run to describe a value may raise anything
-            return unreadable(value)
+            super().save(unreadable(value))
 
-    def one(self, value):
-        """Describe a value that may hold itself."""
-        kind = type(value)
+    def memoize(self, value):
+        if type(value) not in (str, bytes, complex, tuple, frozenset):  # equal constants may be one object or several
+            super().memoize(value)
+
+    def save_global(self, value, name=None):
+        """What counts by its name in a module. Raises ValueError for a value that says so, but is not found there."""
+        home = getattr(value, "__module__", type(value).__module__)
+        if not isinstance(value, type | types.FunctionType | types.ModuleType) and not self.is_in(home, name, value):
+            raise ValueError
+        self.save(("name", home, name))
+
+    def reducer_override(self, value):
+        """How to describe what pickle cannot: (some callable, arguments, what else the value holds), or a name."""
+        kind, torch = type(value), sys.modules.get("torch")
         if isinstance(value, type):
-            return self.kind(value)
+            if not value.__flags__ & HEAP_TYPE or self.is_in(value.__module__, value.__qualname__, value):
+                return value.__qualname__
+            members = {name: member for name, member in sorted(vars(value).items()) if name not in SILENT}
+            return str, (value.__name__,), (kind, value.__bases__, members)
         if kind is types.FunctionType:
             return self.function(value)
-        if kind is types.ModuleType:
-            return self.module(value)
-        if kind is list:
-            return ["list", *map(self.of, value)]
-        if kind in (dict, types.MappingProxyType):
-            return ["dict", *([self.of(name), self.of(item)] for name, item in value.items())]
+        if isinstance(value, types.ModuleType):
+            if self.installed(value.__name__):
+                return value.__name__
+            if not str(getattr(value, "__file__", ".py")).endswith(".py"):
+                raise ValueError("compiled")
+            return str, ("module",), {name: item for name, item in sorted(vars(value).items()) if not name.startswith("__")}
+        if kind is types.CodeType:
+            return str, ("code",), instructions(value)[0]
+        if kind in (set, frozenset):  # the order differs between processes
+            return kind, (sorted(Description(self.own, self.memo).of(item) for item in value),)
+        if kind is types.MappingProxyType:
+            return kind, (dict(value),)
         if kind in (staticmethod, classmethod):
-            return [kind.__name__, self.of(value.__func__)]
-        if isinstance(value, property):
-            held = (value.fget, value.fset, value.fdel, getattr(value, "__dict__", {}))
-            return [self.of(kind), self.of(held)]
-        if kind is functools.cached_property:
-            return [self.of(kind), self.of(value.func)]
-        if isinstance(value, functools._lru_cache_wrapper):
-            return ["cache", self.of(value.__wrapped__), self.of(value.cache_parameters())]
+            return kind, (value.__func__,)
         if kind is types.MethodType:
-            return ["method", self.of(value.__func__), self.of(value.__self__)]
+            return kind, (value.__func__, value.__self__)
+        if isinstance(value, property):
+            return kind, (value.fget, value.fset, value.fdel), getattr(value, "__dict__", None)
+        if kind is functools.cached_property:
+            return kind, (value.func,)
+        if isinstance(value, functools._lru_cache_wrapper):
+            return kind, (value.__wrapped__, value.cache_parameters())
         if kind is types.CellType:
-            return ["cell", self.of(value.cell_contents)] if value != types.CellType() else ["empty cell"]
-        if kind in BY_NAME:
-            owner = getattr(value, "__self__", None)
-            bound_to = [] if isinstance(owner, types.ModuleType | type) else self.of(owner)
-            return ["name", str(getattr(value, "__module__", "")), value.__qualname__, bound_to]
-        if isinstance(value, np.ndarray | np.generic):
-            numbers = value.tolist() if value.dtype.hasobject else value.tobytes()
-            return [self.of(kind), str(value.dtype), self.of(value.shape), self.of(numbers)]
-        torch = sys.modules.get("torch")
+            return kind, () if value == types.CellType() else (value.cell_contents,)
+        if kind is types.GetSetDescriptorType:
+            return kind, (value.__objclass__, value.__name__)
         if torch and isinstance(value, torch.Tensor):
             numbers = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            return [self.of(kind), str(value.dtype), self.of(tuple(value.shape)), value.requires_grad, self.of(numbers)]
-        return self.instance(value)
-
-    def kind(self, kind):
-        """A class: by its name, or by its bases and members where it is the user's own."""
-        if not kind.__flags__ & HEAP_TYPE or self.installed_as(kind, kind.__module__):
-            return ["name", kind.__module__, kind.__qualname__]
-        members = [[name, self.of(member)] for name, member in sorted(vars(kind).items()) if name not in SILENT]
-        return ["class", kind.__name__, self.of(type(kind)), self.of(kind.__bases__), members]
+            return kind, (str(value.dtype), tuple(value.shape), value.requires_grad, numbers)
+        return NotImplemented
 
     def function(self, function):
-        """A function: by its name, or by its code and what it uses. A function that is made by one of a package, as
-        decorators are, may hold functions of the user."""
+        """A function: its name, or its code and what it uses. A function that is made by one of a package, as decorators are,
+        may hold functions of the user."""
         home = function.__globals__.get("__name__", "")
-        if self.installed_as(function, function.__module__) or self.installed_as(function, home):
-            return ["name", function.__module__, function.__qualname__]
+        if any(self.is_in(module, function.__qualname__, function) for module in (function.__module__, home)):
+            return function.__qualname__
         held = (function.__defaults__, function.__kwdefaults__, function.__closure__, vars(function))
         if self.installed(home):
-            return ["made by", home, function.__code__.co_qualname, self.of(held)]
-        return ["function", self.code(function.__code__, function.__globals__), self.of(held)]
-
-    def code(self, code, names):
-        """Code: its instructions with the constants and names that they refer to, and the globals behind these names."""
-        steps, used = [], set()
-        for step in dis.get_instructions(code):
-            if step.opname == "STORE_NAME" and step.argval in ("__firstlineno__", "__static_attributes__"):
-                steps.pop()  # the constant that is stored depends on where the class stands in its file
-            elif isinstance(step.argval, types.CodeType):
-                steps.append([step.opname, self.code(step.argval, names)])
-            elif step.opname != "EXTENDED_ARG":
-                steps.append([step.opname, self.of(step.argval)])
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") and step.argval != "__name__":
-                used.add(step.argval)
-        form = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & ~HAS_DOCSTRING,
-                code.co_varnames, code.co_freevars, code.co_exceptiontable.hex())  # fmt: skip
-        found = [[name, self.of(names[name])] for name in sorted(used) if name in names]
-        return [self.of(form), steps, found]
-
-    def module(self, module):
-        """A module: by its name, or by all that it holds where it is the user's own, as it was when it was imported."""
-        if self.installed(module.__name__):
-            return ["module", module.__name__]
-        if not str(getattr(module, "__file__", ".py")).endswith(".py"):  # compiled
-            return unreadable(module)
-        return ["module", *([name, self.of(item)] for name, item in sorted(vars(module).items()) if not name.startswith("__"))]
-
-    def instance(self, value):
-        """Any other value, by what would be needed to make it again."""
-        how = value.__reduce_ex__(4)
-        if isinstance(how, str):  # a name in its module
-            home = type(value).__module__
-            same = self.installed(home) and getattr(sys.modules.get(home), how, None) is value
-            return ["name", home, how] if same else unreadable(value)
-        make, given, state, items, pairs = (*how[:5], *[None] * (5 - len(how)))
-        return ["instance", *map(self.of, (make, given, state, list(items or ()), list(pairs or ())))]
+            return str, (home, function.__code__.co_qualname), held
+        steps, names, imports = instructions(function.__code__)
+        used = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
+        return str, ("function",), (steps, used, [imported(name) for name in sorted(imports)], held)
 
     def installed(self, name):
         return name.partition(".")[0] != self.own and installed(name)
 
-    def installed_as(self, value, module):
-        """Whether a module that is not the user's has this class or function under its name."""
+    def is_in(self, module, name, value):
+        """Whether a module that is not the user's has this value under this name."""
         found = sys.modules.get(module) if isinstance(module, str) and self.installed(module) else None
-        for name in value.__qualname__.split("."):
-            found = getattr(found, name, None)
+        for part in name.split("."):
+            found = getattr(found, part, None)
         return found is value
+
+
+def instructions(code):
+    """(what code does, without docstrings, names of files and numbers of lines; the names of globals that it uses; those of
+    modules that it imports)."""
+    steps, names, imports = [], set(), set()
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME" and step.argval in ("__firstlineno__", "__static_attributes__"):
+            steps.pop()  # the constant that is stored depends on where the class stands in its file
+        elif isinstance(step.argval, types.CodeType):
+            inner, inner_names, inner_imports = instructions(step.argval)
+            steps.append((step.opname, inner))
+            names |= inner_names
+            imports |= inner_imports
+        elif step.opname != "EXTENDED_ARG":
+            steps.append((step.opname, step.argval))
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") and step.argval != "__name__":
+            names.add(step.argval)
+        if step.opname == "IMPORT_NAME":
+            imports.add(step.argval)
+    form = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & ~HAS_DOCSTRING,
+            code.co_varnames, code.co_freevars, code.co_exceptiontable)  # fmt: skip
+    return (form, steps), names, imports
+
+
+def imported(name):
+    """What a module that a function imports when it is called counts by: its name, if it is installed, else its source."""
+    with contextlib.suppress(ImportError, ValueError, AttributeError, OSError):
+        spec = importlib.util.find_spec(name)
+        if spec and (installed(name) or not str(spec.origin).endswith(".py") or is_in_a_package(spec.origin)):
+            return name
+        if spec:
+            return name, Path(spec.origin).read_bytes()
+    return unreadable(name)
+
+
+def modules_of_the_user(mixer):
+    """The modules from which a user-defined operator may take code: those that are loaded and not installed, and all of its
+    own package."""
+    own = str(getattr(MIXERS[mixer].operator, "__module__", "")).partition(".")[0]
+    found = []
+    for name, module in list(sys.modules.items()):
+        theirs = name.partition(".")[0] == own or not installed(name)
+        if theirs and name != "__main__" and str(getattr(module, "__file__", "")).endswith(".py"):
+            found.append(module)
+    return found
 
 
 def unreadable(value):
@@ -337,12 +333,11 @@ def installed(name):
     if top in ("biasnb", "__main__"):
         return top == "biasnb"
     file = getattr(sys.modules.get(name), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)
-    return _in_a_package(file) if file else top in sys.stdlib_module_names
+    return is_in_a_package(file) if file else top in sys.stdlib_module_names
 
 
 @functools.cache
-def _in_a_package(file):
-    paths = sysconfig.get_paths()
-    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+def is_in_a_package(file):
+    folders = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders += [*site.getsitepackages(), site.getusersitepackages()]
     return any(Path(file).resolve().is_relative_to(Path(folder).resolve()) for folder in folders)

@@ -34,8 +34,7 @@ class Sweep:
     @property
     def keys(self):
         """Keys of all records it needs: of its runs, then of their baselines."""
-        found = [run["key"] for run in self.runs] + [run["baseline"] for run in self.runs]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys([run["key"] for run in self.runs] + [run["baseline"] for run in self.runs]))
 
     def missing(self):
         """Keys of the records that it lacks."""
@@ -54,10 +53,9 @@ class Sweep:
 
     def base(self):
         """Factor -> its level at the point that all else is varied around: the first that was asked for."""
-        found = {}
-        for name in self.factors():
-            levels = [run[name] for run in self.runs if run.get(name) is not None]
-            found[name] = levels[0] if levels else None
+        found = dict.fromkeys(self.factors())
+        for run in self.runs:
+            found |= {name: run.get(name) for name, level in found.items() if level is None}
         return found
 
     def frame(self):
@@ -70,8 +68,10 @@ class Sweep:
         baselines = self._baselines()
         for i, name in enumerate(BASELINES):
             asked[name] = [baselines[run["baseline"]][i] for run in self.runs]
-        asked["status"] = [self._status_without_record(run["key"]) for run in self.runs]
-        found = frame([self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])])
+        saved = {key for key in asked["key"] if self.store.has(key)}
+        failed = {key for key in asked["key"] if key not in saved and self.store.status(key)[0] == "failed"}
+        asked["status"] = ["failed" if key in failed else "missing" for key in asked["key"]]
+        found = frame([self.store.load(key) for key in asked["key"] if key in saved])
         if found.empty:
             return asked
         rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")
@@ -86,10 +86,6 @@ class Sweep:
                 record = self.store.load(key)
                 found[key] = (record["psnr"]["neighbour_mean"], record["pixel_probe"]["test"])
         return found
-
-    def _status_without_record(self, key):
-        failed = not self.store.has(key) and self.store.status(key)[0] == "failed"
-        return "failed" if failed else "missing"
 
     def baseline(self):
         """The baseline record of its first run, or None if it is missing."""
@@ -136,10 +132,8 @@ def _row(record):
         row["bits_per_pixel"] = record["loss"]["test"] / math.log(2)
     row |= {"accuracy": record["accuracy"]["test"], "context_coverage": record["context_coverage"]}
     row |= {f"parameters_{part}": count for part, count in record["parameters"].items()}
-    chosen = record["probe"]["chosen"]
-    row |= {"probe": chosen["test"], "probe_layer": chosen["layer"]}
-    row |= {"init_probe": record["init_probe"]["chosen"]["test"], "knn": chosen["knn"]}
-    return row
+    chosen, at_init = record["probe"]["chosen"], record["init_probe"]["chosen"]
+    return row | {"probe": chosen["test"], "probe_layer": chosen["layer"], "init_probe": at_init["test"], "knn": chosen["knn"]}
 
 
 def with_columns(table, *names):

@@ -203,7 +203,7 @@ def tune(name, profile, settings):
     """Search the learning rate of every operator of a notebook."""
     from ..sweep.search import tune
 
-    sweep = manifest.plan(name, manifest.parameters(name, {"profile": profile, **settings}))
+    _, sweep = manifest.asked(name, {"profile": profile, **settings})
     if not sweep or all(cfg.pretext == "none" for cfg in sweep.configs):
         raise ConfigError(f"notebook: {name!r} trains nothing that has a learning rate")
     for record in tune(sweep.configs, Store(profile)):

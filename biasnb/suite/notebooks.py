@@ -29,8 +29,7 @@ def execute(name, given=None, stream=None, cell_timeout=None, kernel=None):
     ask for exists and validates; otherwise it is kept as `<name>.failed.ipynb` and NotebookError says what went wrong. An
     earlier good copy stays. While another process runs the same, this one waits. `kernel` is what `this_interpreter` gave,
     where several notebooks run at once."""
-    values = manifest.parameters(name, given or {})
-    sweep = manifest.plan(name, values)
+    values, sweep = manifest.asked(name, given)
     label = sweep.name if sweep else label_of(name, values)
     folder = Store(values["profile"]).folder / "notebooks"
     final, failed, attempt = folder / f"{label}.ipynb", folder / f"{label}.failed.ipynb", attempt_of(folder / label)

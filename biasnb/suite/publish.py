@@ -44,16 +44,11 @@ COLUMNS = ("network", "metric", "recorded", "measured", "allowed", "agrees")
 SCORES = ("loss", "psnr", "accuracy", "probe")  # parts of a record that its weights decide
 
 
-def same_pixels(*records):
-    """Whether these records were measured on the same images."""
-    return len({record["data"]["fingerprint"] for record in records}) == 1
-
-
 def compare(record, measured):
     """Rows (metric, recorded, measured, allowed, agrees) of weights that were evaluated again: the data, and every metric that
     the record has, as tables print them."""
-    pixels = [one["data"]["fingerprint"] for one in (record, measured)]
-    rows = [("data", *pixels, "equal", same_pixels(record, measured))]
+    pixels, again = record["data"]["fingerprint"], measured["data"]["fingerprint"]
+    rows = [("data", pixels, again, "equal", pixels == again)]
     for metric in METRICS:
         if metric.evaluated is not None and metric.of(record) is not None:
             one, other = metric.of(record), metric.of(measured)
@@ -75,11 +70,9 @@ def agreement(profile):
     lines = [f"Against the reference in results/{profile}, {len(keys)} runs:", ""]
     lines += ["| metric | allowed difference | median | largest | all within |", "|---|---|---|---|---|"]
     for metric in METRICS:
-        if metric.trained is None:
-            continue
         values = [(metric.of(own), metric.of(reference)) for own, reference in pairs]
         apart = sorted(abs(own - reference) for own, reference in values if None not in (own, reference))
-        if apart:
+        if metric.trained is not None and apart:
             within = sum(difference <= metric.trained for difference in apart)
             verdict = "yes" if within == len(apart) else f"NO, {within} of {len(apart)}"
             middle = apart[len(apart) // 2]
@@ -88,7 +81,7 @@ def agreement(profile):
         lines += ["", f"Broken records, see `biasnb status`: {', '.join(broken)}"]
     if other_end:
         lines += ["", f"Diverged here or in the reference, not in both: {', '.join(other_end)}"]
-    if moved := sum(not same_pixels(*pair) for pair in pairs):
+    if moved := sum(own["data"]["fingerprint"] != reference["data"]["fingerprint"] for own, reference in pairs):
         lines += ["", f"{moved} runs read other pixels than the reference: an image library decodes or resizes differently."]
     return lines
 
@@ -114,10 +107,8 @@ def reference(profile):
     """The store to publish to. Raises StoreError where that is a part of an installed package."""
     store = Store(profile, "results")
     if places.CHECKOUT is None and store.folder.is_relative_to(places.PACKAGE):
-        raise StoreError(
-            f"{places.results()}: belongs to the installed package; publish from a clone of the repository, or make a folder "
-            "results here first"
-        )
+        what = "publish from a clone of the repository, or make a folder results here first"
+        raise StoreError(f"{places.results()}: belongs to the installed package; {what}")
     return store
 
 
@@ -135,21 +126,18 @@ def chosen_sweeps(store, names=()):
 
 
 def publish(profile, names=()):
-    """Copy the validated records that sweeps ask for from runs/<profile> to results/<profile>: of the sweeps named, or of all
-    with the profile's own settings. Everything is read and checked before anything is written; what was published before
-    stays. Raises StoreError if a record is missing or broken.
+    """Copy the records that `chosen_sweeps` ask for from runs/<profile> to results/<profile>. Everything is read and checked
+    before anything is written; what was published before stays. Raises StoreError if a record is missing or broken.
 
     Returns (number of records, sweeps left out, records made from uncommitted code)."""
     here, there = Store(profile), reference(profile)
     chosen, left_out = chosen_sweeps(here, names)
-    needed, files, dirty = {}, {}, 0
+    records, files = {}, {}
     for sweep in chosen:
         if missing := sweep.missing():
             raise StoreError(f"{sweep.name}: {len(missing)} records are missing, first {missing[0]}; finish the run first")
-        needed |= dict.fromkeys((*sweep.keys, *sweep.searches))
-    for key in needed:
-        record = here.load(key)
-        dirty += bool(record.get("environment", {}).get("dirty"))
+        records |= {key: here.load(key) for key in (*sweep.keys, *sweep.searches)}
+    for key, record in records.items():
         files[f"{key}.json"] = here.path(key).read_bytes()
         if "arrays" in record:
             here.arrays(key)
@@ -158,7 +146,7 @@ def publish(profile, names=()):
         write_atomic(there.folder / name, content)
     for sweep in chosen:
         replace(sweep, store=there).save()
-    return sum(name.endswith(".json") for name in files), left_out, dirty
+    return len(records), left_out, sum(bool(record.get("environment", {}).get("dirty")) for record in records.values())
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------
@@ -166,37 +154,30 @@ def publish(profile, names=()):
 
 def networks(store, names=()):
     """{mixer: key} of the networks to publish: of the presets of the trio, and of the cells of the cube, the deepest run with
-    pretext 'bert' and the first seed, in the first sweep that trains the most of them. The sweeps are those named, or else all
-    with the profile's own settings. Raises StoreError if none trains such a network."""
+    pretext 'bert' and the first seed, in the first of `chosen_sweeps` that trains the most of them. Raises StoreError if none
+    trains such a network."""
     found = {}
     sweeps, _ = chosen_sweeps(store, names)
     for mixers in (TRIO, CUBE):
-        runs = max((trained(sweep, mixers) for sweep in sweeps), key=number_of_mixers)
+        runs = []
+        for sweep in sweeps:
+            trained = [run for run in sweep.runs if run["mixer"] in mixers and run["pretext"] == "bert"]
+            if len({run["mixer"] for run in trained}) > len({run["mixer"] for run in runs}):
+                runs = trained
         for run in runs:
             if run["depth"] == max(other["depth"] for other in runs) and run["seed"] == runs[0]["seed"]:
                 found.setdefault(run["mixer"], run["key"])
     if not found:
-        raise StoreError(
-            f"{store.folder}: its sweeps train none of {', '.join((*TRIO, *CUBE))} with pretext 'bert'; name others"
-        )
+        wanted = ", ".join((*TRIO, *CUBE))
+        raise StoreError(f"{store.folder}: its sweeps train none of {wanted} with pretext 'bert'; name others")
     return found
-
-
-def trained(sweep, mixers):
-    """The runs of these mixers with pretext 'bert' that a sweep asks for."""
-    return [run for run in sweep.runs if run["mixer"] in mixers and run["pretext"] == "bert"]
-
-
-def number_of_mixers(runs):
-    return len({run["mixer"] for run in runs})
 
 
 def publish_networks(profile, names=(), data_dir=""):
     """Copy the weights of `networks` from runs/<profile> to results/<profile>/networks/<mixer>/{config.json,
     model.safetensors}, the layout that Hugging Face's hub reads; diverged runs have none. Returns the mixers.
 
-    Everything is read and checked before anything is written. Raises StoreError if weights are missing or do not fit, or
-    if a published record is missing or has other scores than the run."""
+    Raises StoreError, before anything is written, if weights or a published record are missing or do not fit the run."""
     from ..networks.pretrained import description, folder, load_weights
     from ..training.run import prepare
 
@@ -244,10 +225,8 @@ def loaded(profile, mixer, data_dir=""):
 
 
 def verify(profile, stream=sys.stdout, data_dir=""):
-    """Evaluate every published network again, with the threads of its record, and compare.
-
-    Returns rows {network, metric, recorded, measured, allowed, agrees}, values as tables print them; `agrees` is None where
-    the data are not here. Raises StoreError for files as `loaded` does."""
+    """Evaluate every published network again, with the threads of its record. Returns rows of the COLUMNS, see `compare`;
+    `agrees` is None where the data are not here. Raises StoreError for files as `loaded` does."""
     from ..data.datasets import DataError
     from ..networks import pretrained
 

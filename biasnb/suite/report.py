@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from functools import partial
-from itertools import groupby, takewhile
+from itertools import chain, groupby, takewhile
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -30,10 +30,10 @@ SHOWN = {"display_data_priority": ["text/html", "text/markdown", "image/svg+xml"
 
 
 def write(store, findings=(), folder=None):
-    """Write index.html and a page per executed notebook of a store into `runs/<profile>/report`, or another folder. Returns
-    the path of the index. Pages of notebooks that are gone are removed.
+    """Write index.html and a page per executed notebook of a store into `runs/<profile>/report`, or another folder; pages of
+    notebooks that are gone are removed. `findings` are the verdicts on the claims. Returns the path of the index.
 
-    `findings` are the verdicts on the claims. Raises StoreError naming a notebook that is not readable."""
+    Raises StoreError naming a notebook that is not readable."""
     folder, findings, known = Path(folder or store.folder / "report"), list(findings), manifest.names()
     paths = {path.stem: path for path in (store.folder / "notebooks").glob("*.ipynb") if executed(path.stem, known)}
     if not paths:
@@ -197,10 +197,7 @@ def set_table(table, soup):
             if all(NUMBER.match(cell.get_text()) for cell in column[len(heads[-1:]) :]):
                 for cell in column:
                     cell["class"] = "number"
-    titles = set()
-    for row in heads:
-        titles.update(cell.get_text() for cell in row)
-    if len(body) > 10 and "status" in titles:
+    if len(body) > 10 and "status" in [cell.get_text() for cell in chain(*heads)]:
         details, summary = soup.new_tag("details"), soup.new_tag("summary")
         summary.string = f"{len(body)} runs"
         table.parent.wrap(details).insert(0, summary)

@@ -49,10 +49,8 @@ def reproduce(profile, given=None, fresh=False, stream=None):
     began, store, stream = time.monotonic(), Store(profile), stream or sys.stdout
     asked, sweeps = {}, {}
     with keys.snapshot():
-        for name in manifest.names():
-            taken = manifest.accepted(name, {"profile": profile, **(given or {})})
-            asked[name] = manifest.parameters(name, taken)
-            sweeps[name] = manifest.plan(name, asked[name])
+        for name, taken in manifest.accepted({"profile": profile, **(given or {})}).items():
+            asked[name], sweeps[name] = manifest.asked(name, taken)
         if fresh:
             set_aside(store.folder)
     steps = []

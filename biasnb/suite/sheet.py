@@ -3,7 +3,8 @@
 import ast
 import statistics
 from collections import Counter
-from functools import partial
+from functools import partial, wraps
+from itertools import chain
 from string import Formatter
 from typing import NamedTuple
 
@@ -18,18 +19,13 @@ COLUMNS = ("quick", "laptop", "paper")  # profiles whose settings are shown
 
 
 class Published(NamedTuple):
-    """The committed records of one profile: its sweeps, the runs that they ask for, and the searches that gave their learning
-    rates."""
+    """The committed records of one profile: its sweeps, the runs and the searches of learning rates that they ask for."""
 
     profile: str
     sweeps: list
     runs: list
     searches: list
     missing: int
-
-    @property
-    def done(self):
-        return [run for run in self.runs if run["status"] == "done"]
 
 
 def read(profile):
@@ -44,8 +40,7 @@ def read(profile):
 
 
 def fill():
-    """The text of the page. Raises StoreError for a template that is missing or has a field that is not known, and for a
-    broken record."""
+    """The text of the page. Raises StoreError for a missing template, an unknown field in it, and a broken record."""
     path = places.root() / TEMPLATE
     try:
         text = path.read_text(encoding="utf-8")
@@ -79,8 +74,7 @@ def markdown(rows):
 
 def span(values, digits=0):
     """'lowest to highest', or the one value there is."""
-    ends = dict.fromkeys(f"{value:,.{digits}f}" for value in (min(values), max(values))) if values else ["—"]
-    return " to ".join(ends)
+    return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (min(values), max(values)))) if values else "—"
 
 
 def levels(values):
@@ -97,83 +91,81 @@ def link(profile):
     return f"[{profile}](results/{profile})"
 
 
-def compute(profiles):
-    """What was trained and what it cost, per profile."""
-    rows = []
-    for one in profiles:
-        spent = [3 * run["flop_per_image"] * run["steps"] * run["config"].get("batch", 0) for run in one.done]
-        seconds = sum(run["wall_seconds"] for run in one.done)
-        rows.append(
-            {
-                "profile": link(one.profile),
-                "networks": len(one.runs),
-                "seeds": levels(run["config"]["seed"] for run in one.runs),
-                "steps": levels(run["steps"] for run in one.done),
-                "parameters": span([sum(run["parameters"].values()) for run in one.done]),
-                "MFLOP per image": span([run["flop_per_image"] / 1e6 for run in one.done], 1),
-                "training, TFLOP": f"{sum(spent) / 1e12:.0f}",
-                "training, h": f"{seconds / 3600:.2f}",
-                "images/s, median": f"{statistics.median([run['images_per_second'] for run in one.done] or [0]):,.0f}",
-                "diverged": len(one.runs) - len(one.done),
-                "missing": one.missing,
-            }
-        )
-    return markdown(rows)
+def table(rows_of):
+    """The field whose table has the rows that a function gives of every profile."""
+
+    @wraps(rows_of)
+    def field(profiles):
+        return markdown(list(chain.from_iterable(map(rows_of, profiles))))
+
+    return field
 
 
-def machines(profiles):
-    """What the numbers were made with, per profile."""
-    rows = []
-    for one in profiles:
-        stamps = [run["environment"] for run in one.runs]
-        rows.append(
-            {
-                "profile": link(one.profile),
-                "processor": counted(stamp["gpu"] or stamp["cpu"] for stamp in stamps),
-                "threads per run": counted(stamp["threads"] for stamp in stamps),
-                "system": counted(stamp["system"] for stamp in stamps),
-                "Python": counted(stamp["python"] for stamp in stamps),
-                "torch": counted(stamp["packages"]["torch"] for stamp in stamps),
-                "commit": counted((stamp["commit"] or "unknown")[:7] for stamp in stamps),
-                "from uncommitted code": sum(bool(stamp["dirty"]) for stamp in stamps),
-            }
-        )
-    return markdown(rows)
+@table
+def compute(one):
+    """What was trained and what it cost."""
+    done = [run for run in one.runs if run["status"] == "done"]
+    spent = [3 * run["flop_per_image"] * run["steps"] * run["config"].get("batch", 0) for run in done]
+    yield {
+        "profile": link(one.profile),
+        "networks": len(one.runs),
+        "seeds": levels(run["config"]["seed"] for run in one.runs),
+        "steps": levels(run["steps"] for run in done),
+        "parameters": span([sum(run["parameters"].values()) for run in done]),
+        "MFLOP per image": span([run["flop_per_image"] / 1e6 for run in done], 1),
+        "training, TFLOP": f"{sum(spent) / 1e12:.0f}",
+        "training, h": f"{sum(run['wall_seconds'] for run in done) / 3600:.2f}",
+        "images/s, median": f"{statistics.median([run['images_per_second'] for run in done] or [0]):,.0f}",
+        "diverged": len(one.runs) - len(done),
+        "missing": one.missing,
+    }
 
 
-def data(profiles):
-    """Which images were read, with the fingerprint of their pixels, per profile."""
-    rows = []
-    for one in profiles:
-        for fingerprint in dict.fromkeys(run["data"]["fingerprint"] for run in one.runs):
-            read = [run["data"] for run in one.runs if run["data"]["fingerprint"] == fingerprint]
-            sizes = {"images without labels": "pool", "labelled": "train", "validation": "val", "test": "test"}
-            sizes = {words: span([sizes[part] for sizes in read]) for words, part in sizes.items()}
-            rows.append({"profile": link(one.profile), "data": read[0]["name"], "pixels": f"`{fingerprint}`", **sizes})
-    return markdown(rows)
+@table
+def machines(one):
+    """What the numbers were made with."""
+    stamps = [run["environment"] for run in one.runs]
+    yield {
+        "profile": link(one.profile),
+        "processor": counted(stamp["gpu"] or stamp["cpu"] for stamp in stamps),
+        "threads per run": counted(stamp["threads"] for stamp in stamps),
+        "system": counted(stamp["system"] for stamp in stamps),
+        "Python": counted(stamp["python"] for stamp in stamps),
+        "torch": counted(stamp["packages"]["torch"] for stamp in stamps),
+        "commit": counted((stamp["commit"] or "unknown")[:7] for stamp in stamps),
+        "from uncommitted code": sum(bool(stamp["dirty"]) for stamp in stamps),
+    }
 
 
-def sweeps(profiles):
+@table
+def data(one):
+    """Which images were read, with the fingerprint of their pixels."""
+    found = {}
+    for run in one.runs:
+        found.setdefault(run["data"]["fingerprint"], []).append(run["data"])
+    for fingerprint, read in found.items():
+        parts = {"images without labels": "pool", "labelled": "train", "validation": "val", "test": "test"}
+        sizes = {words: span([sizes[part] for sizes in read]) for words, part in parts.items()}
+        yield {"profile": link(one.profile), "data": read[0]["name"], "pixels": f"`{fingerprint}`", **sizes}
+
+
+@table
+def sweeps(one):
     """What every notebook asked for, and over how many seeds."""
-    rows = []
-    for one in profiles:
-        status = {run["key"]: run["status"] for run in one.runs}
-        for sweep in one.sweeps:
-            networks = Counter(network_of(run) for run in sweep.runs)
-            changed = {name: value for name, value in sweep.content["changed"].items() if name != "files"}
-            notebook = sweep.content["notebook"]
-            rows.append(
-                {
-                    "profile": one.profile,
-                    "notebook": f"[{notebook}](notebooks/{notebook}.ipynb)",
-                    "runs": len(sweep.runs),
-                    "seeds per network": span(networks.values()),
-                    "diverged": sum(status.get(run["key"]) == "diverged" for run in sweep.runs),
-                    "missing": sum(run["key"] not in status for run in sweep.runs),
-                    "changed settings": ", ".join(f"{name} {listed(value)}" for name, value in changed.items()) or "none",
-                }
-            )
-    return markdown(rows)
+    status = {run["key"]: run["status"] for run in one.runs}
+    for sweep in one.sweeps:
+        networks = Counter(network_of(run) for run in sweep.runs)
+        changed = [f"{name} {listed(value)}" for name, value in sweep.content["changed"].items() if name != "files"]
+        notebook = sweep.content["notebook"]
+        yield {
+            "profile": one.profile,
+            "notebook": f"[{notebook}](notebooks/{notebook}.ipynb)",
+            "runs": len(sweep.runs),
+            "seeds per network": span(networks.values()),
+            "diverged": sum(status.get(run["key"]) == "diverged" for run in sweep.runs),
+            "missing": sum(run["key"] not in status for run in sweep.runs),
+            "changed settings": ", ".join(changed) or "none",
+        }
 
 
 def network_of(run):
@@ -185,25 +177,21 @@ def listed(value):
     return "/".join(str(one) for one in value) if isinstance(value, list) else str(value)
 
 
-def searches(profiles):
+@table
+def searches(one):
     """Searches for a learning rate: how many runs they took, and what they chose."""
-    rows = []
-    for one in profiles:
-        if one.searches:
-            tried = {}
-            for search in one.searches:
-                tried |= {rate["key"]: rate["lr"] for rate in search["rates"]}
-            rows.append(
-                {
-                    "profile": link(one.profile),
-                    "searches": len(one.searches),
-                    "runs tried": len(tried),
-                    "of them published": sum(run["key"] in tried for run in one.runs),
-                    "rates tried": levels(tried.values()),
-                    "chosen": ", ".join(sorted(f"{search['config']['mixer']} {search['chosen']:g}" for search in one.searches)),
-                }
-            )
-    return markdown(rows)
+    tried = {}
+    for search in one.searches:
+        tried |= {rate["key"]: rate["lr"] for rate in search["rates"]}
+    if tried:
+        yield {
+            "profile": link(one.profile),
+            "searches": len(one.searches),
+            "runs tried": len(tried),
+            "of them published": sum(run["key"] in tried for run in one.runs),
+            "rates tried": levels(tried.values()),
+            "chosen": ", ".join(sorted(f"{search['config']['mixer']} {search['chosen']:g}" for search in one.searches)),
+        }
 
 
 def networks(profiles):
@@ -230,16 +218,15 @@ def deviations(profiles):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 words = (ast.get_docstring(node) or "").partition("# DEVIATION: ")[2].split("\n\n")[0]
                 if words:
-                    words = " ".join(line.strip("# ") for line in words.splitlines())
-                    file = path.relative_to(places.PACKAGE.parent).as_posix()
-                    rows.append({"where": f"[{path.stem}.{node.name}]({file})", "departure, and why": words})
+                    where = f"[{path.stem}.{node.name}]({path.relative_to(places.PACKAGE.parent).as_posix()})"
+                    rows.append({"where": where, "departure, and why": " ".join(words.split())})
     return markdown(rows)
 
 
 def allowed(profiles):
     """How far the same run may differ on another machine."""
-    compared = [metric for metric in METRICS if metric.trained is not None]
-    return markdown([{"metric": metric.name, "allowed difference": f"± {metric.trained:g}"} for metric in compared])
+    allowed = {metric.name: metric.trained for metric in METRICS if metric.trained is not None}
+    return markdown([{"metric": name, "allowed difference": f"± {most:g}"} for name, most in allowed.items()])
 
 
 def setting(name, profiles):

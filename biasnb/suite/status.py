@@ -2,6 +2,7 @@
 only."""
 
 import re
+from collections import Counter
 
 import pandas as pd
 
@@ -22,21 +23,19 @@ def asked(profile, given=None):
     check_profile(profile)
     sweeps, troubles = [], []
     with keys.snapshot():
-        for name in manifest.names():
-            settings = manifest.accepted(name, {"profile": profile, **(given or {})})
+        for name, settings in manifest.accepted({"profile": profile, **(given or {})}).items():
             try:
-                sweep = manifest.plan(name, manifest.parameters(name, settings))
+                _, sweep = manifest.asked(name, settings)
+                sweeps += [sweep] if sweep else []
             except BiasnbError as error:
                 troubles.append(f"{name:20} impossible with these settings: {error}")
-            else:
-                sweeps += [sweep] if sweep else []
     return sweeps, troubles
 
 
 def runs(profile, sweeps, name=None, ended=None):
-    """A row {notebook, key, mixer, depth, seed, state, detail} for each run of these sweeps, of what notebooks have asked for
-    before, and for single ones; of one notebook if `name` is given. A run that several ask for has one row. `ended`,
-    key -> row, collects the rows of runs that have ended, which are not read again."""
+    """A row of the COLUMNS for each run of these sweeps, of what notebooks have asked for before, and for single ones; of one
+    notebook if `name` is given. A run that several ask for has one row. `ended`, key -> row, collects the rows of runs that
+    have ended, which are not read again."""
     store, seen = Store(profile), set()
     ended = {} if ended is None else ended
     for sweep in [*sweeps, *store.sweeps()]:
@@ -60,8 +59,8 @@ def row(store, notebook, key, run, ended):
     state, detail = store.status(key)
     if not run and state in ENDED:
         run = store.load(key)["config"]
-    values = (notebook, key, *(run.get(name, "") for name in COLUMNS[2:5]), state, detail)
-    found = dict(zip(COLUMNS, values, strict=True))
+    settings = {name: run.get(name, "") for name in ("mixer", "depth", "seed")}
+    found = {"notebook": notebook, "key": key, **settings, "state": state, "detail": detail}
     if state in ENDED:
         ended[key] = found
     return found
@@ -69,7 +68,6 @@ def row(store, notebook, key, run, ended):
 
 def table(profile, name=None, given=None):
     """The rows of `runs` as a styled frame for a notebook, with the counts of states as its caption. Raises ConfigError."""
-    check_profile(profile)
     if name is not None:
         manifest.path_of(name)
     rows = pd.DataFrame(list(runs(profile, asked(profile, given)[0], name)), columns=COLUMNS)
@@ -78,8 +76,7 @@ def table(profile, name=None, given=None):
 
 def counts(states):
     """'12 done, 2 running'"""
-    states = list(states)
-    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return ", ".join(f"{n} {state}" for state, n in Counter(states).items())
 
 
 def line(row):
@@ -111,14 +108,11 @@ class Screen:
     def page(self, columns, height):
         """(lines, whether something is left that could go on)."""
         rows = list(runs(self.profile, self.sweeps, ended=self.ended))
-        unfinished = sorted((row for row in rows if row["state"] in FIRST), key=urgency)
+        unfinished = [row for row in rows if row["state"] in FIRST]
+        unfinished.sort(key=lambda row: FIRST.index(row["state"]))
         lines = [*map(line, unfinished), *self.troubles]
         lines += [text for text in notebooks(self.profile) if " notebook done" not in text]
         room = max(1, height - 4)
         more = [f"... {len(lines) - room} more"] if len(lines) > room else []
         shown = [*lines[:room], *more, counts(row["state"] for row in rows)]
         return [text[:columns] for text in shown], any(row["state"] in GOES_ON for row in rows)
-
-
-def urgency(row):
-    return FIRST.index(row["state"])

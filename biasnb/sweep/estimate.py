@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict, replace
 from itertools import count
 
+import pandas as pd
+
 from ..config import BiasnbError, Config
 from ..records.keys import key
 from ..records.progress import clock
@@ -25,24 +27,18 @@ SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "svhn": (73_
 # ---- measuring ----------------------------------------------------------------------------------------------------------
 
 
-def noise(cfg, device, images):
-    """So many random images as a data set of the right size."""
+def networks(cfg, device, images, seeds=1):
+    """(so many random images as a data set, networks of so many seeds at their initial weights)."""
     import torch
 
     from ..data.datasets import Data, Split
+    from ..data.palette import fit
+    from ..networks.model import build
 
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (images, cfg.image_size, cfg.image_size, 3), generator=rng, dtype=torch.uint8)
     split = Split(images.to(device), torch.arange(len(images), device=device) % 10)
-    return Data("noise", tuple("0123456789"), split, split, split, split, "noise")
-
-
-def networks(cfg, device, images, seeds=1):
-    """(random images as data, networks of so many seeds at their initial weights)."""
-    from ..data.palette import fit
-    from ..networks.model import build
-
-    data = noise(cfg, device, images)
+    data = Data("noise", tuple("0123456789"), split, split, split, split, "noise")
     palette = fit(data.pool.images, cfg.colours) if cfg.uses_palette else None
     return data, [build(replace(cfg, seed=seed), data.stats(), palette, device, 10) for seed in range(seeds)]
 
@@ -100,12 +96,13 @@ def counted(cfg):
     return {"flop": flop_per_image(model), "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def timed(cfg, flop):
+def timed(cfg):
     """{"forward", "step": seconds, "bytes"} of a network per image, a step in batches of about a GFLOP."""
     import torch
 
     from ..networks.model import features, per_pass
 
+    flop = counted(cfg)["flop"]
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     data, (model,) = networks(cfg, device, max(8, min(per_pass(cfg, device), round(GFLOP * 1e9 / flop))))
     with torch.no_grad():
@@ -118,14 +115,10 @@ def timed(cfg, flop):
 
 
 def seconds_of(call):
-    """Seconds of a call: the median of three or more in a fifth of a second, after a first."""
-    call()
-    times, start = [], time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - start < 0.2:
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    """Seconds of a call: the median over a fifth of a second or more, after a first."""
+    from torch.utils.benchmark import Timer
+
+    return Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.2).median
 
 
 def probe_rate():
@@ -149,8 +142,8 @@ def probe_flop(layers, n, width, classes, penalties=6):
 
 def shape(cfg, depth, **fields):
     """The Config whose step stands for this one's: of this depth, and of any seed, data and length."""
-    same = {name: Config.__dataclass_fields__[name].default for name in ("seed", "dataset", "data_dir", "images", "labelled",
-            "steps", "lr", "warmup", "weight_decay", "clip", "budget", "permute", "noise")}  # fmt: skip
+    names = "seed dataset data_dir images labelled steps lr warmup weight_decay clip budget permute noise"
+    same = {name: Config.__dataclass_fields__[name].default for name in names.split()}
     return replace(cfg, **same, depth=depth, **fields)
 
 
@@ -184,10 +177,7 @@ def on_worker(fields):
     import torch
 
     torch.set_num_threads(1)
-    if fields is None:
-        return probe_rate()
-    cfg = Config(**fields)
-    return timed(cfg, counted(cfg)["flop"])
+    return probe_rate() if fields is None else timed(Config(**fields))
 
 
 class Predictor:
@@ -196,15 +186,13 @@ class Predictor:
     def __init__(self, found):
         self.probe, self.found = found.pop(None), found
         self.timed = sum("step" in one for one in found.values())
-        rates = {}
-        for cfg, one in found.items():
-            if "step" in one:
-                for kind in (cfg.mixer, None):
-                    rates.setdefault(kind, []).append({name: one[name] / one["flop"] for name in ("step", "forward", "bytes")})
-        rates = {kind: {name: statistics.median(one[name] for one in some) for name in some[0]} for kind, some in rates.items()}
+        timed = pd.DataFrame([{"mixer": cfg.mixer, **one} for cfg, one in found.items() if "step" in one])
+        rates = timed[["step", "forward", "bytes"]].div(timed["flop"], axis=0)
+        of_mixer = rates.groupby(timed["mixer"]).median()
         for cfg, one in found.items():
             if "step" not in one:
-                one |= {name: rate * one["flop"] for name, rate in rates.get(cfg.mixer, rates[None]).items()}
+                rate = of_mixer.loc[cfg.mixer] if cfg.mixer in of_mixer.index else rates.median()
+                one |= (rate * one["flop"]).to_dict()
 
     def of(self, cfg, **fields):
         """What was found of a Config's network, for its depth: all grows linearly with it."""
@@ -213,7 +201,8 @@ class Predictor:
 
     def run(self, cfg):
         """{"training", "seconds", "flop", "bytes"} of one run."""
-        one, (train, val, test, classes) = self.of(cfg), sizes(cfg)
+        one = self.of(cfg)
+        train, val, test, classes = sizes(cfg.dataset, data_dir=cfg.data_dir, image_size=cfg.image_size, patch=cfg.patch)
         steps = 0 if cfg.pretext == "none" else cfg.steps
         if cfg.budget == "flop":
             steps = max(1, round(steps * self.of(cfg, **identity(cfg))["flop"] / one["flop"]))
@@ -232,28 +221,22 @@ class Predictor:
 
 
 @functools.cache
-def sizes_of(cfg):
+def sizes(dataset, **fields):
     """Numbers of training, validation and test images, and of classes."""
-    if cfg.dataset in SIZES:
-        train, test = SIZES[cfg.dataset]
-        return train - train // 10, train // 10, test, 100 if cfg.dataset == "cifar100" else 10
+    if dataset in SIZES:
+        train, test = SIZES[dataset]
+        return train - train // 10, train // 10, test, 100 if dataset == "cifar100" else 10
     from ..data.datasets import load
 
-    data = load(cfg)
+    data = load(Config(dataset=dataset, pretext="none", **fields))
     return len(data.train.labels), len(data.val.labels), len(data.test.labels), len(data.classes)
-
-
-def sizes(cfg):
-    return sizes_of(
-        Config(dataset=cfg.dataset, data_dir=cfg.data_dir, image_size=cfg.image_size, patch=cfg.patch, pretext="none")
-    )
 
 
 def predict(profile, given):
     """What each notebook of a profile still costs on this machine: (rows of a table, lines of text)."""
     store, plans = Store(profile), {}
-    for name in manifest.names():
-        sweep = manifest.plan(name, manifest.parameters(name, {"profile": profile, **manifest.accepted(name, given)}))
+    for name, taken in manifest.accepted({"profile": profile, **given}).items():
+        _, sweep = manifest.asked(name, taken)
         plans[name] = {key(cfg): cfg for cfg in sweep.configs} if sweep else {}
     asked = {k: cfg for configs in plans.values() for k, cfg in configs.items()}
     shapes = {}
@@ -282,16 +265,12 @@ def predict(profile, given):
             }
         )
     memory = workers * max((costs[k]["bytes"] for k in missing), default=0) / 1e9
-    lines = [
-        f"{len(missing)} runs to train by {workers} at once: {clock(sum(seconds))}, up to {memory:.2g} GB beside what Python "
-        f"itself takes; {predictor.timed} of {len(predictor.found)} shapes of networks were timed"
-    ]
+    lines = [f"{len(missing)} runs to train by {workers} at once: {clock(sum(seconds))}, up to {memory:.2g} GB beside what "
+             f"Python itself takes; {predictor.timed} of {len(predictor.found)} shapes of networks were timed"]  # fmt: skip
     done = [(costs[k]["training"], store.load(k)) for k in asked if k not in missing]
     off = [cost / record["wall_seconds"] for cost, record in done if record["status"] == "done" and record["wall_seconds"]]
     if len(off) > 1:
         (low, *_, high), middle = statistics.quantiles(off, n=10), statistics.median(off)
-        lines.append(
-            f"Of {len(off)} runs that are done here, training was predicted at {middle:.2f} times what it took "
-            f"(median; 80 % between {low:.2f} and {high:.2f})"
-        )
+        lines.append(f"Of {len(off)} runs that are done here, training was predicted at {middle:.2f} times what it took "
+                     f"(median; 80 % between {low:.2f} and {high:.2f})")  # fmt: skip
     return rows, lines

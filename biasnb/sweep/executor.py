@@ -118,9 +118,10 @@ def client(workers, devices=()):
         where = os.environ.get(SCHEDULER) or stack.enter_context(cluster(workers, devices))
         named = {"scheduler_file": where} if Path(where).is_file() else {"address": where}
         try:
-            yield stack.enter_context(Client(**named, timeout=REACH, set_as_default=False))
+            reached = stack.enter_context(Client(**named, timeout=REACH, set_as_default=False))
         except OSError as error:
             raise BiasnbError(f"scheduler: {where} cannot be reached ({error}); start it, or leave --scheduler out") from None
+        yield reached
 
 
 # ---- on the side of who asks ----------------------------------------------------------------------------------------
@@ -175,13 +176,30 @@ def submitted(dask, tasks, profile, on_gpu):
             task.keys,
             [asdict(cfg) for cfg in task.configs],
             profile,
-            cloudpickle.dumps(defined) if defined else None,
+            packed(defined),
             key=task.key,
             priority=task.cost,
             resources={GPU: 1} if on_gpu and task.kind == "run" else None,
         )
         futures[future] = task
     return futures
+
+
+def packed(defined):
+    """User-defined operators, name -> entry, as bytes that hold all code of the user, so that a worker needs none of it and
+    keeps none of it for the next task; None for none. Raises BiasnbError for an operator that cannot be sent."""
+    if not defined:
+        return None
+    modules = {module.__name__: module for mixer in defined for module in keys.modules_of_the_user(mixer)}
+    for module in modules.values():
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return cloudpickle.dumps(defined)
+    except Exception as error:
+        raise BiasnbError(f"mixer: {', '.join(defined)}: cannot be sent to workers ({type(error).__name__}: {error})") from None
+    finally:
+        for module in modules.values():
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def follow(dask, futures, store):
@@ -213,23 +231,21 @@ def saved(future, task, store):
     if future.status == "error":
         error = future.exception()
         died = type(error).__name__ == "KilledWorker"
-        return f"its worker died {DEATHS} times (out of memory?); lower batch" if died else f"{type(error).__name__}: {error}"
+        return "its worker died again and again (out of memory?); lower batch" if died else f"{type(error).__name__}: {error}"
     if future.status != "finished":
         return f"the scheduler lost it ({future.status}); start again, what is saved stays"
     returned = future.result()
     future.release()
     try:
-        for name, content in returned["files"].items():
-            path = store.folder / name
-            if not path.is_file():
-                write_atomic(path, content)
-        for key in task.keys if not returned["error"] else ():
-            store.load(key)
-            store.forget(key)
-        if returned["error"]:
-            for key in task.keys:
-                if not store.has(key):
-                    write_atomic(store.path(key, ".error"), returned["error"] + "\n")
+        for key in task.keys:
+            for suffix in SUFFIXES if not store.has(key) else ():
+                if content := returned["files"].get(f"{key}{suffix}"):
+                    write_atomic(store.path(key, suffix), content)
+            if store.has(key):
+                store.load(key)
+                store.forget(key)
+            else:
+                write_atomic(store.path(key, ".error"), f"{returned['error']}\n")
     except StoreError as error:
         return str(error)
     return returned["error"] and f"{returned['error']} (worker {returned['worker']})"
@@ -252,7 +268,7 @@ def running(dask, futures, pending, store):
 # ---- on the side of a worker ----------------------------------------------------------------------------------------
 
 
-def work(kind, run_keys, fields, profile, operators=None):
+def work(kind, run_keys, fields, profile, operators):
     """What a worker does: make the records and return {"files": name -> bytes, "error": in words or None, "worker"}. What goes
     wrong with a run is told, so that Dask takes the task for done; a worker that dies has its task done by another."""
     import torch
@@ -280,7 +296,7 @@ def work(kind, run_keys, fields, profile, operators=None):
         if store.has(key):
             paths = [store.path(key, suffix) for suffix in SUFFIXES]
             files |= {path.name: path.read_bytes() for path in paths if path.is_file()}
-    if not error and len(files) < len(run_keys):
+    if not error and not all(store.has(key) for key in run_keys):
         error = "the worker made another run than was asked for; its data or its version of biasnb differ"
     return {"files": files, "error": error, "worker": worker_name()}
 

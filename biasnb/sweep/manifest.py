@@ -7,7 +7,7 @@ import ast
 import json
 import re
 
-from ..config import BiasnbError, ConfigError, check_names, configure, fields_of, full_path, nearest, short
+from ..config import BiasnbError, ConfigError, check_names, check_settings, configure, fields_of, full_path, nearest, short
 from ..records import places
 
 KINDS = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}  # types that a parameter can have
@@ -158,22 +158,26 @@ def lint():
 # ---- parameters -----------------------------------------------------------------------------------------------------
 
 
-def parameters(name, given=None):
-    """All parameters of a notebook, checked and typed, from its defaults and given texts or values.
+def asked(name, given=None):
+    """(All parameters of a notebook, checked and typed, from its defaults and given texts or values; the sweep that they ask
+    for, see `plan`).
 
     A Config field that is given goes to the parameter that lists its levels, if the notebook has one, else into its
-    `settings`. Raises ConfigError for an unknown, misspelt, mistyped or impossible one."""
-    values = declared(name)
+    `settings`. Raises ConfigError for an unknown, misspelt, mistyped or impossible one, and for one that is given twice."""
+    values, taken = declared(name), set()
     if "settings" in values:
         values["settings"] = dict(values["settings"])
     factors = factors_of(values)
     for field, value in (given or {}).items():
-        listing = [parameter for parameter, factor in factors.items() if field == field_of(factor)]
-        if field in factors:
-            values[field] = levels_of(factors[field], value)
-        elif listing:
-            values |= {parameter: levels_of(field, value) for parameter in listing}
-        elif field == "settings" and "settings" in values:
+        listing = [field] if field in factors else [name for name, factor in factors.items() if field == field_of(factor)]
+        for parameter in listing:
+            if parameter in taken:
+                raise ConfigError(f"{field}: {parameter} is given twice; give one of the two")
+            taken.add(parameter)
+            values[parameter] = levels_of(factors[parameter], value)
+        if listing:
+            continue
+        if field == "settings" and "settings" in values:
             values["settings"] |= parse(field, value, dict)
         elif field in values:
             values[field] = parse(field, value, type(values[field]))
@@ -186,29 +190,31 @@ def parameters(name, given=None):
     if "data_dir" in values.get("settings", {}):
         values["settings"]["data_dir"] = setting("data_dir", values["settings"]["data_dir"])
     check_names(values.get("settings", {}), fields_of(), "setting")
-    plan(name, values)
-    return values
+    return values, plan(name, values)
 
 
-def accepted(name, given):
-    """The part of settings for all notebooks that this one has a use for. A list goes where the notebook varies that field;
-    where only others do, its first value is taken. Raises ConfigError for a setting that no notebook knows."""
-    values = declared(name)
-    check_names(given, [*values, *fields_of()], "parameter")
-    fields = {field_of(factor) for factor in factors_of(values).values()}
-    taken = {}
-    for field, value in given.items():
-        if field in values or field in fields:
-            taken[field] = value
-        elif "settings" in values and field in fields_of():
-            levels = levels_of(field, value)
-            taken[field] = levels[0] if len(levels) > 1 and varied(field) else value
-    return taken
+def parameters(name, given=None):
+    """All parameters of a notebook, see `asked`."""
+    return asked(name, given)[0]
 
 
-def varied(field):
-    """Whether any notebook lists levels of a field."""
-    return any(field == field_of(factor) for name in names() for factor in default_levels(name))
+def accepted(given):
+    """Notebook -> the part of settings for all notebooks that it has a use for. A list goes where the notebook varies that
+    field; where only others do, its first value is taken. Raises ConfigError for a setting that no notebook knows."""
+    every = {name: declared(name) for name in names()}
+    varied = {name: {field_of(factor) for factor in factors_of(values).values()} for name, values in every.items()}
+    by_any = set().union(*varied.values())
+    check_names(given, [*fields_of(), *(parameter for values in every.values() for parameter in values)], "parameter")
+    found = {}
+    for name, values in every.items():
+        found[name] = {}
+        for field, value in given.items():
+            if field in values or field in varied[name]:
+                found[name][field] = value
+            elif "settings" in values and field in fields_of():
+                levels = levels_of(field, value) if field in by_any else None
+                found[name][field] = levels[0] if levels else value
+    return found
 
 
 def levels_of(field, value):
@@ -267,14 +273,23 @@ def plan(name, values=None):
     cells = tagged(notebook, "sweep")
     namespace = {"__name__": "__main__", **declared(name, notebook), **(values or {})}
     if not cells:
-        settings = {field: value for field, value in namespace.get("settings", {}).items() if value != "tuned"}
-        configure(namespace.get("profile", "quick"), **settings)
+        settings = check_settings(namespace.get("settings"))
+        settings = {field: value for field, value in settings.items() if value != "tuned"}
+        profile = namespace.get("profile", "quick")
+        configure(profile, settings)
+        for parameter, factor in factors_of(namespace).items():
+            for level in namespace[parameter] or ():
+                configure(profile, settings, **{field_of(factor): level})
         return None
     try:
         for source in cells:
             exec(compile(source, f"{name}.ipynb", "exec"), namespace)
-        return namespace["sweep"]
+        sweep = namespace["sweep"]
+        own = sweep.content["notebook"]
     except BiasnbError:
         raise
     except Exception as error:
         raise NotebookError(f"{name}: its list of runs cannot be made: {type(error).__name__}: {error}") from None
+    if own != name:
+        raise NotebookError(f"{name}: its study is called {own!r}; give it the name of the file")
+    return sweep

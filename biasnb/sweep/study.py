@@ -5,7 +5,7 @@ from itertools import product
 
 import pandas as pd
 
-from ..config import Config, ConfigError, check_names, check_profile, fields_of, full_path, short
+from ..config import Config, ConfigError, check_names, check_profile, check_settings, fields_of, full_path, short
 from ..operators import MIXERS
 from ..records import keys
 from ..records.store import Store, Sweep
@@ -23,8 +23,10 @@ class Study:
     Raises ConfigError for an unknown profile or setting, and for levels that are no list, none, or named twice."""
 
     def __init__(self, name, profile, settings=None, base="study", **factors):
-        self.name, self.profile, self.settings = name, profile, dict(settings or {})
+        self.name, self.profile, self.settings = name, profile, check_settings(settings)
         check_names(self.settings, fields_of(), "setting")
+        check_names(factors, [*fields_of(), *manifest.default_levels(name)], "factor")
+        check_names({base: base}, ("study", "trio"), "base of a study")
         for field, value in self.settings.items():
             if isinstance(value, list | tuple):
                 raise ConfigError(
@@ -67,6 +69,7 @@ class Study:
     def every_combination(self, *factors, **levels):
         """A Config for every combination of the levels of these factors and of the further fields whose levels are given, the
         last one varying fastest."""
+        check_names({factor: factor for factor in factors}, self.levels, "factor of this study")
         varied = {**{factor: self.levels[factor] for factor in factors}, **levels}
         points = product(*varied.values())
         return [Config(**{**self.fields, **dict(zip(varied, point, strict=True))}) for point in points]
@@ -181,6 +184,7 @@ class Planned(Sweep):
             executor.train(self.configs, self.store)
 
 
-def images_of(folder):
-    """The settings that a folder of one's own images asks for, all of them labelled; none for ""."""
-    return {"dataset": "folder", "data_dir": str(full_path(folder)), "labelled": 0} if folder else {}
+def images_of(folder, settings=None):
+    """The settings that a folder of one's own images asks for, all of them labelled, none for ""; and further ones."""
+    images = {"dataset": "folder", "data_dir": str(full_path(folder)), "labelled": 0} if folder else {}
+    return {**images, **check_settings(settings)}

@@ -1,5 +1,5 @@
-"""What a network is measured against and what its features are worth: reconstructions that train nothing, the baselines of the
-masked PSNR; linear probe and k-nearest neighbours on frozen, token-averaged features per layer."""
+"""Linear probe and k-nearest neighbours on frozen, token-averaged features per layer, and the baselines of the masked PSNR:
+reconstructions that train nothing."""
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ def fit_logistic(x, y, classes, penalties=PENALTIES, max_iter=100):
 
     x (L, n, F) standardised, y (n,) -> weights (L, F + 1, P, C), the last row the bias, which is not penalised.
     Minimises mean cross-entropy + penalty/2 * |W|^2 for each layer and penalty. The search runs along the principal axes
-    of the features, each scaled by its expected curvature; that changes the path, not the minimum.
-    """
+    of the features, each scaled by its expected curvature; that changes the path, not the minimum."""
     layers, n, width = x.shape
     variance, axes = torch.linalg.eigh(x.mT @ x / n)
     x = torch.cat([x @ axes, x.new_ones(layers, n, 1)], 2)
@@ -55,10 +54,8 @@ def fit_logistic(x, y, classes, penalties=PENALTIES, max_iter=100):
         u.grad = scale * ((p.flatten(1, 2) @ x).view_as(w) / n + strength * w)
         return (strength / 2 * w.square()).sum() - right.clamp(min=TINY).log().sum() / n
 
-    optimizer = torch.optim.LBFGS(
-        [u], max_iter=max_iter, history_size=10, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
-    )
-    optimizer.step(closure)
+    ends = {"max_iter": max_iter, "tolerance_grad": 1e-5, "tolerance_change": 1e-8}
+    torch.optim.LBFGS([u], **ends, history_size=10, line_search_fn="strong_wolfe").step(closure)
     w = (scale * u).permute(0, 3, 2, 1)
     return torch.cat([(axes @ w[:, :-1].flatten(2)).unflatten(2, w.shape[2:]), w[:, -1:]], 1)
 
@@ -68,8 +65,7 @@ def linear_probe(train, val, test, classes):
 
     Penalty per layer and then the layer are chosen by validation accuracy. Returns a dict: "layers", one row per
     layer {layer, penalty, train, val, test} with accuracies 0 to 1; "chosen", the row of the chosen layer; "correct",
-    (n_test,) bool at the chosen layer.
-    """
+    (n_test,) bool at the chosen layer."""
     mean = train[0].mean(1, keepdim=True)
     std = train[0].std(1, keepdim=True).clamp(min=1e-6)
     w = fit_logistic((train[0] - mean) / std, train[1], classes)

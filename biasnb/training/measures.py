@@ -1,8 +1,7 @@
 """What an operator or a network does, measured on it: equivariance, reach, spectrum, and features compared.
 
 Everywhere x is the encoded images as the network sees them, h^0 ... h^L are its token grids before any norm, S, p and H are
-pixels, pixels per token and tokens per side. Lengths are in pixels, except mixing distances, which are in tokens.
-"""
+pixels, pixels per token and tokens per side. Lengths are in pixels, except mixing distances, which are in tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +15,7 @@ TINY = 1e-12
 
 
 def footprint(mix, grid, width, position=None, generator=None):
-    """How much the output at one position depends on each input position, for random normal input: see `block_norms`.
-
-    mix maps (1, H, W, D) to (1, H, W, D). position (row, column), the centre if None. Returns (H, W).
-    """
+    """`block_norms` (H, W) of an operator for random normal input, at a position (row, column), the centre if None."""
     return block_norms(mix, (torch.randn(1, grid, grid, width, generator=generator),), position or (grid // 2, grid // 2))
 
 
@@ -62,9 +58,9 @@ def rolled(model, images, shift, mask=None):
     """Per layer (h(T x) - T h(x), T h(x)), both (B, H, W, D). T rolls the torus by `shift` tokens (rows, columns),
     and the mask."""
     x = encoded(model, images)
-    moved, _ = observe(model, x.roll([model.cfg.patch * s for s in shift], (1, 2)),
-                       mask=None if mask is None else mask.roll(shift, (1, 2)))  # fmt: skip
     still = [h.roll(shift, (1, 2)) for h in observe(model, x, mask=mask)[0]]
+    mask = None if mask is None else mask.roll(shift, (1, 2))
+    moved, _ = observe(model, x.roll([model.cfg.patch * s for s in shift], (1, 2)), mask=mask)
     return [(other - h, h) for other, h in zip(moved, still, strict=True)]
 
 
@@ -86,13 +82,11 @@ def lie_error(model, images):
     """Local equivariance error per layer: |d/dt T_-t h(T_t x) at t = 0|^2 / |h(x)|^2, per squared pixel of shift, averaged
     over images and over shifts along rows and columns (Gruver et al., arXiv 2210.02984).
 
-    T_t moves x by t pixels and h by t / p tokens, borders reflected, so by the chain rule the derivative is
-    J slope(x) - slope(h) / p. The Jacobian product takes two backward passes, as fused attention has no forward mode.
-    None for input "palette": indices have no derivative.
+    T_t moves x by t pixels and h by t / p tokens, so by the chain rule the derivative is J slope(x) - slope(h) / p. The
+    Jacobian product takes two backward passes, as fused attention has no forward mode. None for input "palette".
 
     # DEVIATION: the source's bilinear shift has a kink at t = 0 and gives the one-sided difference, half a pixel off in x
-    but half a token off in h; central differences, those of a shift by Keys' cubic interpolation, are off in neither.
-    """
+    but half a token off in h; central differences, those of a shift by Keys' cubic interpolation, are off in neither."""
     x = encoded(model, images)
     if not x.is_floating_point():
         return None
@@ -135,8 +129,7 @@ def receptive_field(model, images):
     """`sensitivity` of the token at (H // 2, H // 2) as "map", and how far it reaches.
 
     "side50", "side99": side of the smallest square around the token with 50 and 99 % of the map. As the token of an even
-    grid is not in the middle, up to S + p. "distance": mean distance from the token's centre. All 0 if nothing is read.
-    """
+    grid is not in the middle, up to S + p. "distance": mean distance from the token's centre. All 0 if nothing is read."""
     cfg = model.cfg
     field = sensitivity(model, images, (cfg.grid // 2, cfg.grid // 2))
     offset = torch.arange(cfg.image_size) - (cfg.grid // 2 + 0.5) * cfg.patch + 0.5
@@ -188,8 +181,7 @@ def mixing_distance(model, images):
     scaled to sum 1, averaged over images; on the torus if the operator takes the grid for one.
 
     For attention it is the attention distance (Dosovitskiy et al., arXiv 2010.11929, section 4.5). An operator without
-    a `matrix` counts as one head whose |A_ij| is the norm of its Jacobian block, see `jacobian_rows`.
-    """
+    a `matrix` counts as one head with the |A_ij| of `jacobian_rows`."""
     _, calls = observe(model, encoded(model, images), [block.mix for block in model.stack])
     distance = distances(model.cfg.grid, model.cfg.circular).to(images.device)
     chunk = max(1, 2**22 // len(distance) ** 2)
@@ -206,11 +198,8 @@ def mixing_distance(model, images):
 
 
 def jacobian_rows(mix, arguments, b):
-    """Row i of an operator's mixing matrix at its real input, one row per image: (i (B,), |A_ij| (B, N)).
-
-    |A_ij| is the norm of the Jacobian block, estimated with random signs. Image b is read at place b mod 8 of a lattice
-    over the grid. Of several streams, stacked along B, the last is read, from all of them.
-    """
+    """Row i of an operator's mixing matrix at its real input, one row per image: (i (B,), |A_ij| (B, N)), the norms of the
+    Jacobian blocks as in `block_norms`, estimated with random signs. Image b is read at place b mod 8 of a lattice."""
     x = arguments[0].detach().requires_grad_()
     grid, place = x.shape[1], torch.arange(b, device=x.device) % 8
     row, column = (2 * place + 1) * grid // 16, (2 * (3 * place % 8) + 1) * grid // 16
@@ -260,11 +249,6 @@ def cka_matrix(ones, others, batch=256):
     return cross / (one[:, None] * other).sqrt().clamp(min=TINY)
 
 
-def cka(one, other, batch=256):
-    """Linear CKA of (n, F) and (n, F') features of the same images, see `cka_matrix`."""
-    return float(cka_matrix(one[None], other[None], batch))
-
-
 @torch.no_grad()
 def cka_layers(model, images, other=None):
     """(L + 1, L' + 1) CKA between the layers of two networks, or of one with itself, on the features that are probed: the
@@ -278,8 +262,7 @@ def logme(x, labels, classes):
     the higher, the better a linear model on the features gives the labels.
 
     One Gaussian linear model without offset per class, on 0/1 targets, prior and noise precision alpha and beta at the
-    fixed point of the evidence; mean over the classes that occur. A squared residual below 1e-5 counts as that.
-    """
+    fixed point of the evidence; mean over the classes that occur. A squared residual below 1e-5 counts as that."""
     y = F.one_hot(labels, classes).double()
     y = y[:, y.any(0)]
     n = len(y)
@@ -320,7 +303,7 @@ def network(model, images):
         "lie_error": lie_error(model, images[:8]),
         "receptive_field": {name: field[name] for name in ("side50", "side99", "distance")},
         "mixing_distance": mixing_distance(model, images),
-        "uniform_distance": float(uniform_distance(model.cfg.grid, model.cfg.circular)),
+        "uniform_distance": uniform_distance(model.cfg.grid, model.cfg.circular),
         "spectrum": spectrum(model, images),
         "cka": cka_layers(model, images).tolist(),
     }

@@ -52,20 +52,12 @@ def targets(model, images):
     return patchify(quantise(images, model.palette)[..., None], model.cfg.patch).long()
 
 
-def pixel_loss(model, images, given):
-    """Mean loss over the tokens to predict, the hidden ones under 'bert' and all otherwise: squared error of standardised
-    RGB, or cross-entropy in nats per pixel.
-
-    images (B, S, S, 3) uint8. Under 'bert' visible pixels never enter the loss, and the head runs on hidden tokens only;
-    under 'ar' the network is causal by construction, so that every token is predicted from those before it.
-    """
-    images = model.arrange(images)
-    return loss_of(model, images, given, hidden_grid(model, images, given))
-
-
-def loss_of(model, images, given, vectors):
-    """`pixel_loss` of arranged images from their `hidden_grid`."""
-    cfg = model.cfg
+def pixel_loss(model, images, given, vectors=None):
+    """Mean loss of images (B, S, S, 3) uint8 over the tokens to predict, the hidden ones under 'bert', for which alone the head
+    runs, and all otherwise: squared error of standardised RGB, or cross-entropy in nats per pixel. `vectors` are the
+    `hidden_grid` of the arranged images where it is known."""
+    cfg, images = model.cfg, model.arrange(images)
+    vectors = hidden_grid(model, images, given) if vectors is None else vectors
     where = given if cfg.pretext == "bert" else (slice(None),) * 3
     predicted = model.head(vectors[where]).float()  # (..., p*p*3 or p*p*K)
     target = targets(model, images)[where]
@@ -96,14 +88,10 @@ def pixels_of(model, vectors):
 
 
 @torch.no_grad()
-def reconstruct(model, images, given):
+def reconstruct(model, images, given, vectors=None):
     """(B, S, S, 3) float, 0 to 255: under 'bert' visible pixels as they are and hidden ones predicted; under 'denoise' and
-    'ar' every pixel predicted, under 'ar' from the true pixels before it."""
-    return reconstruction_of(model, images, given, hidden_grid(model, model.arrange(images), given))
-
-
-def reconstruction_of(model, images, given, vectors):
-    """`reconstruct` from the `hidden_grid` of the arranged images."""
+    'ar' every pixel predicted, under 'ar' from the true pixels before it. `vectors` as in `pixel_loss`."""
+    vectors = hidden_grid(model, model.arrange(images), given) if vectors is None else vectors
     pixels = model.restore(pixels_of(model, vectors).clamp(0, 255))
     return torch.where(predicted_pixels(model, images, given)[..., None], pixels, images.float())
 
@@ -121,8 +109,7 @@ def complete(model, images, known, generator=None, spread=0.0):
     autoregressive network; (B, S, S, 3) float, 0 to 255.
 
     With a generator every token is a sample: palette colours from the predicted distribution, RGB from a normal one around
-    the prediction with standard deviation `spread`, in units of that of the pixels. Without, it is the mean prediction.
-    """
+    the prediction with standard deviation `spread`, in units of that of the pixels. Without, it is the mean prediction."""
     cfg, p = model.cfg, model.cfg.patch
     x = model.arrange(images).float()
     for row, column in (~known).nonzero().tolist():
@@ -135,8 +122,7 @@ def complete(model, images, known, generator=None, spread=0.0):
         else:
             token = pixels_of(model, vectors)
             if generator:
-                noise = torch.randn(token.shape, generator=generator, device=token.device)
-                token = token + spread * model.std * noise
+                token = token + spread * model.std * torch.randn(token.shape, generator=generator, device=token.device)
         x[:, spot[0], spot[1]] = token.clamp(0, 255)
     return model.restore(x)
 
@@ -186,20 +172,17 @@ def evaluate(model, split, part, chunk=None):
             continue
         total += count
         if cfg.predicts:
-            arranged = model.arrange(images)
-            vectors = hidden_grid(model, arranged, hint)
-            loss += float(loss_of(model, arranged, hint, vectors)) * count
-            error += float((reconstruction_of(model, images, hint, vectors) - images.float()).square().sum(dtype=torch.float64))
+            vectors = hidden_grid(model, model.arrange(images), hint)
+            loss += float(pixel_loss(model, images, hint, vectors)) * count
+            error += float((reconstruct(model, images, hint, vectors) - images.float()).square().sum(dtype=torch.float64))
             pixels += int(predicted_pixels(model, images, hint).sum())
         else:
             logits = classify(model, images)
             loss += float(F.cross_entropy(logits, hint)) * count
             right += int((logits.argmax(1) == hint).sum())
-    return {
-        "loss": loss / total,
-        "psnr": psnr(error, pixels * 3) if cfg.predicts else None,
-        "accuracy": None if cfg.predicts else right / total,
-    }
+    if cfg.predicts:
+        return {"loss": loss / total, "psnr": psnr(error, pixels * 3), "accuracy": None}
+    return {"loss": loss / total, "psnr": None, "accuracy": right / total}
 
 
 def examples(model, images, given):
