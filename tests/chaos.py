@@ -1,6 +1,6 @@
 """Kill processes of small suites at random moments, and compare what the suites make with an undisturbed run.
 
-    python tests/chaos.py --kills 300 --seed 1 --suite 28_position,29_precision steps=60
+    python tests/chaos.py --kills 300 --seed 1 --suite 28_position,29_precision steps=200
 
 A suite is `biasnb reproduce --profile smoke` with these notebooks and settings, in a folder of its own. One of its processes
 is killed (SIGKILL) again and again: the suite itself, in which the scheduler is, a worker, or the kernel of a notebook. When a
@@ -28,7 +28,7 @@ MEASURED = ("wall_seconds", "images_per_second")  # times, which differ whenever
 TIMES = "-cost"  # and tables of them
 STOP_SECONDS = 10  # in which all processes of a suite that was killed are gone
 PROFILE = "smoke"
-ROLES = {"suite": 1, "worker": 2, "kernel": 2}  # words -> how often it is chosen
+ROLES = {"suite": 4, "worker": 6, "kernel": 1}  # words -> how often it is drawn
 
 
 class Trouble(Exception):
@@ -98,16 +98,20 @@ def role(process, suite):
 
 
 def kill_one(suite, folder, rng):
-    """Kill a process of a suite, of a role that is drawn first and waited for; returns the role. Nothing is killed, and None
-    returned, where the suite ends before there is one."""
-    chosen = rng.choices(list(ROLES), list(ROLES.values()))[0]
+    """Kill a process of a suite, of a kind that is drawn and waited for: what it was, or None if the suite ended before. Where
+    workers are waited for and all is trained, it is a kernel."""
+    (chosen,) = rng.choices(list(ROLES), ROLES.values())
     while suite.poll() is None:
-        there = [process for process in processes(folder) if role(process, suite) == chosen]
-        if chosen == "suite":
-            there = [psutil.Process(suite.pid)]
-        if there:
+        by_role = collections.defaultdict(list)
+        for process in processes(folder):
+            by_role[role(process, suite)].append(process)
+        by_role["suite"] = [psutil.Process(suite.pid)]
+        if chosen == "worker" and by_role["kernel"]:
+            chosen = "kernel"
+        if by_role[chosen]:
+            victim = rng.choice(sorted(by_role[chosen], key=lambda process: process.pid))
             with contextlib.suppress(psutil.NoSuchProcess):
-                rng.choice(sorted(there, key=lambda process: process.pid)).kill()
+                victim.kill()
             return chosen
         time.sleep(0.05)
     return None
@@ -116,7 +120,7 @@ def kill_one(suite, folder, rng):
 class Campaign:
     """Kills over as many suites as it takes; `done` counts them by role."""
 
-    def __init__(self, top, notebooks, words, count, seed, shortest=0.2, longest=7.0, say=print):
+    def __init__(self, top, notebooks, words, count, seed, shortest=0.1, longest=3.0, say=print):
         self.top, self.notebooks, self.words, self.count = top, notebooks, words, count
         self.seed, self.rng, self.waits, self.say = seed, random.Random(seed), (shortest, longest), say
         self.done, self.slowest, self.suites, self.began = collections.Counter(), 0.0, 0, time.monotonic()
@@ -149,17 +153,17 @@ class Campaign:
 
     def disturb(self, folder):
         """Start, kill, start again, until a suite comes to its end or there were enough kills."""
-        suite, killed = start(folder, self.words), None
+        suite, killed, (shortest, longest) = start(folder, self.words), None, self.waits
         while self.done.total() < self.count:
-            shortest, longest = self.waits
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = suite.wait(shortest * (longest / shortest) ** self.rng.random())
+                suite.wait(shortest * (longest / shortest) ** self.rng.random())
+            last = kill_one(suite, folder, self.rng) if suite.poll() is None else None
+            if last is None:
+                code = suite.wait()
                 if code not in ((0, 1) if killed else (0,)):  # 1: what was killed is named as failed
                     raise Trouble(f"exit code {code}: {(folder / 'output.log').read_text()[-1500:]}")
                 return
-            killed = kill_one(suite, folder, self.rng) or killed
-            if suite.poll() is not None and killed != "suite":
-                continue
+            killed = last
             self.done[killed] += 1
             self.say(f"{self.done.total():4}  {killed}")
             if killed == "suite":
@@ -216,10 +220,10 @@ def main():
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, help="of the moments and victims (default: drawn, and printed)")
     parser.add_argument("--suite", default="28_position,29_precision", help="notebooks, with commas between them")
-    parser.add_argument("--shortest", type=float, default=0.2, help="seconds to the next kill, at least")
-    parser.add_argument("--longest", type=float, default=7.0, help="and at most; log-uniform between")
+    parser.add_argument("--shortest", type=float, default=0.1, help="seconds to the next kill, at least")
+    parser.add_argument("--longest", type=float, default=3.0, help="and at most; log-uniform between")
     parser.add_argument("--folder", type=Path, help="where to run (default: a temporary folder, removed if all went well)")
-    parser.add_argument("words", nargs="*", metavar="FIELD=VALUE", help="settings of the suite (default: steps=60)")
+    parser.add_argument("words", nargs="*", metavar="FIELD=VALUE", help="settings of the suite (default: steps=200)")
     args = parser.parse_args()
     seed = random.randrange(10**6) if args.seed is None else args.seed
     folder = (args.folder or Path(tempfile.mkdtemp(prefix="chaos-"))).resolve()
@@ -228,7 +232,7 @@ def main():
     def say(line):
         print(line, flush=True)
 
-    words, notebooks = args.words or ["steps=60"], args.suite.split(",")
+    words, notebooks = args.words or ["steps=200"], args.suite.split(",")
     try:
         lines = Campaign(folder, notebooks, words, args.kills, seed, args.shortest, args.longest, say).run()
     except Trouble as trouble:
