@@ -17,6 +17,7 @@ ALLOWED = {
     "manifest.py": {"exec", "compile"},  # the cells of a notebook that say what it trains, as running the notebook would
     "executor.py": {"cloudpickle.loads"},  # user-defined operators, from the process that asked the scheduler for a run
 }
+DESCRIBES = "keys.py"  # operators are told apart by the bytes of a pickler of its own, which are hashed and never kept or read
 PACKAGE = sorted((ROOT / "biasnb").rglob("*.py"))
 
 
@@ -33,7 +34,8 @@ def test_no_code_of_a_user_is_run_and_no_pickle_read_or_written(path):
     assert FORBIDDEN & names == ALLOWED.get(path.name, set())
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            assert "pickle" not in [alias.name for alias in node.names]
+            assert path.name == DESCRIBES or "pickle" not in [alias.name for alias in node.names]
+    assert not {"pickle.Unpickler", "pickle._Unpickler", "pickle.Pickler"} & names
     for name, call in calls(path):
         given = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert "shell" not in given, f"line {call.lineno}: a shell"
