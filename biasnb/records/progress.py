@@ -30,10 +30,13 @@ class Progress:
     def __call__(self, done, note="", rows=(), left=None):
         """`rows` are dicts of text, one for each part that is under way, which JupyterLab shows as a table; `left` are the
         seconds that are left where they are known better than by the rate."""
-        now = time.monotonic()
-        if now - self.last >= self.every and done < self.total:
-            self.last = now
+        if self.due() and done < self.total:
+            now = self.last = time.monotonic()
             self._write(self.line(done, now, note, left), rows)
+
+    def due(self):
+        """Whether it is time for another line."""
+        return time.monotonic() - self.last >= self.every
 
     def line(self, done, now, note, left=None):
         rate = (done - self.first) / max(now - self.start, 1e-9)

@@ -215,6 +215,8 @@ def follow(dask, futures, store):
             if why := saved(future, futures[future], store):
                 failed.append(f"{futures[future].name}: {why}")
                 print(f"error: {failed[-1]}", flush=True)
+        if not report.due():  # what is under way takes a question to the scheduler and a file of every run
+            continue
         under_way = running(dask, futures, pending, store)
         spent = sum(task.cost for future, task in futures.items() if future not in pending)
         spent += sum(row["share"] * row["cost"] for row in under_way)
