@@ -3,6 +3,7 @@
 The function below a claim takes the Evidence of a sweep and yields Tests. A run is named by its fields with `of`; sums and
 differences of runs are taken per seed."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -428,6 +429,28 @@ def n1(e):
         change = e.of(mixer=mixer, precision="bf16") - plain
         of, margin, unit = (change, 0.5, None) if e.metric == "probe" else (e.relative(change, plain), 1.0, "% of the loss")
         yield e.test(f"{mixer}, bf16 − fp32", of, "within", margin, unit=unit)
+
+
+@claim("O1", "The order of the operators does not depend on the optimizer.", "this suite", ("32_optimizer",),
+       ("psnr", "probe"),
+       "for every pair of the trio the difference has the same sign under AdamW and Muon, each at its own rate, and a t test "
+       "shows it under both; contradicted if both show opposite signs")  # fmt: skip
+def o1(e):
+    rates = {run["optimizer"]: run["lr"] for run in e.sweep.runs}
+    if set(rates) != {"adamw", "muon"}:
+        raise Absent("needs runs of both optimizers")
+    for one, other in itertools.combinations(TRIO, 2):
+        gaps, found = {}, {}
+        for optimizer, lr in rates.items():
+            with_it = {"optimizer": optimizer, "lr": lr, "pretext": "bert"}
+            gaps[optimizer] = e.of(mixer=one, **with_it) - e.of(mixer=other, **with_it)
+            test = e.test(f"{one} − {other}, {optimizer}", gaps[optimizer], "differs", decides=False)
+            found[optimizer] = test.effect
+            yield test
+        sign, p = float(np.sign(found["adamw"].mean)), max(found["adamw"].p, found["muon"].p)
+        alike = sign * found["muon"].mean > 0
+        both = e.test(f"{one} − {other} under muon, in the direction of adamw", sign * gaps["muon"], "above")
+        yield replace(both, p=(p, 1.0) if alike else (1.0, p))
 
 
 # ---- all of them --------------------------------------------------------------------------------------------------
