@@ -233,7 +233,7 @@ def test_generated_leaves_are_loaded_and_their_twin_is_recoloured(root):
     assert (plain.name, coded.name) == ("leaves", "leaves_coded")
     assert (embedded.recolour(plain.test.images.numpy()) == coded.test.images.numpy()).all()
     assert plain.fingerprint != coded.fingerprint
-    assert len(list((root / "runs/cache").glob("leaves*-1-8.npz"))) == 2
+    assert len(list((root / "runs/cache").glob("leaves*-2-8.npz"))) == 2
 
 
 def test_statistics_are_those_of_the_images_that_are_trained_on(root):

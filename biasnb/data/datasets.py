@@ -112,7 +112,8 @@ def _arrays(dataset, data_dir, size, signature):
     top = Path(data_dir).expanduser() if data_dir else places.root() / "data"
     classes, arrays = _decoded(dataset, top, size, signature)
     name = printable(top.resolve().name) if dataset == "folder" else dataset
-    return name, classes, arrays, arrays_digest(arrays)[:16]
+    pixels = {part: array for part, array in arrays.items() if part != "test_groups"}  # and labels
+    return name, classes, arrays, arrays_digest(pixels)[:16]
 
 
 def _decoded(dataset, top, size, signature):
