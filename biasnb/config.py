@@ -10,9 +10,10 @@ from .operators import MIXERS
 
 PHOTOGRAPHS_VERSION = DIGITS_VERSION = 1  # part of the key: raise them when the embedded data change
 LEAVES_VERSION = 2
+CIFAR10_JPEG = "f10d4c9e536a564f"  # of its files, see `datasets.files_digest`
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VERSIONS = {"photographs": PHOTOGRAPHS_VERSION, "digits": DIGITS_VERSION, "digits_coded": DIGITS_VERSION,
-            "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION}  # fmt: skip
+            "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION, "cifar10_jpeg": CIFAR10_JPEG}  # fmt: skip
 CODED = {"digits_coded": "digits", "leaves_coded": "leaves"}  # twin whose pixels have a code by place -> the plain data set
 SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
 MAX_SIZE = 256  # side of an image, pixels
@@ -45,7 +46,7 @@ class Config:
     """
 
     dataset: str = _field("photographs", "data set, 'folder' for class folders of images", DATASETS)
-    data_dir: str = _field("", "the image folder, or where downloads go (default: data/ in the checkout)")
+    data_dir: str = _field("", "the image folder, or where downloads and cifar10_jpeg are (default: data/ in the checkout)")
     image_size: int = _field(16, "side of the square images, pixels", low=4, high=MAX_SIZE)
     augment: str = _field("none", "augmentation of training images", ("none", "flip", "crop"))
     images: int = _field(0, "training images without labels, the first of the seed's order; 0: all", low=0, high=10**9)
