@@ -8,10 +8,15 @@ from pathlib import Path
 
 from .operators import MIXERS
 
-PHOTOGRAPHS_VERSION = LEAVES_VERSION = 1  # part of the key: raise them when the embedded data change
+PHOTOGRAPHS_VERSION = DIGITS_VERSION = 1  # part of the key: raise them when the embedded data change
+LEAVES_VERSION = 2
+CIFAR10_JPEG = "f10d4c9e536a564f"  # of its files, see `datasets.files_digest`
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-VERSIONS = {"photographs": PHOTOGRAPHS_VERSION, "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION}
+VERSIONS = {"photographs": PHOTOGRAPHS_VERSION, "digits": DIGITS_VERSION, "digits_coded": DIGITS_VERSION,
+            "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION, "cifar10_jpeg": CIFAR10_JPEG}  # fmt: skip
+CODED = {"digits_coded": "digits", "leaves_coded": "leaves"}  # twin whose pixels have a code by place -> the plain data set
 SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
+MAX_SIZE = 256  # side of an image, pixels
 MAX_TOKENS = 64**2  # operators keep N x N masks and 8-byte addresses: at this size about 0.2 GB a block
 DATASETS = (*VERSIONS, "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "folder")
 
@@ -41,8 +46,8 @@ class Config:
     """
 
     dataset: str = _field("photographs", "data set, 'folder' for class folders of images", DATASETS)
-    data_dir: str = _field("", "the image folder, or where downloads go (default: data/ in the checkout)")
-    image_size: int = _field(16, "side of the square images, pixels", low=4, high=256)
+    data_dir: str = _field("", "the image folder, or where downloads and cifar10_jpeg are (default: data/ in the checkout)")
+    image_size: int = _field(16, "side of the square images, pixels", low=4, high=MAX_SIZE)
     augment: str = _field("none", "augmentation of training images", ("none", "flip", "crop"))
     images: int = _field(0, "training images without labels, the first of the seed's order; 0: all", low=0, high=10**9)
     labelled: int = _field(0, "labelled training images (probe, supervised); 0: all", low=0, high=10**9)
@@ -127,8 +132,8 @@ class Config:
             yield f"mixer: 'conv_two_stream' puts pixels in an order, pretext {self.pretext!r} has none; choose 'ar'"
         if self.mixer == "hyena_hybrid" and self.blocks == "repeated":
             yield "mixer: 'hyena_hybrid' is made of two kinds of block, blocks 'repeated' has one; choose blocks 'separate'"
-        if self.dataset == "leaves_coded" and self.augment != "none":
-            yield f"augment: {self.augment!r} moves pixels between the columns that 'leaves_coded' codes; choose augment 'none'"
+        if self.dataset in CODED and self.augment != "none":
+            yield f"augment: {self.augment!r} moves pixels between the places that {self.dataset!r} codes; choose 'none'"
         if self.pretext == "bert" and (hidden := self.batch * self.grid**2 * self.mask_rate) < 16:
             yield (f"mask_rate: {self.mask_rate} hides {hidden:.2g} tokens of a batch on average, fewer than 16; "
                    f"raise it, batch or image_size")  # fmt: skip

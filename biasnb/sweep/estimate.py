@@ -20,8 +20,8 @@ EVALUATIONS = 105, 40  # of the probe's objective: for some thousand images, for
 EACH = 0.2  # seconds of a run for all else
 NOTEBOOK = 4.0  # seconds of a notebook that has its records
 SHOWN = 10
-SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032), "stl10": (5_000, 8_000),
-         "fashionmnist": (60_000, 10_000)}  # fmt: skip  # training and test images, labelled
+SIZES = {"cifar10": (50_000, 10_000), "cifar10_jpeg": (50_000, 10_000), "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032),
+         "stl10": (5_000, 8_000), "fashionmnist": (60_000, 10_000)}  # fmt: skip  # training and test images, labelled
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------------
