@@ -22,7 +22,7 @@ from ..config import IMAGE_SUFFIXES, VERSIONS, ConfigError
 from ..operators import FAMILIES, MIXERS, USER
 
 SPECIAL = {name for op in MIXERS.values() for name in op.reads}  # fields that only some operators read
-TRAINING = {"augment", "batch", "budget", "clip", "lr", "precision", "steps", "warmup", "weight_decay"}
+TRAINING = {"augment", "batch", "budget", "clip", "lr", "optimizer", "precision", "steps", "warmup", "weight_decay"}
 SNAPSHOT = contextvars.ContextVar("snapshot", default=None)
 
 
