@@ -166,10 +166,11 @@ class Batches:
         if epoch != self.epoch:
             self.order = torch.randperm(n, generator=generator(device, cfg.seed, "order", epoch), device=device)
             self.epoch = epoch
-        rng = generator(device, cfg.seed, "masks", step)
         chosen = self.order[i * cfg.batch : (i + 1) * cfg.batch]
-        given = draw(cfg, self.pool.labels[chosen], rng)
-        return augmentation(cfg.batch, cfg.image_size, cfg.augment, rng)(self.pool.images[chosen]), given
+        purpose = "noise" if cfg.pretext == "denoise" else "masks"
+        given = draw(cfg, self.pool.labels[chosen], generator(device, cfg.seed, purpose, step))
+        view = augmentation(cfg.batch, cfg.image_size, cfg.augment, generator(device, cfg.seed, "flips", step))
+        return view(self.pool.images[chosen]), given
 
 
 class Journal:
