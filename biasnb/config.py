@@ -66,6 +66,7 @@ class Config:
     blocks: str = _field("separate", "L blocks with weights of their own, or one repeated L times", ("separate", "repeated"))
     pretext: str = _field("bert", "training task", ("bert", "ar", "denoise", "supervised", "none"))
     mask_rate: float = _field(0.5, "probability that a token is hidden (bert)", low=0.01, high=0.95)
+    hidden: str = _field("vector", "what stands for a hidden token: a learned vector, or zero (bert)", ("vector", "zero"))
     noise: float = _field(0.5, "standard deviation of the noise over that of the pixels (denoise)", low=0.01, high=10.0)
     budget: str = _field("steps", "equal steps, or the training FLOP that identity spends in them", ("steps", "flop"))
     steps: int = _field(400, "training steps", low=1, high=10_000_000)

@@ -115,6 +115,40 @@ def test_mask_rate_is_the_share_of_hidden_tokens():
     assert mask.float().mean().item() == pytest.approx(0.15, abs=0.005)
 
 
+@pytest.mark.parametrize(("seen", "mixer"), [("rgb", "gattn"), ("palette", "igpt")])
+def test_one_learned_vector_stands_for_hidden_tokens_and_its_absence_is_image_gpts_zero(images, seen, mixer):
+    x, mask = images(4, 8), pretext.draw_mask(4, 4, 0.5, generator("cpu", 0))
+    for hidden in ("vector", "zero"):
+        net = network(x, mixer=mixer, input=seen, hidden=hidden, position="none")
+        tokens, _ = net.embed(net.encode(x), mask)
+        expected = net.embed.hidden if hidden == "vector" else torch.zeros(16)
+        assert torch.equal(tokens[mask], expected.expand(int(mask.sum()), -1))
+        assert torch.equal(tokens[~mask], net.embed.content(net.encode(x))[~mask])
+    parts = [model.parameters_by_part(network(x, hidden=hidden)) for hidden in ("vector", "zero")]
+    assert {name: parts[0][name] - parts[1][name] for name in parts[0]} == {"mixing": 0, "channel": 0, "embedding": 16}
+
+
+def test_features_do_not_depend_on_what_stands_for_hidden_tokens(images):
+    x = images(4, 8)
+    net = network(x)
+    before = model.features(net, x)
+    net.embed.hidden.add_(1.0)
+    assert torch.equal(model.features(net, x), before)
+    assert torch.equal(model.features(network(x, hidden="zero"), x), before)
+
+
+def test_the_hidden_vector_is_small_at_first_is_trained_and_exists_under_masks_alone(images):
+    x = images(4, 8)
+    cfg = Config(image_size=8, width=1024)
+    net = model.build(cfg, STATS)
+    assert net.embed.hidden.std().item() == pytest.approx(0.02, rel=0.1)
+    torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    pretext.pixel_loss(net, x, pretext.draw_mask(4, 4, 0.5, generator("cpu", 0))).backward()
+    assert net.embed.hidden.grad.norm() > 0
+    for task in ("ar", "denoise", "supervised", "none"):
+        assert network(x, pretext=task).embed.hidden is None
+
+
 # ---- the next token -----------------------------------------------------------------------------------------------
 
 
