@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from biasnb.config import Config, ConfigError
 from biasnb.data import palette
-from biasnb.data.datasets import Split, generator
+from biasnb.data.datasets import Data, Split, generator
 from biasnb.networks import embed, model
 from biasnb.operators import MIXERS, TRIO
 from biasnb.training import evaluation, pretext
@@ -428,17 +428,37 @@ def test_baselines_equal_their_slow_loops(images):
             assert torch.equal(neighbours[b, r, c], x[b, r, c])
 
 
-def test_baselines_survive_an_image_with_nothing_visible(images):
-    x, hidden = images(1, 4).float(), torch.ones(1, 4, 4, dtype=torch.bool)
-    for fill in evaluation.BASELINES.values():
-        assert torch.isfinite(fill(x, hidden)).all()
+def data_of(split, pool=None):
+    pool = split if pool is None else pool
+    return Data("noise", ("a",), pool, split, split, pool, "f")
+
+
+def test_an_image_with_nothing_visible_gets_the_training_mean_in_every_baseline(images):
+    split, pool = Split(images(6, 4), torch.zeros(6)), Split(images(9, 4, seed=1) // 2, torch.zeros(9))
+    cfg = Config(image_size=4, patch=4, mask_rate=0.95)
+    masks = pretext.evaluation_masks(split, cfg, "test")
+    hidden = split.images[masks[:, 0, 0]].double()
+    error = (hidden - pool.images.double().mean((0, 1, 2))).square().sum()
+    expected = dict.fromkeys(evaluation.BASELINES, pytest.approx(pretext.psnr(float(error), hidden.numel()), rel=1e-6))
+    assert evaluation.baseline_psnr(data_of(split, pool), cfg, "test", chunk=4) == expected
+
+
+def test_the_neighbour_mean_does_not_profit_from_images_with_nothing_visible():
+    coarse = torch.randint(0, 256, (400, 3, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    smooth = F.interpolate(coarse, 16, mode="bilinear").permute(0, 2, 3, 1).byte()
+    found = []
+    for rate in (0.75, 0.95):
+        cfg = Config(image_size=16, patch=4, mask_rate=rate, batch=64)
+        found.append(evaluation.baseline_psnr(data_of(Split(smooth, torch.zeros(400))), cfg, "test"))
+    assert found[1]["neighbour_mean"] < found[0]["neighbour_mean"]
+    assert found[1]["nearest_visible"] < found[0]["nearest_visible"]
 
 
 @pytest.mark.parametrize("permute", ["none", "pixels"])
 def test_baselines_fill_what_the_network_has_to_predict(images, permute):
     split = Split(images(7, 8), torch.zeros(7))
     net = network(split.images, permute=permute)
-    found = evaluation.baseline_psnr(split, net.cfg, "test", chunk=3)
+    found = evaluation.baseline_psnr(data_of(split), net.cfg, "test", chunk=3)
     mask = pretext.evaluation_masks(split, net.cfg, "test")
     x, hidden = net.arrange(split.images).float(), pretext.pixel_mask(mask, 2)
     for name, fill in evaluation.BASELINES.items():
