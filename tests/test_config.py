@@ -171,16 +171,17 @@ def test_key_covers_exactly_the_fields_that_matter(mixer):
 
 
 CHANGED = {"augment": "flip", "batch": 32, "budget": "flop", "clip": 0.5, "lr": 1e-4, "precision": "bf16", "steps": 7,
-           "warmup": 0.0, "weight_decay": 0.0, "mask_rate": 0.3, "noise": 0.2, "target": "palette", "depth": 2,
-           "images": 300, "labelled": 300, "input": "quantised", "skip": "none", "seed": 1}  # fmt: skip
+           "optimizer": "muon", "warmup": 0.0, "weight_decay": 0.0, "mask_rate": 0.3, "hidden": "zero", "noise": 0.2,
+           "target": "palette", "depth": 2, "images": 300, "labelled": 300, "input": "quantised", "skip": "none",
+           "seed": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize(("pretext", "unread"), [
     ("bert", {"noise"}),
-    ("ar", {"mask_rate", "noise"}),
-    ("denoise", {"mask_rate"}),
-    ("supervised", {"mask_rate", "noise", "target", "images"}),
-    ("none", {"mask_rate", "noise", "target"} | TRAINING),
+    ("ar", {"mask_rate", "hidden", "noise"}),
+    ("denoise", {"mask_rate", "hidden"}),
+    ("supervised", {"mask_rate", "hidden", "noise", "target", "images"}),
+    ("none", {"mask_rate", "hidden", "noise", "target"} | TRAINING),
 ])  # fmt: skip
 @pytest.mark.parametrize("field", CHANGED)
 def test_key_covers_what_the_task_reads(pretext, unread, field):

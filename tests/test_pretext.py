@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from biasnb.config import Config, ConfigError
 from biasnb.data import palette
-from biasnb.data.datasets import Split, generator
+from biasnb.data.datasets import Data, Split, generator
 from biasnb.networks import embed, model
 from biasnb.operators import MIXERS, TRIO
 from biasnb.training import evaluation, pretext
@@ -113,6 +113,40 @@ def test_palette_reconstruction_is_the_posterior_mean(images):
 def test_mask_rate_is_the_share_of_hidden_tokens():
     mask = pretext.draw_mask(500, 16, 0.15, generator("cpu", 0))
     assert mask.float().mean().item() == pytest.approx(0.15, abs=0.005)
+
+
+@pytest.mark.parametrize(("seen", "mixer"), [("rgb", "gattn"), ("palette", "igpt")])
+def test_one_learned_vector_stands_for_hidden_tokens_and_its_absence_is_image_gpts_zero(images, seen, mixer):
+    x, mask = images(4, 8), pretext.draw_mask(4, 4, 0.5, generator("cpu", 0))
+    for hidden in ("vector", "zero"):
+        net = network(x, mixer=mixer, input=seen, hidden=hidden, position="none")
+        tokens, _ = net.embed(net.encode(x), mask)
+        expected = net.embed.hidden if hidden == "vector" else torch.zeros(16)
+        assert torch.equal(tokens[mask], expected.expand(int(mask.sum()), -1))
+        assert torch.equal(tokens[~mask], net.embed.content(net.encode(x))[~mask])
+    parts = [model.parameters_by_part(network(x, hidden=hidden)) for hidden in ("vector", "zero")]
+    assert {name: parts[0][name] - parts[1][name] for name in parts[0]} == {"mixing": 0, "channel": 0, "embedding": 16}
+
+
+def test_features_do_not_depend_on_what_stands_for_hidden_tokens(images):
+    x = images(4, 8)
+    net = network(x)
+    before = model.features(net, x)
+    net.embed.hidden.add_(1.0)
+    assert torch.equal(model.features(net, x), before)
+    assert torch.equal(model.features(network(x, hidden="zero"), x), before)
+
+
+def test_the_hidden_vector_is_small_at_first_is_trained_and_exists_under_masks_alone(images):
+    x = images(4, 8)
+    cfg = Config(image_size=8, width=1024)
+    net = model.build(cfg, STATS)
+    assert net.embed.hidden.std().item() == pytest.approx(0.02, rel=0.1)
+    torch.nn.init.normal_(net.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    pretext.pixel_loss(net, x, pretext.draw_mask(4, 4, 0.5, generator("cpu", 0))).backward()
+    assert net.embed.hidden.grad.norm() > 0
+    for task in ("ar", "denoise", "supervised", "none"):
+        assert network(x, pretext=task).embed.hidden is None
 
 
 # ---- the next token -----------------------------------------------------------------------------------------------
@@ -394,17 +428,37 @@ def test_baselines_equal_their_slow_loops(images):
             assert torch.equal(neighbours[b, r, c], x[b, r, c])
 
 
-def test_baselines_survive_an_image_with_nothing_visible(images):
-    x, hidden = images(1, 4).float(), torch.ones(1, 4, 4, dtype=torch.bool)
-    for fill in evaluation.BASELINES.values():
-        assert torch.isfinite(fill(x, hidden)).all()
+def data_of(split, pool=None):
+    pool = split if pool is None else pool
+    return Data("noise", ("a",), pool, split, split, pool, "f")
+
+
+def test_an_image_with_nothing_visible_gets_the_training_mean_in_every_baseline(images):
+    split, pool = Split(images(6, 4), torch.zeros(6)), Split(images(9, 4, seed=1) // 2, torch.zeros(9))
+    cfg = Config(image_size=4, patch=4, mask_rate=0.95)
+    masks = pretext.evaluation_masks(split, cfg, "test")
+    hidden = split.images[masks[:, 0, 0]].double()
+    error = (hidden - pool.images.double().mean((0, 1, 2))).square().sum()
+    expected = dict.fromkeys(evaluation.BASELINES, pytest.approx(pretext.psnr(float(error), hidden.numel()), rel=1e-6))
+    assert evaluation.baseline_psnr(data_of(split, pool), cfg, "test", chunk=4) == expected
+
+
+def test_the_neighbour_mean_does_not_profit_from_images_with_nothing_visible():
+    coarse = torch.randint(0, 256, (400, 3, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    smooth = F.interpolate(coarse, 16, mode="bilinear").permute(0, 2, 3, 1).byte()
+    found = []
+    for rate in (0.75, 0.95):
+        cfg = Config(image_size=16, patch=4, mask_rate=rate, batch=64)
+        found.append(evaluation.baseline_psnr(data_of(Split(smooth, torch.zeros(400))), cfg, "test"))
+    assert found[1]["neighbour_mean"] < found[0]["neighbour_mean"]
+    assert found[1]["nearest_visible"] < found[0]["nearest_visible"]
 
 
 @pytest.mark.parametrize("permute", ["none", "pixels"])
 def test_baselines_fill_what_the_network_has_to_predict(images, permute):
     split = Split(images(7, 8), torch.zeros(7))
     net = network(split.images, permute=permute)
-    found = evaluation.baseline_psnr(split, net.cfg, "test", chunk=3)
+    found = evaluation.baseline_psnr(data_of(split), net.cfg, "test", chunk=3)
     mask = pretext.evaluation_masks(split, net.cfg, "test")
     x, hidden = net.arrange(split.images).float(), pretext.pixel_mask(mask, 2)
     for name, fill in evaluation.BASELINES.items():

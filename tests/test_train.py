@@ -97,6 +97,18 @@ def test_a_finished_run_is_loaded_not_trained(root, monkeypatch):
     assert not list(store.folder.glob("checkpoints/*/*")) and not list(store.folder.glob("*.progress"))
 
 
+def test_networks_of_one_seed_see_the_same_flips_whatever_their_patch_and_task(images):
+    pool = tiny(images).pool
+    tasks = [{"pretext": task, "patch": patch} for task in ("bert", "ar", "denoise", "supervised") for patch in (1, 2)]
+    for augment in ("flip", "crop"):
+        plain = configure("smoke", **QUIET, augment=augment)
+        views = [train.Batches(replace(plain, **task), pool).at(3)[0] for task in tasks]
+        assert all(torch.equal(view, views[0]) for view in views)
+        still, masks = train.Batches(replace(plain, augment="none"), pool).at(3)
+        assert not torch.equal(still, views[0])
+        assert torch.equal(masks, train.Batches(plain, pool).at(3)[1]), "the masks do not depend on the flips"
+
+
 SAID = {"bert": "masked PSNR  1", **dict.fromkeys(("ar", "denoise"), "PSNR         1"), "supervised": "accuracy     ",
         "none": "probe  "}  # fmt: skip
 

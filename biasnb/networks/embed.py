@@ -74,8 +74,12 @@ def sinusoids(grid, width):
 
 
 class Embedding(nn.Module):
-    """Content, with hidden tokens multiplied by 0, and a vector per position: learned (image-GPT, section 3.1), sinusoids,
-    or zero. Both are returned, (B, H, W, D) and (H, W, D); their sum enters the first block."""
+    """Content, and a vector per position: learned (image-GPT, section 3.1), sinusoids, or zero. Both are returned,
+    (B, H, W, D) and (H, W, D); their sum enters the first block.
+
+    # DEVIATION: one learned vector stands for the content of hidden tokens (BERT, arXiv 1810.04805; MAE, arXiv 2111.06377).
+    image-GPT multiplies their content by 0 (Config's hidden "zero"); without absolute positions the query of a hidden token is
+    then 0, and what attention reads first cannot depend on content exactly where it has to predict."""
 
     def __init__(self, content, cfg):
         super().__init__()
@@ -85,12 +89,14 @@ class Embedding(nn.Module):
         else:
             waves = 0.5 * sinusoids(cfg.grid, cfg.width) if cfg.position == "sinusoid" else torch.zeros(1, 1, cfg.width)
             self.register_buffer("position", waves, persistent=False)
+        learned = cfg.pretext == "bert" and cfg.hidden == "vector"
+        self.hidden = nn.Parameter(torch.empty(cfg.width)) if learned else None
         self.start = nn.Parameter(torch.empty(cfg.width)) if cfg.causal == "shift" else None
 
     def forward(self, x, mask=None):  # mask (B, H, W) bool, True where hidden
         tokens = self.content(x)
         if mask is not None:
-            tokens = tokens * ~mask[..., None]
+            tokens = torch.where(mask[..., None], 0.0 if self.hidden is None else self.hidden, tokens)
         if self.start is not None:  # position i holds pixel i - 1 (image-GPT, section 3.1)
             first = self.start.expand(len(tokens), 1, -1)
             tokens = torch.cat([first, tokens.flatten(1, 2)[:, :-1]], 1).view_as(tokens)

@@ -219,6 +219,8 @@ def initial_std(model, name, parameter):
     scales = getattr(model.get_submodule(owner), "scales", {})
     if name in ("embed.position", "embed.start"):
         return 0.5
+    if name == "embed.hidden":
+        return 0.02  # as in BERT and MAE
     if own in scales:
         return scales[own]
     if isinstance(model.embed.content, PaletteContent) and name.startswith("embed.content"):

@@ -22,7 +22,7 @@ from ..config import IMAGE_SUFFIXES, VERSIONS, ConfigError
 from ..operators import FAMILIES, MIXERS, USER
 
 SPECIAL = {name for op in MIXERS.values() for name in op.reads}  # fields that only some operators read
-TRAINING = {"augment", "batch", "budget", "clip", "lr", "precision", "steps", "warmup", "weight_decay"}
+TRAINING = {"augment", "batch", "budget", "clip", "lr", "optimizer", "precision", "steps", "warmup", "weight_decay"}
 SNAPSHOT = contextvars.ContextVar("snapshot", default=None)
 
 
@@ -31,8 +31,8 @@ SNAPSHOT = contextvars.ContextVar("snapshot", default=None)
 
 def key_fields(cfg):
     """The fields that decide the result: everything but where the data lie, the device, and unread fields."""
-    read = {"mask_rate": cfg.pretext == "bert", "noise": cfg.pretext == "denoise", "colours": cfg.uses_palette,
-            "target": cfg.predicts, "images": cfg.pretext != "supervised"}  # fmt: skip
+    read = {"mask_rate": cfg.pretext == "bert", "hidden": cfg.pretext == "bert", "noise": cfg.pretext == "denoise",
+            "colours": cfg.uses_palette, "target": cfg.predicts, "images": cfg.pretext != "supervised"}  # fmt: skip
     unread = {"data_dir", "device"} | SPECIAL - cfg.reads | {name for name, is_read in read.items() if not is_read}
     if cfg.pretext == "none":
         unread |= TRAINING

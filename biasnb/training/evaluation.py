@@ -154,14 +154,17 @@ def nearest_visible(images, hidden):
 BASELINES = {"image_mean": image_mean, "neighbour_mean": neighbour_mean, "nearest_visible": nearest_visible}
 
 
-def baseline_psnr(split, cfg, part, chunk=500):
-    """PSNR in dB of each baseline on one split under its fixed masks, on pixels in the order of the network."""
-    order = pixel_order(cfg)
+def baseline_psnr(data, cfg, part, chunk=500):
+    """PSNR in dB of each baseline on one split of the data under its fixed masks, on pixels in the order of the network. An
+    image with nothing visible gets the mean colour of the training images."""
+    split, order, (mean, _) = getattr(data, part), pixel_order(cfg), data.stats()
     hidden = pixel_mask(evaluation_masks(split, cfg, part), cfg.patch)
     errors = dict.fromkeys(BASELINES, 0.0)
     for images, mask in zip(arrange(split.images, order).split(chunk), hidden.split(chunk), strict=True):
+        pixels, blind = images.float(), mask.all(2).all(1)[:, None, None, None]
         for name, fill in BASELINES.items():
-            errors[name] += float((fill(images.float(), mask) - images.float()).square().sum(dtype=torch.float64))
+            filled = torch.where(blind, mean, fill(pixels, mask))
+            errors[name] += float((filled - pixels).square().sum(dtype=torch.float64))
     return {name: psnr(error, int(hidden.sum()) * 3) for name, error in errors.items()}
 
 

@@ -52,28 +52,36 @@ def targets(model, images):
     return patchify(quantise(images, model.palette)[..., None], model.cfg.patch).long()
 
 
+def token_errors(model, vectors, target):
+    """(n,) loss of each of n tokens, from the (n, D) vectors that the head reads and the (n, ...) `targets`: squared error of
+    standardised RGB, or cross-entropy in nats, averaged over the token's values."""
+    predicted = model.head(vectors).float()  # (n, p*p*3 or p*p*K)
+    if model.cfg.target == "rgb":
+        return (predicted - target).square().mean(1)
+    logits = predicted.view(-1, model.cfg.colours)
+    return F.cross_entropy(logits, target.flatten(), reduction="none").view(target.shape).mean(1)
+
+
 def pixel_loss(model, images, given, vectors=None):
     """Mean loss of images (B, S, S, 3) uint8 over the tokens to predict, the hidden ones under 'bert', for which alone the head
-    runs, and all otherwise: squared error of standardised RGB, or cross-entropy in nats per pixel. `vectors` are the
-    `hidden_grid` of the arranged images where it is known."""
-    cfg, images = model.cfg, model.arrange(images)
+    runs, and all otherwise, see `token_errors`. `vectors` are the `hidden_grid` of the arranged images where it is known."""
+    images = model.arrange(images)
     vectors = hidden_grid(model, images, given) if vectors is None else vectors
-    where = given if cfg.pretext == "bert" else (slice(None),) * 3
-    predicted = model.head(vectors[where]).float()  # (..., p*p*3 or p*p*K)
-    target = targets(model, images)[where]
-    if cfg.target == "rgb":
-        return F.mse_loss(predicted, target)
-    return F.cross_entropy(predicted.reshape(-1, cfg.colours), target.flatten())
+    vectors, target = vectors.flatten(0, 2), targets(model, images).flatten(0, 2)
+    if model.cfg.pretext == "bert":
+        hidden = given.flatten()
+        vectors, target = vectors[hidden], target[hidden]
+    return token_errors(model, vectors, target).mean()
 
 
-def classify(model, images):
-    """(B, S, S, 3) uint8 -> (B, C) logits from the token average of the last hidden grid."""
-    return model.head(model(model.encode(model.arrange(images))).mean((1, 2))).float()
+def classify(model, x):
+    """Encoded images -> (B, C) logits from the token average of the last hidden grid."""
+    return model.head(model(x).mean((1, 2))).float()
 
 
 def label_loss(model, images, labels):
     """Cross-entropy of the labels, in nats."""
-    return F.cross_entropy(classify(model, images), labels)
+    return F.cross_entropy(classify(model, model.encode(model.arrange(images))), labels)
 
 
 LOSSES = {"bert": pixel_loss, "ar": pixel_loss, "denoise": pixel_loss, "supervised": label_loss}
@@ -177,7 +185,7 @@ def evaluate(model, split, part, chunk=None):
             error += float((reconstruct(model, images, hint, vectors) - images.float()).square().sum(dtype=torch.float64))
             pixels += int(predicted_pixels(model, images, hint).sum())
         else:
-            logits = classify(model, images)
+            logits = classify(model, model.encode(model.arrange(images)))
             loss += float(F.cross_entropy(logits, hint)) * count
             right += int((logits.argmax(1) == hint).sum())
     if cfg.predicts:

@@ -143,7 +143,7 @@ def baseline(cfg, store):
 def make_baseline(cfg, store):
     """Compute and save the record of the baselines."""
     device = pick_device(cfg)
-    data = load(replace(cfg, seed=0), device)
+    data = load(replace(cfg, seed=0, images=0, pretext="none"), device)  # the training mean is that of all images
     print(f"baselines of {data.name}: reconstructions that train nothing, and a probe on raw pixels", flush=True)
     record = {
         "kind": "baseline",
@@ -151,7 +151,7 @@ def make_baseline(cfg, store):
         "config": baseline_fields(cfg),
         "data": data.summary(),
         "environment": stamp(device),
-        "psnr": baseline_psnr(data.test, cfg, "test"),
+        "psnr": baseline_psnr(data, cfg, "test"),
         "pixel_probe": probe_pixels(data),
     }
     return store.save(record)

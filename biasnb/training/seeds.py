@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .pretext import LOSSES, corrupted, targets
+from .pretext import LOSSES, classify, corrupted, targets, token_errors
 
 COMPILED_STEPS = 2000  # fewer would not pay for the time that compiling takes
 
@@ -38,20 +38,13 @@ class Scored(nn.Module):
     def forward(self, x, target, given):
         cfg = self.net.cfg
         if cfg.pretext == "supervised":
-            return F.cross_entropy(self.net.head(self.net(x).mean((1, 2))).float(), target)
-        vectors = self.net(x, given if cfg.pretext == "bert" else None).flatten(0, 2)
-        weight = None
-        if cfg.pretext == "bert":
-            hidden = given.flatten()
-            index = hidden.to(torch.uint8).argsort(descending=True, stable=True)[: self.places]
-            vectors, target, weight = vectors[index], target[index], hidden[index].float()
-        predicted = self.net.head(vectors).float()
-        if cfg.target == "rgb":
-            errors = (predicted - target).square().mean(1)
-        else:
-            logits = predicted.unflatten(1, (-1, cfg.colours))
-            errors = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(1)
-        return errors.mean() if weight is None else (errors * weight).sum() / weight.sum()
+            return F.cross_entropy(classify(self.net, x), target)
+        if cfg.pretext != "bert":
+            return token_errors(self.net, self.net(x).flatten(0, 2), target).mean()
+        vectors, hidden = self.net(x, given).flatten(0, 2), given.flatten()
+        index = hidden.to(torch.uint8).argsort(descending=True, stable=True)[: self.places]
+        weight = hidden[index].float()
+        return (token_errors(self.net, vectors[index], target[index]) * weight).sum() / weight.sum()
 
 
 class Single(nn.Module):
