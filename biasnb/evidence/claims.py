@@ -203,7 +203,7 @@ def s2(e):
 
     def error(pick, key):
         """The largest or smallest error of a run, at init or trained, in any layer."""
-        return pick(pick(e.record(key)[when]["roll_error"][1:]) for when in ("init_measures", "measures"))
+        return pick(pick(record["measures"]["roll_error"][1:]) for record in (e.start(key), e.record(key)))
 
     yield e.test("shared cells, largest", e.combined(max, shared, partial(error, max)), "all below", 1e-5)
     yield e.test("the others, smallest", e.combined(min, others, partial(error, min)), "all above", 0.01)
@@ -216,7 +216,7 @@ def s3(e):
         raise Absent("colour indices have no Lie error")
 
     def growth(key):
-        end, start = (e.record(key)[when]["lie_error"] for when in ("measures", "init_measures"))
+        end, start = (record["measures"]["lie_error"] for record in (e.record(key), e.start(key)))
         return float(np.log(end[-1] / start[-1]))
 
     yield e.test("attn, log(end / init) of the last layer", e.of(mixer="attn"), "below", value=growth, unit="nats")
@@ -225,14 +225,14 @@ def s3(e):
 @claim("S4", "Attention learns locality.", "this suite", ("31_receptive_field",), ("distance",),
        "the mean mixing distance of attn's first layer less that of uniform mixing is below 0")  # fmt: skip
 def s4(e):
-    def reach(key, when="measures"):
-        return float(np.mean(e.record(key)[when]["mixing_distance"][0]))
+    def reach(record):
+        return float(np.mean(record["measures"]["mixing_distance"][0]))
 
     def beyond_uniform(key):
-        return reach(key) - e.record(key)["measures"]["uniform_distance"]
+        return reach(e.record(key)) - e.record(key)["measures"]["uniform_distance"]
 
     def growth(key):
-        return reach(key) - reach(key, "init_measures")
+        return reach(e.record(key)) - reach(e.start(key))
 
     yield e.test("attn, layer 1 − uniform", e.of(mixer="attn"), "below", value=beyond_uniform)
     yield e.test("attn, layer 1, trained − init", e.of(mixer="attn"), "below", value=growth, decides=False)
@@ -270,20 +270,20 @@ def tau(e, forms, column, sign=1):
     return e.combined(correlation, [*others, *(partial(e.values, form, "probe") for form in forms)])
 
 
-@claim("L1", "The best probe layer lies inside, the last one loses.", IGPT, ("20_trio", "24_geometry"), ("probe",),
-       f"chosen layer − last layer is above 0 for each of the trio, at depths of {SHALLOW} and more, {HOLM}")  # fmt: skip
+@claim("L1", "The best probe layer lies inside, the last one loses.", IGPT, ("20_trio", "24_geometry"), ("probe_best",),
+       f"best layer − last layer is above 0 for each of the trio, at depths of {SHALLOW} and more, {HOLM}")  # fmt: skip
 def l1(e):
     depths = [depth for depth in e.levels("depth") if depth >= SHALLOW]
     if not depths:
         raise Absent(f"needs a depth of {SHALLOW} or more, has up to {max(e.levels('depth'))}")
 
     def lost(key):
-        probe = e.record(key)["probe"]
-        return 100 * (probe["chosen"]["test"] - probe["layers"][-1]["test"])
+        accuracies = e.choice(key).by_layer(e.record(key)["probe"])
+        return 100 * (accuracies[e.choice(key).layer] - accuracies[-1])
 
     def inside(key):
-        probe = e.record(key)["probe"]
-        return float(0 < probe["chosen"]["layer"] < len(probe["layers"]) - 1)
+        choice = e.choice(key)
+        return float(0 < choice.layer < len(choice.penalties) - 1)
 
     forms = {mixer: mean(e.of(mixer=mixer, depth=depth) for depth in depths) for mixer in TRIO}
     for mixer, form in forms.items():
@@ -292,7 +292,7 @@ def l1(e):
     yield e.test(label, mean(forms.values()), "above", 0.5, value=inside, unit="", decides=False)
 
 
-@claim("L2", "Autoregression gives better features than BERT.", IGPT, ("23_pretext",), ("probe", "probe_mean"),
+@claim("L2", "Autoregression gives better features than BERT.", IGPT, ("23_pretext",), ("probe", "probe_best"),
        f"ar − bert is above 0 for each of the trio, {HOLM}; the interaction with the operator is shown")  # fmt: skip
 def l2(e):
     gains = {mixer: e.of(mixer=mixer, pretext="ar") - e.of(mixer=mixer, pretext="bert") for mixer in TRIO}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from ..records.sweep import Sweep, with_columns
+from ..records.sweep import Sweep, choices, with_columns
 from . import stats
 
 PAIRS = 5  # fewer decide nothing
@@ -15,12 +15,14 @@ MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not run":
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared: turned and scaled so that more is better, and the baseline that a run must beat to count."""
+    """What is compared: turned and scaled so that more is better, the baseline that a run must beat to count, and whether its
+    tests read what was measured at random init."""
 
     name: str
     unit: str
     scale: float = 1.0
     baseline: str = ""
+    start: bool = False
 
 
 FEATURES = "probe above the same network at random init and above raw pixels"
@@ -28,11 +30,11 @@ PIXELS = "PSNR above the mean of visible neighbours (pretext bert)"
 METRICS = {
     "psnr": Metric("PSNR", "dB", baseline=PIXELS),
     "loss": Metric("pretext loss, sign turned", "", -1.0, PIXELS),
-    "probe": Metric("linear probe", "points", 100.0, FEATURES),
-    "probe_mean": Metric("probe, mean over layers", "points", 100.0, FEATURES),
-    "roll_error": Metric("roll error", ""),
-    "lie_error": Metric("Lie error", "", baseline=PIXELS),
-    "distance": Metric("mixing distance", "tokens", baseline=PIXELS),
+    "probe": Metric("linear probe, mean over layers", "points", 100.0, FEATURES),
+    "probe_best": Metric("linear probe, best layer", "points", 100.0, FEATURES),
+    "roll_error": Metric("roll error", "", start=True),
+    "lie_error": Metric("Lie error", "", baseline=PIXELS, start=True),
+    "distance": Metric("mixing distance", "tokens", baseline=PIXELS, start=True),
     "spectrum": Metric("spectrum", "log amplitude", baseline=PIXELS),
     "rank": Metric("Kendall's tau", "", baseline=FEATURES),
 }
@@ -155,12 +157,13 @@ class Evidence:
     sweep: Sweep
     metric: str
     runs: pd.DataFrame  # the sweep's, by key
-    records: dict = field(default_factory=dict)  # those that have been read, and bits
+    records: dict = field(default_factory=dict)  # those that have been read, and what was made of them
     used: set = field(default_factory=set)
 
     def __post_init__(self):
         self.base = self.sweep.base()
-        self.done = set(self.runs.index[self.runs.status == "done"])
+        done = self.runs.index[self.runs.status == "done"]
+        self.done = {key for key in done if not METRICS[self.metric].start or self.sweep.store.has(self.runs.at[key, "init"])}
         reasons = {run.key: self.excluded(run) for run in self.runs.itertuples()}
         self.out = {key: reason for key, reason in reasons.items() if reason}
 
@@ -169,11 +172,15 @@ class Evidence:
         baseline, pixels = METRICS[self.metric].baseline, run.pretext == "bert"
         if run.status != "done":
             return run.status
+        if run.key not in self.done or (baseline == FEATURES and np.isnan(run.init_probe)):
+            return "without the record of their random init"
         if self.metric in ("psnr", "loss") and np.isnan(getattr(run, self.metric)):
             return f"without a {self.metric} (pretext {run.pretext})"
         if np.isnan(run.baseline_probe) and (baseline == FEATURES or (baseline == PIXELS and pixels)):
             return "without the record of their baseline"
-        if baseline == FEATURES and not run.probe > max(run.init_probe, run.baseline_probe):
+        best = self.metric == "probe_best"
+        probe, start = (run.probe_best, run.init_probe_best) if best else (run.probe, run.init_probe)
+        if baseline == FEATURES and not probe > max(start, run.baseline_probe):
             return "untrained: probe not above random init and raw pixels"
         if baseline == PIXELS and pixels and not run.psnr > run.baseline_psnr:
             return "untrained: PSNR not above the mean of visible neighbours"
@@ -201,12 +208,20 @@ class Evidence:
             self.records[key] = self.sweep.store.load(key)
         return self.records[key]
 
+    def start(self, key):
+        """The record at random init of a run."""
+        return self.record(self.runs.at[key, "init"])
+
+    def choice(self, key):
+        """The penalties and the best layer of a finished run's probe, which all seeds of its setting share."""
+        if "choices" not in self.records:
+            done = self.runs.index[self.runs.status == "done"]
+            self.records["choices"] = choices([self.record(key) for key in done], {})
+        return self.records["choices"][key][0]
+
     def value(self, key):
         """The metric of a finished run, more is better."""
-        m = METRICS[self.metric]
-        if self.metric == "probe_mean":
-            return m.scale * float(np.mean([layer["test"] for layer in self.record(key)["probe"]["layers"]]))
-        return m.scale * self.runs.at[key, self.metric]
+        return METRICS[self.metric].scale * self.runs.at[key, self.metric]
 
     def values(self, of, value=None, baselines=True):
         """{seed: weighted sum} of a Form over the seeds all of whose runs count; without `baselines`, all of whose runs are
@@ -250,21 +265,24 @@ class Evidence:
         return np.array(rows)
 
     def bits(self, key):
-        """(test images,) 1 where the chosen probe of a run is right."""
-        if (key, "correct") not in self.records:
-            packed = self.sweep.store.arrays(key)["correct"]
-            self.records[key, "correct"] = np.unpackbits(packed, count=self.record(key)["data"]["test"])
-        return self.records[key, "correct"]
+        """(test images,) how often the probe of a run is right at the penalties of its setting: over layers 1 to L, of
+        "probe_best" at the best layer."""
+        if (key, self.metric) not in self.records:
+            correct, choice = self.sweep.store.arrays(key)["correct"], self.choice(key)
+            layers = [choice.layer] if self.metric == "probe_best" else range(1, len(correct))
+            right = [correct[layer] >> choice.penalties[layer] & 1 for layer in layers]
+            self.records[key, self.metric] = np.mean(right, 0)
+        return self.records[key, self.metric]
 
     def test(self, label, of, goal, margin=0.0, value=None, unit=None, **rest):
         """A Test of what `values` takes."""
         counted, every = (self.values(of, value, baselines) for baselines in (True, False))
-        if isinstance(of, Form) and self.metric == "probe" and value is None and len(counted) > 1:
+        if isinstance(of, Form) and self.metric in ("probe", "probe_best") and value is None and len(counted) > 1:
             rest["images"] = self.correct(of)
         return Test(label, counted, every, goal, margin, METRICS[self.metric].unit if unit is None else unit, **rest)
 
 
 def runs_of(sweep):
     """The frame of a sweep by key, with the columns that baselines and metrics need; NaN for what a run does not have."""
-    names = ("psnr", "loss", "probe", "init_probe", "knn")
+    names = ("psnr", "loss", "probe", "probe_best", "init_probe", "init_probe_best", "knn")
     return with_columns(sweep.frame(), *names).astype(dict.fromkeys(names, float)).set_index("key", drop=False)

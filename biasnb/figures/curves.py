@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ..evidence.stats import kendall, mean_interval
-from ..records.sweep import with_columns
+from ..records.sweep import choices, pixel_accuracy, with_columns
 from .levels import METRICS, at_base, done_runs, field_name, level_name, numbers, percent, with_baseline
 from .style import BASELINES, COLOURS, GREY, LABELS, MARKERS, canvas, caption, depths_of, footer, mixers, plain_log, top_legend
 
@@ -136,7 +136,7 @@ def raw_pixels(sweep, axes):
     """The accuracy of the probe on raw pixels as a line in every panel, named in the last; none without its record."""
     if baseline := sweep.baseline():
         for ax in axes:
-            baseline_line(ax, 100 * baseline["pixel_probe"]["test"], "raw pixels" if ax is axes[-1] else "")
+            baseline_line(ax, 100 * pixel_accuracy(baseline), "raw pixels" if ax is axes[-1] else "")
 
 
 # ---- against step and layer -----------------------------------------------------------------------------------------
@@ -164,19 +164,27 @@ def learning_curves(sweep):
 
 
 def probe_by_layer(sweep):
-    """Accuracy of the linear probe at every layer, one panel per depth, trained and at random init."""
+    """Accuracy of the linear probe at every layer at the penalties of its setting, one panel per depth, trained and at random
+    init."""
+    records, inits = sweep.records(), sweep.inits()
+    chosen = choices(records, inits)
 
     def accuracies(record):
-        layers = [("trained", row) for row in record["probe"]["layers"]]
-        layers += [("random init", row) for row in record["init_probe"]["layers"]]
-        return [{"network": network, "layer": row["layer"], "accuracy": 100 * row["test"]} for network, row in layers]
+        choice, at_init = chosen[record["key"]]
+        by_network = {"trained": choice.by_layer(record["probe"])}
+        if at_init:
+            by_network["random init"] = at_init.by_layer(inits[record["init"]]["probe"])
+        rows = []
+        for network, values in by_network.items():
+            rows += [{"network": network, "layer": layer, "accuracy": 100 * value} for layer, value in enumerate(values)]
+        return rows
 
     def draw(ax, mixer, rows):
         trained = {"linestyle": "-", "markerfacecolor": COLOURS[mixer], "label": LABELS[mixer]}
         layer_lines(ax, rows[rows.network == "trained"], mixer, **trained)
         layer_lines(ax, rows[rows.network == "random init"], mixer, linestyle=":", markerfacecolor="white")
 
-    table = numbers(sweep.records(), ["mixer", "depth", "seed", "network", "layer", "accuracy"], accuracies)
+    table = numbers(records, ["mixer", "depth", "seed", "network", "layer", "accuracy"], accuracies)
     figure, axes = depth_panels(sweep, 4.2, table, draw, "layer l (0: embedding)", PROBE)
     for ax in axes:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -225,7 +233,7 @@ def probe_by_depth(sweep):
         across(ax, part, "depth", "init_probe", mixer, -0.04, linestyle=":", markerfacecolor="white")
         ax.set_title(label, loc="left", color=COLOURS[mixer])
     raw_pixels(sweep, axes)
-    axes[0].set_ylabel(PROBE)
+    axes[0].set_ylabel(METRICS["probe"])
     caption(figure, sweep, "filled: trained; open and dotted: the same network at random init; ")
     return figure, runs[["mixer", "depth", "seed", "status", "probe", "init_probe"]]
 

@@ -7,7 +7,7 @@ from . import style
 from .levels import METRICS, baseline_dashes, done_runs, numbers, percent
 from .style import LABELS, canvas, caption, footer, interval_dots, legend, mixers, plain_log, traits
 
-TIMES = {"random init": ("init_measures", -0.15), "trained": ("measures", 0.15)}  # in the record; moved sideways by
+TIMES = {"random init": -0.15, "trained": 0.15}  # moved sideways by
 TWINS = {"leaves": "leaves\n(prior true)", "leaves_coded": "column-coded twin\n(prior false)"}
 
 
@@ -56,11 +56,13 @@ def image_rows(sweep, records, *arrays):
 def fields(sweep):
     """Effective receptive fields of the trained networks, averaged over seeds."""
 
+    records, inits, panels = sweep.records(), sweep.inits(), {}
+
     def sizes(record):
-        before = record["init_measures"]["receptive_field"]["distance"]
+        start = inits.get(record["init"])
+        before = start["measures"]["receptive_field"]["distance"] if start else np.nan
         return [{**record["measures"]["receptive_field"], "init_distance": before}]
 
-    records, panels = sweep.records(), {}
     table = numbers(records, ["mixer", "seed", "distance", "side50", "side99", "init_distance"], sizes)
     if not records:
         return None, table
@@ -76,10 +78,12 @@ def fields(sweep):
 def measured(sweep, rows, *columns):
     """The frame of rows(measures) for every network of the sweep's first data set, at random init and trained."""
 
+    inits = sweep.inits()
+
     def both(record):
         found = []
-        for network, (part, _) in TIMES.items():
-            found += [{"network": network} | row for row in rows(record[part])]
+        for network, one in zip(TIMES, (inits.get(record["init"]), record), strict=True):
+            found += [{"network": network} | row for row in rows(one["measures"])] if one else []
         return found
 
     records = [record for record in sweep.records() if record["config"]["dataset"] == sweep.runs[0]["dataset"]]
@@ -110,7 +114,7 @@ def head_distances(measures):
 def before_and_after(ax, sweep, table, column, size, **style):
     """Every network at random init (open) and trained (filled), beside one another."""
     for x, mixer in enumerate(mixers(sweep)):
-        for network, (_, shift) in TIMES.items():
+        for network, shift in TIMES.items():
             values = table[(table.mixer == mixer) & (table.network == network)][column].dropna()
             interval_dots(ax, x + shift, values.tolist(), mixer, network == "trained", **style)
     ax.set_xticks(range(len(mixers(sweep))), [f"{mixer}\n{traits(mixer)}" for mixer in mixers(sweep)], fontsize=size)

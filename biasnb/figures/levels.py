@@ -6,7 +6,7 @@ import pandas as pd
 from ..records.sweep import with_columns
 from .style import GREY, canvas, caption, faint_grid, legend, metric_dots, mixers
 
-METRICS = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, %"}  # as axes name them
+METRICS = {"psnr": "PSNR of predicted\npixels, dB", "probe": "linear probe, mean\nover layers, %"}  # as axes name them
 FIELDS = {"skip": "skip connections", "images": "images without labels",
           "labelled": "labelled images", "permute": "permutation", "dataset": "data set", "steps": "steps"}  # fmt: skip
 COLUMNS = ["seed", "status", "psnr", "probe", "init_probe", "accuracy"]

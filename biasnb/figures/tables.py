@@ -11,7 +11,7 @@ from ..config import fields_of, nearest
 from ..evidence.stats import EFFECTS, mean_interval
 from ..records import places
 from ..records.files import StoreError, write_atomic
-from ..records.sweep import with_columns
+from ..records.sweep import pixel_accuracy, with_columns
 from .cube import cube_effects
 from .levels import done_runs, level_name, percent
 from .style import BASELINES, LABELS, depths_of, mixers, traits
@@ -56,7 +56,7 @@ def summary(sweep):
     diverged, failed and missing runs are counted. What no run has is left out."""
     rows = []
     for names, runs in by_network(sweep):
-        wanted = ("psnr", "loss", "probe", "init_probe", "knn", "accuracy", "context_coverage", "bits_per_pixel")
+        wanted = ("psnr", "loss", "probe", "probe_best", "init_probe", "knn", "accuracy", "context_coverage", "bits_per_pixel")
         done = with_columns(runs[runs.status == "done"], *wanted)
         bert = "bert" in set(runs.pretext)
         rows.append(
@@ -68,6 +68,7 @@ def summary(sweep):
                 "bits per pixel": plus_minus(done.bits_per_pixel, 3),
                 "accuracy, %": plus_minus(100 * done.accuracy, 1),
                 "probe, %": plus_minus(100 * done.probe, 1),
+                "probe, best layer, %": plus_minus(100 * done.probe_best, 1),
                 "probe at random init, %": plus_minus(100 * done.init_probe, 1),
                 "raw pixels, %": number(100 * runs.baseline_probe.iloc[0], 1),
                 "k-NN, %": plus_minus(100 * done.knn, 1),
@@ -83,11 +84,12 @@ def summary(sweep):
 def depths(sweep):
     """One row per metric and network, one column per depth: mean ± 95 % interval over n seeds, with the untrained baselines."""
     done, bert, rows = percent(done_runs(sweep)), sweep.runs[0]["pretext"] == "bert", []
-    baseline = sweep.baseline() or {"psnr": dict.fromkeys(BASELINES), "pixel_probe": {"test": np.nan}}
-    psnr = {words: baseline["psnr"][name] for name, words in BASELINES.items()} if bert else {}
+    baseline = sweep.baseline()
+    pixels = 100 * pixel_accuracy(baseline) if baseline else np.nan
+    psnr = {words: baseline and baseline["psnr"][name] for name, words in BASELINES.items()} if bert else {}
     for column, metric, digits, untrained in (
         ("psnr", "masked PSNR, dB" if bert else "PSNR, dB", 2, psnr),
-        ("probe", "probe, %", 1, {"raw pixels": 100 * baseline["pixel_probe"]["test"]}),
+        ("probe", "probe, %", 1, {"raw pixels": pixels}),
         ("init_probe", "probe at random init, %", 1, {}),
     ):
         for mixer in mixers(sweep):
@@ -149,12 +151,12 @@ MEASURES = {  # what of a network's measures its row shows
 def measures(sweep):
     """Measures of every network of the first data set, at random init → after training, means over seeds."""
     rows, data = [], sweep.runs[0]["dataset"]
-    records = [record for record in sweep.records() if record["config"]["dataset"] == data]
+    records, inits = [record for record in sweep.records() if record["config"]["dataset"] == data], sweep.inits()
     for mixer in dict.fromkeys(run["mixer"] for run in sweep.runs if run["dataset"] == data):
         own = [record for record in records if record["config"]["mixer"] == mixer]
         row = {"network": LABELS[mixer], "local, shared, dynamic": traits(mixer)}
         for name, value in MEASURES.items():
-            start = [value(record["init_measures"]) for record in own]
+            start = [value(inits[record["init"]]["measures"]) for record in own if record["init"] in inits]
             end = [value(record["measures"]) for record in own]
             row[name] = f"{plus_minus(start)} → {plus_minus(end)}" if own else "—"
         histories = [record["history"] for record in own if record["history"]]

@@ -62,6 +62,19 @@ def baseline_key(cfg):
     return f"baseline-{digest(baseline_fields(cfg) | data_identity(cfg))}"
 
 
+def init_fields(cfg):
+    """The fields that decide the network at its initial weights and the images it is evaluated on: not its training, and of
+    the pretext only how the future is hidden and whether the labelled images alone are trained on."""
+    trained = TRAINING | {"pretext", "mask_rate", "noise", "target", "hidden"} | ({"colours"} if cfg.input == "rgb" else set())
+    fields = {name: value for name, value in key_fields(cfg).items() if name not in trained}
+    return fields | {"causal": cfg.causal, "supervised": cfg.pretext == "supervised"}
+
+
+def init_key(cfg):
+    """Key of the evaluation at random init, which all runs share that start from the same network on the same data."""
+    return f"init-{digest(init_fields(cfg) | data_identity(cfg) | operator_identity(cfg))}"
+
+
 def search_key(cfg):
     """Key of the search for a learning rate: of everything but the rate and the seed."""
     fields = {name: value for name, value in key_fields(cfg).items() if name not in ("lr", "seed")}

@@ -23,35 +23,46 @@ from .files import (
 from .progress import clock
 from .sweep import Sweep, frame
 
-SCHEMA = 2
+SCHEMA = 3
+PROTOCOL = 1  # of the evaluation: raise it when the probe or a measure changes; `biasnb evaluate` then evaluates again
 REQUIRED = {
-    "run": ("config", "status", "steps", "data", "environment", "history"),
+    "run": ("config", "status", "steps", "data", "environment", "history", "init", "protocol"),
+    "init": ("config", "status", "data", "environment", "probe", "measures", "protocol"),
     "search": ("config", "status", "rates", "chosen"),
-    "baseline": ("config", "status", "data", "environment", "psnr", "pixel_probe"),
+    "baseline": ("config", "status", "data", "environment", "psnr", "pixel_probe", "protocol"),
 }
 METRICS = ("parameters", "flop_per_image", "context_coverage", "images_per_second", "wall_seconds", "loss", "psnr", "accuracy",
-           "probe", "init_probe", "measures", "init_measures")  # fmt: skip
+           "probe", "measures")  # fmt: skip
+TABLE = ("penalties", "train", "val", "test", "knn")  # of a probe
 
 
-def check(record, where="record"):
-    """Return the record if it is complete. Raises StoreError naming what is missing or wrong."""
+def check(record, where="record", outdated=False):
+    """Return the record if it is complete; with `outdated` also one of an older protocol, whose metrics are not looked at.
+    Raises StoreError naming what is missing or wrong."""
     if not isinstance(record, dict) or record.get("kind") not in REQUIRED:
         raise StoreError(f"{where}: not a record of this suite")
     if record.get("schema") != SCHEMA:
         raise StoreError(f"{where}: schema {record.get('schema')!r}, this version reads {SCHEMA}; delete it to make it anew")
     needed = REQUIRED[record["kind"]] + ("key",)
-    if record["kind"] == "run" and record.get("status") == "done":
+    current = record.get("protocol", PROTOCOL) == PROTOCOL
+    if record["kind"] == "run" and record.get("status") == "done" and current:
         needed += METRICS
     missing = [name for name in needed if name not in record]
     if missing:
         raise StoreError(f"{where}: lacks {', '.join(missing)}; delete it to make it anew")
-    if record["kind"] == "run" and record["status"] == "done":
-        for name in ("loss", "psnr", "accuracy", "probe", "init_probe"):
-            score = record[name].get("chosen", record[name]) if isinstance(record[name], dict) else None
-            if not isinstance(score, dict) or not isinstance(score.get("test", ""), int | float | None):
-                raise StoreError(f"{where}: {name} holds no number for the test split; delete it to make it anew")
     if record["status"] not in ("done", "diverged"):
         raise StoreError(f"{where}: status {record['status']!r} is neither done nor diverged")
+    if not current and not outdated:
+        raise StoreError(f"{where}: evaluated by protocol {record['protocol']!r}, this version reads {PROTOCOL}; "
+                         "run `biasnb evaluate` to evaluate it again")  # fmt: skip
+    if record["status"] == "done" and current:
+        for name in ("loss", "psnr", "accuracy") if record["kind"] == "run" else ():
+            score = record[name]
+            if not isinstance(score, dict) or not isinstance(score.get("test", ""), int | float | None):
+                raise StoreError(f"{where}: {name} holds no number for the test split; delete it to make it anew")
+        for name in {"run": ["probe"], "init": ["probe"], "baseline": ["pixel_probe"]}.get(record["kind"], []):
+            if not isinstance(record[name], dict) or not all(isinstance(record[name].get(part), list) for part in TABLE):
+                raise StoreError(f"{where}: {name} is no table of layers and penalties; delete it to make it anew")
     return record
 
 
@@ -100,7 +111,8 @@ class Store:
 
     def save(self, record, arrays=None):
         """Arrays first, then the record that names their digest: a record that exists is complete."""
-        record = {"schema": SCHEMA, "status": "done", **record}
+        evaluated = {} if record["kind"] == "search" else {"protocol": PROTOCOL}
+        record = {"schema": SCHEMA, **evaluated, "status": "done", **record}
         if arrays:
             write_arrays(self.path(record["key"], ".npz"), arrays)
             record["arrays"] = arrays_digest(arrays)
@@ -108,9 +120,9 @@ class Store:
         self.path(record["key"], ".error").unlink(missing_ok=True)
         return record
 
-    def load(self, key):
-        """The validated record of a run. Raises StoreError."""
-        record = check(read_json(self.path(key)), self.path(key))
+    def load(self, key, outdated=False):
+        """The validated record of this key, see `check`. Raises StoreError."""
+        record = check(read_json(self.path(key)), self.path(key), outdated)
         if record["key"] != key:
             raise StoreError(f"{self.path(key)}: holds the record of {record['key']}")
         return record

@@ -1,4 +1,4 @@
-"""A sweep: the runs that one notebook asked for, and their records as a pandas frame."""
+"""A sweep: the runs that one notebook asked for, and their records as a pandas frame; the choice of the probe's penalties."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ BASELINES = ("baseline_psnr", "baseline_probe")  # columns of `Sweep.frame`
 @dataclass(frozen=True)
 class Sweep:
     """The runs that one notebook asked for, in `<store>/sweeps/<name>.json`: {notebook, profile, data, changed, searches: keys
-    of learning-rate searches, runs: [{key, baseline, and the key fields of the Config}], figures, tables: names}."""
+    of learning-rate searches, runs: [{key, baseline, init, and the key fields of the Config}], figures, tables: names}."""
 
     store: object  # the Store that holds its records
     name: str
@@ -33,8 +33,8 @@ class Sweep:
 
     @property
     def keys(self):
-        """Keys of all records it needs: of its runs, then of their baselines."""
-        return list(dict.fromkeys([run["key"] for run in self.runs] + [run["baseline"] for run in self.runs]))
+        """Keys of all records it needs: of its runs, then of their baselines and of their random inits."""
+        return list(dict.fromkeys(run[name] for name in ("key", "baseline", "init") for run in self.runs))
 
     def missing(self):
         """Keys of the records that it lacks."""
@@ -43,7 +43,7 @@ class Sweep:
     def factors(self):
         """Names of the fields beside the seed that vary between runs of one mixer; ["depth"] if none does. A searched learning
         rate follows from the other fields and is no factor."""
-        no_factor = {"key", "baseline", "seed"} | ({"lr"} if self.searches else set())
+        no_factor = {"key", "baseline", "init", "seed"} | ({"lr"} if self.searches else set())
         levels = {}  # (field, mixer) -> its values
         for run in self.runs:
             for name in run.keys() - no_factor:
@@ -61,7 +61,8 @@ class Sweep:
     def frame(self):
         """One row per run that was asked for; a run without a record has the status 'failed' if it left an error, else
         'missing', and no metrics. The baselines' metrics are columns too: baseline_psnr (dB, visible-neighbour mean) and
-        baseline_probe (accuracy on raw pixels, 0 to 1). Raises StoreError for a broken record."""
+        baseline_probe (accuracy on raw pixels, 0 to 1); those of the same network at random init too, see `frame`. Raises
+        StoreError for a broken record."""
         import pandas as pd
 
         asked = pd.DataFrame(self.runs)
@@ -71,7 +72,8 @@ class Sweep:
         saved = {key for key in asked["key"] if self.store.has(key)}
         failed = {key for key in asked["key"] if key not in saved and self.store.status(key)[0] == "failed"}
         asked["status"] = ["failed" if key in failed else "missing" for key in asked["key"]]
-        found = frame([self.store.load(key) for key in asked["key"] if key in saved])
+        needed = [*saved, *(key for key in set(asked["init"]) if self.store.has(key))]
+        found = frame([self.store.load(key) for key in needed])
         if found.empty:
             return asked
         rows = asked[["key"]].merge(found, on="key", how="left", validate="one_to_one")
@@ -84,7 +86,7 @@ class Sweep:
             found[key] = (math.nan, math.nan)
             if self.store.has(key):
                 record = self.store.load(key)
-                found[key] = (record["psnr"]["neighbour_mean"], record["pixel_probe"]["test"])
+                found[key] = (record["psnr"]["neighbour_mean"], pixel_accuracy(record))
         return found
 
     def baseline(self):
@@ -97,6 +99,10 @@ class Sweep:
         """The records of the finished runs, in the order they were asked for."""
         found = [self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])]
         return [record for record in found if record["status"] == "done"]
+
+    def inits(self):
+        """Key -> record of its networks at random init, of those that are there."""
+        return {key: self.store.load(key) for key in {run["init"] for run in self.runs} if self.store.has(key)}
 
     def caption(self, data=None):
         """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
@@ -113,12 +119,78 @@ class Sweep:
         return ", ".join(words)
 
 
+# ---- the probe's penalties and layer --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the runs of one arm are read at: a place among the penalties for every layer, and the best layer."""
+
+    penalties: tuple
+    layer: int
+
+    def by_layer(self, probe, split="test"):
+        """The accuracies of a probe's table at these penalties, 0 to 1, layers 0 to L."""
+        return [row[place] for row, place in zip(probe[split], self.penalties, strict=True)]
+
+    def mean(self, probe):
+        """The mean test accuracy over layers 1 to L, which is what contrasts compare."""
+        accuracies = self.by_layer(probe)[1:]
+        return sum(accuracies) / len(accuracies)
+
+    def best(self, probe):
+        """The test accuracy at the best layer."""
+        return self.by_layer(probe)[self.layer]
+
+
+def choose(probes):
+    """The Choice for probe tables of one arm: by validation accuracy, averaged over them, the best penalty of every layer,
+    the strongest of equals, and the best layer, the earliest of equals."""
+    penalties, accuracies = [], []
+    for rows in zip(*(probe["val"] for probe in probes), strict=True):
+        means = [round(sum(values) / len(values), 12) for values in zip(*rows, strict=True)]  # equal whatever the order
+        accuracies.append(max(means))
+        penalties.append(max(place for place, value in enumerate(means) if value == max(means)))
+    return Choice(tuple(penalties), accuracies.index(max(accuracies)))
+
+
+def choices(records, inits):
+    """Key of a finished run -> (its Choice, that of its random init or None where the record is missing). An arm is the runs
+    that are equal in everything but the seed; `inits` has the records at random init by key."""
+    arms = {}
+    for record in records:
+        if record["status"] == "done":
+            settings = {name: value for name, value in record["config"].items() if name != "seed"}
+            arms.setdefault((record["data"]["name"], str(sorted(settings.items()))), []).append(record)
+    found = {}
+    for arm in arms.values():
+        starts = {record["init"]: inits[record["init"]]["probe"] for record in arm if record["init"] in inits}
+        chosen = choose([record["probe"] for record in arm])
+        at_init = choose(list(starts.values())) if starts else None
+        found |= {record["key"]: (chosen, at_init if record["init"] in starts else None) for record in arm}
+    return found
+
+
+def pixel_accuracy(baseline):
+    """The test accuracy of the probe on raw pixels, 0 to 1, at the penalty of its own validation accuracy."""
+    return choose([baseline["pixel_probe"]]).best(baseline["pixel_probe"])
+
+
+# ---- frames ---------------------------------------------------------------------------------------------------------
+
+
 def frame(records):
-    """Records of runs as a pandas frame: config fields, then metrics. Probe columns are test accuracies, 0 to 1, at the chosen
-    layer; PSNR in dB; bits_per_pixel of networks that predict palette indices."""
+    """Records of runs as a pandas frame: config fields, then metrics. PSNR in dB; bits_per_pixel of networks that predict
+    palette indices. The columns of the probe are test accuracies, 0 to 1, at the penalties and the layer that `choose` takes
+    for each arm: `probe` is the mean over layers 1 to L, `probe_best` the best layer, `probe_layer`; `init_probe` and
+    `init_probe_best` the same of the records at random init, where they are among the records; `knn` the mean of k-nearest
+    neighbours over layers 1 to L."""
     import pandas as pd  # takes a while, and nothing that trains needs it
 
-    return pd.DataFrame([_row(record) for record in records if record["kind"] == "run"])
+    runs = [record for record in records if record["kind"] == "run"]
+    inits = {record["key"]: record for record in records if record["kind"] == "init"}
+    chosen = choices(runs, inits)
+    return pd.DataFrame([_row(record) | _probes(record, inits, chosen) for record in runs])
 
 
 def _row(record):
@@ -131,9 +203,20 @@ def _row(record):
     if record["config"].get("target") == "palette":
         row["bits_per_pixel"] = record["loss"]["test"] / math.log(2)
     row |= {"accuracy": record["accuracy"]["test"], "context_coverage": record["context_coverage"]}
-    row |= {f"parameters_{part}": count for part, count in record["parameters"].items()}
-    chosen, at_init = record["probe"]["chosen"], record["init_probe"]["chosen"]
-    return row | {"probe": chosen["test"], "probe_layer": chosen["layer"], "init_probe": at_init["test"], "knn": chosen["knn"]}
+    return row | {f"parameters_{part}": count for part, count in record["parameters"].items()}
+
+
+def _probes(record, inits, chosen):
+    """The columns of the probe of a run; none of one that diverged."""
+    if record["key"] not in chosen:
+        return {}
+    choice, at_init = chosen[record["key"]]
+    probe = record["probe"]
+    row = {"probe": choice.mean(probe), "probe_best": choice.best(probe), "probe_layer": choice.layer}
+    if at_init:
+        start = inits[record["init"]]["probe"]
+        row |= {"init_probe": at_init.mean(start), "init_probe_best": at_init.best(start)}
+    return row | {"knn": sum(probe["knn"][1:]) / len(probe["knn"][1:])}
 
 
 def with_columns(table, *names):

@@ -26,6 +26,7 @@ from ..operators import MIXERS
 from ..records import places
 from ..records.keys import key
 from ..records.store import Store
+from ..records.sweep import choose
 from ..sweep import executor, manifest
 
 SETTINGS = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
@@ -168,8 +169,8 @@ def run(profile, settings):
     record = run.run(cfg, store)
     if record["status"] == "diverged":
         raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")
-    baseline = run.baseline(cfg, store)
-    chosen, start = record["probe"]["chosen"], record["init_probe"]["chosen"]
+    baseline, start = run.baseline(cfg, store), run.init(cfg, store)
+    chosen, at_start = choose([record["probe"]]), choose([start["probe"]])
     print(f"record       {store.path(key(cfg))}")
     psnr, accuracy = (record[name]["test"] for name in ("psnr", "accuracy"))
     if cfg.pretext == "bert":
@@ -178,7 +179,9 @@ def run(profile, settings):
         print(f"PSNR         {psnr:.2f} dB")
     if accuracy is not None:
         print(f"accuracy     {100 * accuracy:.1f} %")
-    print(f"probe        {100 * chosen['test']:.1f} % at layer {chosen['layer']} (random init {100 * start['test']:.1f} %)")
+    mean, best = chosen.mean(record["probe"]), chosen.best(record["probe"])
+    print(f"probe        {100 * mean:.1f} %, mean over layers (random init {100 * at_start.mean(start['probe']):.1f} %)")
+    print(f"best layer   {chosen.layer}: {100 * best:.1f} % (random init {100 * at_start.best(start['probe']):.1f} %)")
 
 
 @command("notebook", "notebook 20_trio --profile smoke seed=0,1")
@@ -344,6 +347,21 @@ def measure(key, profile, settings, other, data_dir):
     if given:
         found = measures.transfer(model, load(run.transfer_config(model.cfg, **given), model.mean.device))
         print(f"transfer: probe {100 * found['test']:.1f} % at layer {found['layer']}, LogME {found['logme']:.3f}")
+
+
+@command("evaluate", "evaluate --profile quick")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@profile_option()
+@data_dir_option
+def evaluate(keys, profile, data_dir):
+    """Evaluate runs of an older version again, from their weights.
+
+    Records whose probe or measures are of an older protocol are written anew, with their training as it was; without keys all
+    in runs/PROFILE."""
+    from ..training import run
+
+    for line in run.evaluate_again(keys, Store(profile), data_dir):
+        print(line, flush=True)
 
 
 # ---- publishing -----------------------------------------------------------------------------------------------------

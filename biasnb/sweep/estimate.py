@@ -9,14 +9,14 @@ from itertools import count
 import pandas as pd
 
 from ..config import BiasnbError, Config
-from ..records.keys import key
+from ..records.keys import init_key, key
 from ..records.progress import clock
 from ..records.store import Store
 from . import executor, manifest
 
 CALIBRATION = 60  # seconds
 GFLOP = 1.0  # of a step that is timed
-EVALUATIONS = 105, 40  # of the probe's objective: for some thousand images, for 10 000 and more, where the search ends sooner
+EVALUATIONS = 300  # of the probe's objective for a layer, all penalties together
 EACH = 0.2  # seconds of a run for all else
 NOTEBOOK = 4.0  # seconds of a notebook that has its records
 SHOWN = 10
@@ -122,19 +122,18 @@ def seconds_of(call):
 
 
 def probe_rate():
-    """FLOP/s of the linear probe."""
+    """FLOP/s of the linear probe: of one evaluation of its objective."""
     import torch
 
-    from ..training.evaluation import PENALTIES, fit_logistic
+    from ..training.evaluation import PENALTIES, penalised_entropy
 
-    x, y = torch.randn(3, 1000, 64), torch.arange(1000) % 10
-    start = time.perf_counter()
-    fit_logistic(x, y, 10)
-    return probe_flop(3, 1000, 64, 10, len(PENALTIES)) / (time.perf_counter() - start)
+    x, y, start = torch.randn(1000, 65, dtype=torch.float64), torch.arange(1000) % 10, torch.zeros(650, dtype=torch.float64)
+    objective = penalised_entropy(x, y, 10, PENALTIES[0], torch.ones(65, dtype=torch.float64))
+    return probe_flop(1, 1000, 64, 10) / (EVALUATIONS * seconds_of(functools.partial(objective, start.numpy())))
 
 
-def probe_flop(layers, n, width, classes, penalties=6):
-    return EVALUATIONS[n >= 10_000] * 4 * layers * n * (width + 1) * penalties * classes
+def probe_flop(layers, n, width, classes):
+    return EVALUATIONS * 4 * layers * n * (width + 1) * classes
 
 
 # ---- predicting -----------------------------------------------------------------------------------------------------------
@@ -200,20 +199,23 @@ class Predictor:
         return {name: one[name] + (cfg.depth - 1) * (two[name] - one[name]) for name in one}
 
     def run(self, cfg):
-        """{"training", "seconds", "flop", "bytes"} of one run."""
+        """{"training", "evaluation", "seconds", "flop", "bytes"} of one run; "evaluation": seconds of features and probe,
+        which its random init takes once more."""
         one = self.of(cfg)
         train, val, test, classes = sizes(cfg.dataset, data_dir=cfg.data_dir, image_size=cfg.image_size, patch=cfg.patch)
         steps = 0 if cfg.pretext == "none" else cfg.steps
         if cfg.budget == "flop":
             steps = max(1, round(steps * self.of(cfg, **identity(cfg))["flop"] / one["flop"]))
         labelled = cfg.labelled or train
-        passes = 2 * (labelled + val + test) + (val + test if steps else 0)
+        evaluated = labelled + val + test
+        passes = evaluated + (val + test if steps else 0)
         passes += 1.5 * SHOWN * cfg.grid**2 if cfg.pretext == "ar" else 0
         neighbours = 2 * (cfg.depth + 1) * test * labelled * cfg.width
-        probes = 2 * (probe_flop(cfg.depth + 1, labelled, cfg.width, classes) + neighbours)
+        probes = probe_flop(cfg.depth + 1, labelled, cfg.width, classes) + neighbours
         training = steps * cfg.batch * one["step"]
         return {
             "training": training,
+            "evaluation": evaluated * one["forward"] + probes / self.probe,
             "seconds": training + passes * one["forward"] + probes / self.probe + EACH,
             "flop": (3 * steps * cfg.batch + passes) * one["flop"] + probes,
             "bytes": 16 * one["parameters"] + cfg.batch * one["bytes"],
@@ -249,11 +251,14 @@ def predict(profile, given):
     costs = {k: predictor.run(cfg) for k, cfg in asked.items()}
     workers = len(executor.gpus(asked.values())) or executor.cores()
     missing = {k for k in asked if not store.has(k)}
-    rows, seconds, left = [], [], set(missing)
+    starts = {k: init_key(cfg) for k, cfg in asked.items()}
+    rows, seconds, left, begun = [], [], set(missing), {start for start in starts.values() if store.has(start)}
     for name, configs in plans.items():
         own = [costs[k] for k in configs if k in left]
         left -= configs.keys()
-        seconds.append((sum(cost["seconds"] for cost in own) + NOTEBOOK) / workers)
+        inits = {starts[k]: costs[k]["evaluation"] for k in configs if starts[k] not in begun}
+        begun |= inits.keys()
+        seconds.append((sum(cost["seconds"] for cost in own) + sum(inits.values()) + NOTEBOOK) / workers)
         rows.append(
             {
                 "notebook": name,

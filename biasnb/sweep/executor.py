@@ -31,9 +31,9 @@ GPU = "GPU"  # Dask's name for the resource; a worker has one or none
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker does at a time: a baseline, a run, or runs that differ in their seed only."""
+    """What one worker does at a time: a baseline, a random init, a run, or runs that differ in their seed only."""
 
-    kind: str  # "baseline" or "run"
+    kind: str  # "baseline", "init" or "run"
     keys: tuple  # of the records
     configs: tuple
 
@@ -41,13 +41,15 @@ class Task:
     def name(self):
         if self.kind == "baseline":
             return f"baselines of {self.configs[0].dataset}"
+        if self.kind == "init":
+            return f"random init of {describe(self.configs[0])}"
         return describe(self.configs[0]) + (f" and {len(self.configs) - 1} more" if len(self.configs) > 1 else "")
 
     @property
     def key(self):
         """Dask's key of the task, made of the records' keys: Dask does no task twice, and keeps tasks whose keys begin alike
         in one queue, by priority."""
-        return "-".join(self.keys if self.kind == "baseline" else ("run", *self.keys))
+        return "-".join(("run", *self.keys) if self.kind == "run" else self.keys)
 
     @property
     def cost(self):
@@ -135,6 +137,7 @@ def train(configs, store):
         wanted = {}
         for cfg in configs:
             wanted[keys.baseline_key(cfg)] = ("baseline", cfg)
+            wanted[keys.init_key(cfg)] = ("init", cfg)
             wanted[keys.key(cfg)] = ("run", cfg)
         wanted = {key: task for key, task in wanted.items() if not store.has(key)}
         if not wanted:
@@ -179,7 +182,7 @@ def submitted(dask, tasks, profile, on_gpu):
             packed(defined),
             key=task.key,
             priority=task.cost,
-            resources={GPU: 1} if on_gpu and task.kind == "run" else None,
+            resources={GPU: 1} if on_gpu and task.kind != "baseline" else None,
         )
         futures[future] = task
     return futures
@@ -286,6 +289,8 @@ def work(kind, run_keys, fields, profile, operators):
             with keys.snapshot():
                 if kind == "baseline":
                     run.baseline(configs[0], store)
+                elif kind == "init":
+                    run.init(configs[0], store)
                 else:
                     run.run_together(configs, store)
         except BiasnbError as trouble:

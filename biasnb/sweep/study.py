@@ -120,7 +120,7 @@ class Study:
                 "data": data,
                 "changed": changed,
                 "searches": sorted(searched),
-                "runs": [{"key": keys.key(cfg), "baseline": keys.baseline_key(cfg), **keys.key_fields(cfg)} for cfg in configs],
+                "runs": [asked_of(cfg) for cfg in configs],
                 **manifest.shown(self.name),
             }
         return Planned(store, "-".join(words), content, tuple(configs))
@@ -145,6 +145,11 @@ class Study:
                 )
             found.append(cfg if cfg.pretext == "none" else replace(cfg, lr=store.load(keys.search_key(cfg))["chosen"]))
         return found
+
+
+def asked_of(cfg):
+    """What a sweep says of a run: the keys of its records, and the fields that decide it."""
+    return {"key": keys.key(cfg), "baseline": keys.baseline_key(cfg), "init": keys.init_key(cfg), **keys.key_fields(cfg)}
 
 
 @dataclass(frozen=True)

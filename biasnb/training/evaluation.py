@@ -10,9 +10,9 @@ from ..networks.embed import arrange, pixel_order
 from ..networks.model import features, per_pass
 from .pretext import evaluation_masks, pixel_mask, psnr
 
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
+PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
+GRADIENT, EVALUATIONS = 1e-6, 5000  # where the search for a minimum ends
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
-TINY = 1e-30
 
 
 @torch.no_grad()
@@ -30,57 +30,69 @@ def pixel_features(split):
     return split.images[labelled].float().flatten(1)[None], split.labels[labelled]
 
 
-def fit_logistic(x, y, classes, penalties=PENALTIES, max_iter=100):
-    """Multinomial logistic regression by L-BFGS, all layers and penalties in one pass.
+def fit_logistic(x, y, classes, penalties=PENALTIES):
+    """Multinomial logistic regression at each penalty: x (n, F) float64, y (n,) -> weights (P, C, F + 1), the last column the
+    bias, which is not penalised.
 
-    x (L, n, F) standardised, y (n,) -> weights (L, F + 1, P, C), the last row the bias, which is not penalised.
-    Minimises mean cross-entropy + penalty/2 * |W|^2 for each layer and penalty. The search runs along the principal axes
-    of the features, each scaled by its expected curvature; that changes the path, not the minimum."""
-    layers, n, width = x.shape
-    variance, axes = torch.linalg.eigh(x.mT @ x / n)
-    x = torch.cat([x @ axes, x.new_ones(layers, n, 1)], 2)
-    columns = x.mT.contiguous()
-    strength = torch.cat([x.new_tensor(penalties)[:, None].expand(-1, width), x.new_zeros(len(penalties), 1)], 1)
-    curvature = torch.cat([variance.clamp(min=0), x.new_ones(layers, 1)], 1)[:, None, None] / classes
-    scale = (curvature + strength).rsqrt()
-    u = x.new_zeros(layers, classes, len(penalties), width + 1)  # classes before images: a softmax over long rows is fast
-    target = y.expand(layers, 1, len(penalties), n)
+    The weights are the minimum of mean cross-entropy + penalty/2 * |W|^2, found by L-BFGS from the strongest penalty to the
+    weakest, each from the minimum before. The search runs along the principal axes of the features, each scaled by its
+    expected curvature, as features that are whitened would be; that changes the path, not the minimum."""
+    from scipy.optimize import minimize  # takes a while
 
-    def closure():
-        w = scale * u
-        p = (w.flatten(1, 2) @ columns).view(layers, classes, len(penalties), n).softmax(1)
-        right = p.gather(1, target)
-        p.scatter_(1, target, right - 1)
-        u.grad = scale * ((p.flatten(1, 2) @ x).view_as(w) / n + strength * w)
-        return (strength / 2 * w.square()).sum() - right.clamp(min=TINY).log().sum() / n
+    variance, axes = torch.linalg.eigh(x.T @ x / len(x))
+    rotated = torch.cat([x @ axes, x.new_ones(len(x), 1)], 1)
+    weights, found = x.new_zeros(classes, rotated.shape[1]), {}
+    for penalty in sorted(penalties, reverse=True):
+        scale = torch.cat([(variance.clamp(min=0) / classes + penalty).rsqrt(), x.new_tensor([classes**0.5])])
+        objective = penalised_entropy(rotated, y, classes, penalty, scale)
+        start = (weights / scale).flatten().cpu().numpy()
+        ends = {"maxiter": EVALUATIONS, "maxfun": EVALUATIONS, "maxcor": 20, "ftol": 0.0, "gtol": GRADIENT}
+        end = minimize(objective, start, jac=True, method="L-BFGS-B", options=ends).x
+        weights = x.new_tensor(end).view_as(weights) * scale
+        found[penalty] = torch.cat([weights[:, :-1] @ axes.T, weights[:, -1:]], 1)
+    return torch.stack([found[penalty] for penalty in penalties])
 
-    ends = {"max_iter": max_iter, "tolerance_grad": 1e-5, "tolerance_change": 1e-8}
-    torch.optim.LBFGS([u], **ends, history_size=10, line_search_fn="strong_wolfe").step(closure)
-    w = (scale * u).permute(0, 3, 2, 1)
-    return torch.cat([(axes @ w[:, :-1].flatten(2)).unflatten(2, w.shape[2:]), w[:, -1:]], 1)
+
+def penalised_entropy(x, y, classes, penalty, scale):
+    """The function that L-BFGS minimises: weights / scale as a flat numpy array -> (mean cross-entropy + penalty/2 * |W|^2,
+    its gradient). The last column of x (n, F + 1) is constant, its weight not penalised."""
+    columns, images = x.T.contiguous(), torch.arange(len(x), device=x.device)
+    strength = torch.full_like(scale, penalty)
+    strength[-1] = 0
+
+    def objective(scaled):
+        w = x.new_tensor(scaled).view(classes, -1) * scale
+        logits = w @ columns
+        total = logits.logsumexp(0)
+        value = (total - logits[y, images]).mean() + (strength * w.square()).sum() / 2
+        p = (logits - total).exp_()
+        p[y, images] -= 1
+        return float(value), (scale * (p @ x / len(x) + strength * w)).flatten().cpu().numpy()
+
+    return objective
 
 
 def linear_probe(train, val, test, classes):
-    """Probe every layer. Arguments are (features (L, n, F), labels (n,)) per split.
+    """Probe every layer at every penalty. Arguments are (features (L, n, F), labels (n,)) per split, on one device.
 
-    Penalty per layer and then the layer are chosen by validation accuracy. Returns a dict: "layers", one row per
-    layer {layer, penalty, train, val, test} with accuracies 0 to 1; "chosen", the row of the chosen layer; "correct",
-    (n_test,) bool at the chosen layer."""
-    mean = train[0].mean(1, keepdim=True)
-    std = train[0].std(1, keepdim=True).clamp(min=1e-6)
-    w = fit_logistic((train[0] - mean) / std, train[1], classes)
-    right = {}  # split -> (L, n, P) bool, whether each image is classified right
-    for name, (x, y) in {"train": train, "val": val, "test": test}.items():
-        logits = ((x - mean) / std) @ w[:, :-1].flatten(2) + w[:, -1].flatten(1)[:, None]
-        right[name] = logits.unflatten(2, w.shape[2:]).argmax(3) == y[None, :, None]
-    rows = []
-    for layer in range(len(w)):
-        best = int(right["val"][layer].float().mean(0).argmax())
-        accuracy = {name: float(found[layer, :, best].double().mean()) for name, found in right.items()}
-        rows.append({"layer": layer, "penalty": PENALTIES[best], **accuracy})
-    chosen = max(rows, key=lambda row: row["val"])
-    correct = right["test"][chosen["layer"], :, PENALTIES.index(chosen["penalty"])]
-    return {"layers": rows, "chosen": chosen, "correct": correct}
+    Features are standardised by the training split. Returns ({"penalties": P of them, ascending; "train", "val", "test":
+    L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set where the image is classified right at penalty p).
+    Which layer and penalty count is chosen later, from the records of all seeds: `records.sweep.choose`."""
+    splits = {"train": train, "val": val, "test": test}
+    table = {"penalties": list(PENALTIES), **{name: [] for name in splits}}
+    bits = 2 ** torch.arange(len(PENALTIES), device=test[1].device)
+    correct = []
+    for layer in range(len(train[0])):
+        features = train[0][layer].double()
+        mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
+        w = fit_logistic((features - mean) / std, train[1], classes)
+        for name, (x, y) in splits.items():
+            z = (x[layer].double() - mean) / std
+            logits = z @ w[..., :-1].flatten(0, 1).T + w[..., -1].flatten()
+            right = logits.view(len(z), len(w), classes).argmax(2) == y[:, None]
+            table[name].append(right.double().mean(0).tolist())
+        correct.append((right * bits).sum(1))  # of the test split, the last
+    return table, torch.stack(correct).to(torch.uint8).cpu().numpy()
 
 
 def knn(train, test, classes, chunk=500):
@@ -97,19 +109,20 @@ def knn(train, test, classes, chunk=500):
     return accuracies
 
 
+def probe_splits(train, val, test, classes):
+    """`linear_probe` and k-NN of features as a record keeps them: (table, correctness of the test images)."""
+    table, correct = linear_probe(train, val, test, classes)
+    return {**table, "knn": knn(train, test, classes), "neighbours": NEIGHBOURS, "temperature": TEMPERATURE}, correct
+
+
 def probe_network(model, data):
-    """Linear probe and k-NN of every layer on all splits. Returns `linear_probe`'s dict with "knn" in each row."""
-    train, val, test = (layer_features(model, split) for split in (data.train, data.val, data.test))
-    result = linear_probe(train, val, test, len(data.classes))
-    for row, accuracy in zip(result["layers"], knn(train, test, len(data.classes)), strict=True):
-        row["knn"] = accuracy
-    return result
+    """Linear probe and k-NN of every layer: what `probe_splits` gives of L + 1 layers."""
+    return probe_splits(*(layer_features(model, split) for split in (data.train, data.val, data.test)), len(data.classes))
 
 
 def probe_pixels(data):
-    """The chosen row of a linear probe on raw pixels."""
-    train, val, test = (pixel_features(split) for split in (data.train, data.val, data.test))
-    return linear_probe(train, val, test, len(data.classes))["chosen"]
+    """Linear probe and k-NN on raw pixels: what `probe_splits` gives of one layer."""
+    return probe_splits(*(pixel_features(split) for split in (data.train, data.val, data.test)), len(data.classes))
 
 
 # ---- reconstructions that train nothing ----------------------------------------------------------------------------------

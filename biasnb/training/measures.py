@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.datasets import generator
 from ..networks.model import features
+from ..records.sweep import choose
 from .evaluation import layer_features, probe_network
 
 TINY = 1e-12
@@ -283,11 +284,14 @@ def logme(x, labels, classes):
 
 
 def transfer(model, data):
-    """The features on another data set, its images already of the model's size: the chosen row of the linear probe, with
-    "logme", the best layer's LogME on the training split, and "logme_layers", that of every layer."""
+    """The features on another data set, its images already of the model's size: "layer", the best by validation accuracy, and
+    "test", its test accuracy, 0 to 1; "logme", the best layer's LogME on the training split, and "logme_layers", that of
+    every layer."""
     x, labels = layer_features(model, data.train)
     values = [logme(layer, labels, len(data.classes)) for layer in x]
-    return {**probe_network(model, data)["chosen"], "logme": max(values), "logme_layers": values}
+    probe, _ = probe_network(model, data)
+    choice = choose([probe])
+    return {"layer": choice.layer, "test": choice.best(probe), "logme": max(values), "logme_layers": values}
 
 
 # ---- all measures --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
@@ -16,9 +15,9 @@ from ..data.datasets import Data, load
 from ..networks.model import Isotropic, build, context_coverage, flop_per_image, parameters_by_part
 from ..networks.pretrained import description, load_weights
 from ..records.files import StoreError, write_atomic
-from ..records.keys import baseline_fields, baseline_key, key, key_fields
+from ..records.keys import baseline_fields, baseline_key, init_fields, init_key, key, key_fields
 from ..records.provenance import environment
-from ..records.store import Store
+from ..records.store import PROTOCOL, Store
 from . import measures
 from .checkpoint import Checkpoints, Monitor
 from .evaluation import baseline_psnr, palette_psnr, probe_network, probe_pixels
@@ -131,12 +130,21 @@ def run_together(configs, store, label=""):
 
 def baseline(cfg, store):
     """The record of the baselines that every network must beat, made once per data set and masks. Raises as `run` does."""
-    k = baseline_key(cfg)
+    return once(baseline_key(cfg), make_baseline, cfg, store)
+
+
+def init(cfg, store):
+    """The record of the network at its initial weights, made once for all runs that start from it. Raises as `run` does."""
+    return once(init_key(cfg), make_init, cfg, store)
+
+
+def once(k, make, cfg, store):
+    """The record of this key, loaded or made."""
     if not store.has(k):
         with store.lock(k):
             if not store.has(k):
                 with noting_errors(store, [k], cfg):
-                    return make_baseline(cfg, store)
+                    return make(cfg, store)
     return store.load(k)
 
 
@@ -145,6 +153,7 @@ def make_baseline(cfg, store):
     device = pick_device(cfg)
     data = load(replace(cfg, seed=0, images=0, pretext="none"), device)  # the training mean is that of all images
     print(f"baselines of {data.name}: reconstructions that train nothing, and a probe on raw pixels", flush=True)
+    probe, correct = probe_pixels(data)
     record = {
         "kind": "baseline",
         "key": baseline_key(cfg),
@@ -152,9 +161,25 @@ def make_baseline(cfg, store):
         "data": data.summary(),
         "environment": stamp(device),
         "psnr": baseline_psnr(data, cfg, "test"),
-        "pixel_probe": probe_pixels(data),
+        "pixel_probe": probe,
     }
-    return store.save(record)
+    return store.save(record, {"correct": correct})
+
+
+def make_init(cfg, store):
+    """Probe and measure a network at its initial weights, and save the record."""
+    data, model = prepare(cfg)
+    probe, correct = probe_network(model, data)
+    record = {
+        "kind": "init",
+        "key": init_key(cfg),
+        "config": init_fields(cfg),
+        "data": data.summary(),
+        "environment": stamp(model.mean.device.type),
+        "probe": probe,
+        "measures": measures.network(model, measured(data.test))[0],
+    }
+    return store.save(record, {"correct": correct})
 
 
 @contextlib.contextmanager
@@ -192,7 +217,7 @@ def explained(error, cfg):
 @dataclass(frozen=True)
 class Started:
     """A run that is about to be trained. record: what is known of it before; budget: its Config with the steps that it may
-    take; init_probe: the probe at random init."""
+    take."""
 
     cfg: Config
     store: Store
@@ -200,7 +225,6 @@ class Started:
     model: Isotropic
     budget: Config
     record: dict
-    init_probe: dict
 
 
 def make_record(cfg, store, label):
@@ -231,14 +255,13 @@ def make_records_together(configs, store, label):
 
 
 def start(cfg, store):
-    """Prepare a run, and probe and measure its network at random init."""
+    """Prepare a run: its data, its network at random init, and what its record says before it is trained."""
     data, model = prepare(cfg)
     device, palette = model.mean.device.type, model.palette
-    init_probe = probe_network(model, data)
-    init_measures, _ = measures.network(model, measured(data.test))
     record = {
         "kind": "run",
         "key": key(cfg),
+        "init": init_key(cfg),
         "config": key_fields(cfg),
         "data": data.summary(),
         "palette": palette and {"hash": palette.hash, "psnr": palette_psnr(data.test.images, palette)},
@@ -246,9 +269,8 @@ def start(cfg, store):
         "parameters": parameters_by_part(model),
         "flop_per_image": flop_per_image(model),
         "context_coverage": context_coverage(model),
-        "init_measures": init_measures,
     }
-    return Started(cfg, store, data, model, budgeted(cfg, model, data), record, init_probe)
+    return Started(cfg, store, data, model, budgeted(cfg, model, data), record)
 
 
 def train(runs, label):
@@ -268,35 +290,37 @@ def train(runs, label):
 def finish(started, log, together=1):
     """Evaluate a trained network and save its weights, arrays and record, which is returned. `together`: with how many seeds
     it was trained. Raises Diverged for a network whose numbers are not finite."""
-    cfg, data, model, store = started.cfg, started.data, started.model, started.store
-    scores = {part: {"loss": None, "psnr": None, "accuracy": None} for part in ("val", "test")}
-    if cfg.pretext != "none":
-        scores = {part: evaluate(model, getattr(data, part), part) for part in scores}
-    check_finite(scores, started, log)
-    probe = probe_network(model, data) if cfg.pretext != "none" else dict(started.init_probe)
-    found, field = measures.network(model, measured(data.test))
-    check_finite([probe, found], started, log)
-
-    arrays = pictures(started, scores) | {"correct": np.packbits(probe.pop("correct").cpu().numpy()), "receptive_field": field}
+    found, arrays = evaluated(started, log["history"])
+    store = started.store
     record = started.record | {
         "status": "done",
-        "steps": started.budget.steps if cfg.pretext != "none" else 0,
+        "steps": started.budget.steps if started.cfg.pretext != "none" else 0,
         "history": log["history"],
-        "loss": {part: score["loss"] for part, score in scores.items()},
-        "psnr": {part: score["psnr"] for part, score in scores.items()},
-        "accuracy": {part: score["accuracy"] for part, score in scores.items()},
-        "probe": probe,
-        "init_probe": {name: value for name, value in started.init_probe.items() if name != "correct"},
-        "measures": found,
+        **found,
         "images_per_second": statistics.median(log["speeds"][1:] or log["speeds"] or [0.0]),
         "wall_seconds": log["seconds"],
     }
     if together > 1:
         record["seeds_together"] = together
-    save_weights(model, record["key"], store)
+    save_weights(started.model, record["key"], store)
     record = store.save(record, arrays)
     store.forget(record["key"])
     return record
+
+
+def evaluated(started, history):
+    """(what the record says of the trained network, arrays). Raises Diverged for a network whose numbers are not finite."""
+    cfg, data, model = started.cfg, started.data, started.model
+    scores = {part: {"loss": None, "psnr": None, "accuracy": None} for part in ("val", "test")}
+    if cfg.pretext != "none":
+        scores = {part: evaluate(model, getattr(data, part), part) for part in scores}
+    check_finite(scores, started, history)
+    probe, correct = probe_network(model, data)
+    measures_found, field = measures.network(model, measured(data.test))
+    check_finite(measures_found, started, history)
+    found = {name: {part: score[name] for part, score in scores.items()} for name in ("loss", "psnr", "accuracy")}
+    found |= {"probe": probe, "measures": measures_found}
+    return found, pictures(started, scores) | {"correct": correct, "receptive_field": field}
 
 
 def save_diverged(started, error):
@@ -309,10 +333,10 @@ def save_diverged(started, error):
     return record
 
 
-def check_finite(numbers, started, log):
+def check_finite(numbers, started, history):
     """Raises Diverged if a number in nested dicts and lists is not finite."""
     if not finite(numbers):
-        raise Diverged(started.budget.steps, [row["loss"] for row in log["history"][-1:]], log["history"])
+        raise Diverged(started.budget.steps, [row["loss"] for row in history[-1:]], history)
 
 
 def finite(value):
@@ -344,3 +368,47 @@ def save_weights(model, key, store):
     weights = {name: p.cpu().contiguous() for name, p in model.state_dict().items()}
     about = json.dumps(description(model, key, store.profile))
     write_atomic(store.path(key, ".safetensors"), save_tensors(weights, {"about": about}))
+
+
+# ---- evaluated again -------------------------------------------------------------------------------------------------------
+
+
+def evaluate_again(keys, store, data_dir=""):
+    """Evaluate records of an older protocol again, those of these keys or, without any, of the store: runs from their kept
+    weights, with their training as it was; their baselines and random inits anew. Yields a line per record that says what
+    became of it. `data_dir` is where the data lie, if they are a folder. Raises BiasnbError as `prepare` does."""
+    names = keys or [path.stem for path in sorted(store.folder.glob("*.json"))]
+    records = [store.load(name, outdated=True) for name in names]
+    for record in records:
+        if record["kind"] == "run":
+            yield f"{record['key']}: {evaluate_run(record, store, data_dir)}"
+            cfg = Config(**record["config"], data_dir=data_dir)
+            for k, make in ((init_key(cfg), make_init), (baseline_key(cfg), make_baseline)):
+                if store.has(k) and store.load(k, outdated=True)["protocol"] != PROTOCOL:
+                    with store.lock(k):
+                        make(cfg, store)
+                    yield f"{k}: computed again"
+    for record in records:
+        if record["kind"] in ("init", "baseline") and store.load(record["key"], outdated=True)["protocol"] != PROTOCOL:
+            yield f"{record['key']}: belongs to none of these runs; delete it"
+
+
+def evaluate_run(record, store, data_dir=""):
+    """Evaluate one run again if its record is of an older protocol, and save the record; returns what was done in words."""
+    if record["protocol"] == PROTOCOL:
+        return "up to date"
+    k, cfg = record["key"], Config(**record["config"], data_dir=data_dir)
+    if key(cfg) != k:
+        return "its data or its operator are others now; delete it to make it anew"
+    if record["status"] == "diverged":
+        store.save(record | {"protocol": PROTOCOL})
+        return "diverged, nothing to evaluate"
+    if not store.path(k, ".safetensors").is_file():
+        return f"its weights are missing ({store.path(k, '.safetensors')}); delete the record to train it anew"
+    with store.lock(k):
+        started = start(cfg, store)
+        load_weights(started.model, store.path(k, ".safetensors"))
+        found, arrays = evaluated(started, record["history"])
+        stamps = {"environment": record["environment"], "evaluated": started.record["environment"], "protocol": PROTOCOL}
+        store.save(record | started.record | found | stamps, arrays)
+    return "evaluated again from its weights"
