@@ -43,11 +43,14 @@ def data(cfg):
 PENALTIES = [1e-3, 1e-2, 1e-1]
 
 
-def probe(depth, best):
-    """The table of a probe: accuracies fall with every layer by a point, and every other penalty costs a point too."""
-    rows = [[best - layer / 100 - (place != 1) / 100 for place in range(len(PENALTIES))] for layer in range(depth + 1)]
+def probe(depth, accuracy):
+    """The table of a probe that has this accuracy at all layers but the embedding, and at the second penalty; every other
+    penalty and the embedding cost a point."""
+    rows = [[accuracy - ((layer == 0) + (place != 1)) / 100 for place in range(len(PENALTIES))] for layer in range(depth + 1)]
+    if depth == 0:
+        rows = [[accuracy - (place != 1) / 100 for place in range(len(PENALTIES))]]
     table = {name: [list(row) for row in rows] for name in ("train", "val", "test")}
-    return {"penalties": PENALTIES, **table, "knn": [best] * (depth + 1), "neighbours": 20, "temperature": 0.07}
+    return {"penalties": PENALTIES, **table, "knn": [accuracy] * (depth + 1), "neighbours": 20, "temperature": 0.07}
 
 
 def measures(cfg, scale):
@@ -69,7 +72,8 @@ def record_of(cfg, psnr=22.0, accuracy=0.6, status="done"):
     of_pixels, of_labels = psnr if cfg.predicts else None, accuracy if cfg.pretext == "supervised" else None
     steps = 0 if cfg.pretext == "none" else 4
     record = {
-        "kind": "run", "key": key(cfg), "init": init_key(cfg), "protocol": PROTOCOL, "config": key_fields(cfg), "status": status, "steps": steps, "data": data(cfg),
+        "kind": "run", "key": key(cfg), "init": init_key(cfg), "protocol": PROTOCOL, "config": key_fields(cfg),
+        "status": status, "steps": steps, "data": data(cfg),
         "environment": {}, "palette": {"hash": "p" * 16, "psnr": 30.0} if cfg.uses_palette else None,
         "parameters": {"mixing": 10, "channel": 20, "embedding": 30}, "flop_per_image": 12345, "context_coverage": 0.75,
         "history": [{"step": s, "loss": 1.0 / s, "lr": 0.1, "gradient_norm": 1.0, "weight_norm": 14.0}

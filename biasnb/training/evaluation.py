@@ -84,9 +84,9 @@ def penalised_entropy(x, y, classes, penalty, scale):
 def linear_probe(train, val, test, classes):
     """Probe every layer at every penalty. Arguments are (features (L, n, F), labels (n,)) per split, on one device.
 
-    Features are whitened by the training split, see `whitening`. Returns ({"penalties": P of them, ascending; "train", "val", "test":
-    L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set where the image is classified right at penalty p).
-    Which layer and penalty count is chosen later, from the records of all seeds: `records.sweep.choose`."""
+    Features are whitened by the training split, see `whitening`. Returns ({"penalties": P of them, ascending; "train", "val",
+    "test": L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set where the image is classified right at
+    penalty p). Which layer and penalty count is chosen later, from the records of all seeds: `records.sweep.choose`."""
     splits = {"train": train, "val": val, "test": test}
     table = {"penalties": list(PENALTIES), **{name: [] for name in splits}}
     bits = 2 ** torch.arange(len(PENALTIES), device=test[1].device)
