@@ -4,8 +4,8 @@ import nbformat
 import numpy as np
 
 from biasnb.config import configure
-from biasnb.records.keys import baseline_fields, baseline_key, key, key_fields
-from biasnb.records.store import Store
+from biasnb.records.keys import baseline_fields, baseline_key, init_fields, init_key, key, key_fields
+from biasnb.records.store import PROTOCOL, Store
 from biasnb.records.sweep import Sweep
 from biasnb.sweep import manifest
 
@@ -40,10 +40,17 @@ def data(cfg):
     return {"name": cfg.dataset, "fingerprint": "f" * 16, "classes": CLASSES, **SIZES}
 
 
-def probe(depth, best):
-    rows = [{"layer": i, "penalty": 0.01, "train": best, "val": best - i / 100, "test": best - i / 100, "knn": best}
-            for i in range(depth + 1)]  # fmt: skip
-    return {"layers": rows, "chosen": rows[0]}
+PENALTIES = [1e-3, 1e-2, 1e-1]
+
+
+def probe(depth, accuracy):
+    """The table of a probe that has this accuracy at all layers but the embedding, and at the second penalty; every other
+    penalty and the embedding cost a point."""
+    rows = [[accuracy - ((layer == 0) + (place != 1)) / 100 for place in range(len(PENALTIES))] for layer in range(depth + 1)]
+    if depth == 0:
+        rows = [[accuracy - (place != 1) / 100 for place in range(len(PENALTIES))]]
+    table = {name: [list(row) for row in rows] for name in ("train", "val", "test")}
+    return {"penalties": PENALTIES, **table, "knn": [accuracy] * (depth + 1), "neighbours": 20, "temperature": 0.07}
 
 
 def measures(cfg, scale):
@@ -65,10 +72,10 @@ def record_of(cfg, psnr=22.0, accuracy=0.6, status="done"):
     of_pixels, of_labels = psnr if cfg.predicts else None, accuracy if cfg.pretext == "supervised" else None
     steps = 0 if cfg.pretext == "none" else 4
     record = {
-        "kind": "run", "key": key(cfg), "config": key_fields(cfg), "status": status, "steps": steps, "data": data(cfg),
+        "kind": "run", "key": key(cfg), "init": init_key(cfg), "protocol": PROTOCOL, "config": key_fields(cfg),
+        "status": status, "steps": steps, "data": data(cfg),
         "environment": {}, "palette": {"hash": "p" * 16, "psnr": 30.0} if cfg.uses_palette else None,
         "parameters": {"mixing": 10, "channel": 20, "embedding": 30}, "flop_per_image": 12345, "context_coverage": 0.75,
-        "init_measures": measures(cfg, 2.0),
         "history": [{"step": s, "loss": 1.0 / s, "lr": 0.1, "gradient_norm": 1.0, "weight_norm": 14.0}
                     for s in range(1, steps + 1)],
     }  # fmt: skip
@@ -77,7 +84,7 @@ def record_of(cfg, psnr=22.0, accuracy=0.6, status="done"):
     return record | {
         "images_per_second": 100.0, "wall_seconds": 1.0, "loss": dict.fromkeys(("val", "test"), 0.2 if steps else None),
         "psnr": {"val": of_pixels, "test": of_pixels}, "accuracy": {"val": of_labels, "test": of_labels},
-        "probe": probe(cfg.depth, accuracy), "init_probe": probe(cfg.depth, 0.5), "measures": measures(cfg, 1.0),
+        "probe": probe(cfg.depth, accuracy), "measures": measures(cfg, 1.0),
     }  # fmt: skip
 
 
@@ -88,7 +95,8 @@ def run_record(mixer, depth, seed, psnr=22.0, accuracy=0.6, status="done", **fie
 def arrays_of(cfg, rng):
     """The arrays beside such a record."""
     size = cfg.image_size
-    arrays = {"images": rng.integers(0, 256, (10, size, size, 3), np.uint8), "correct": np.packbits(rng.random(10) < 0.6),
+    correct = rng.integers(0, 2 ** len(PENALTIES), (cfg.depth + 1, SIZES["test"]), np.uint8)
+    arrays = {"images": rng.integers(0, 256, (10, size, size, 3), np.uint8), "correct": correct,
               "receptive_field": rng.random((size, size), np.float32) / size**2}  # fmt: skip
     if cfg.predicts:
         names = ("input", "reconstruction", *(["sample"] if cfg.pretext == "ar" else []))
@@ -100,7 +108,14 @@ def baseline_record(cfg):
     return {
         "kind": "baseline", "key": baseline_key(cfg), "config": baseline_fields(cfg), "data": data(cfg), "environment": {},
         "psnr": {"image_mean": 17.0, "neighbour_mean": 21.7, "nearest_visible": 21.2},
-        "pixel_probe": {"layer": 0, "penalty": 0.1, "train": 0.6, "val": 0.5, "test": 0.42},
+        "pixel_probe": probe(0, 0.42), "protocol": PROTOCOL,
+    }  # fmt: skip
+
+
+def init_record(cfg):
+    return {
+        "kind": "init", "key": init_key(cfg), "config": init_fields(cfg), "data": data(cfg), "environment": {},
+        "probe": probe(cfg.depth, 0.5), "measures": measures(cfg, 2.0), "protocol": PROTOCOL,
     }  # fmt: skip
 
 
@@ -118,8 +133,9 @@ def saved_sweep(store, notebook="20_trio", **overrides):
     mixers = list(dict.fromkeys(cfg.mixer for cfg in configs))
     for cfg in configs:
         store.save(record_of(cfg, psnr=24.0 - 2 * mixers.index(cfg.mixer) + 0.1 * float(rng.normal())), arrays_of(cfg, rng))
-        if not store.has(baseline_key(cfg)):
-            store.save(baseline_record(cfg))
+        for other in (baseline_record(cfg), init_record(cfg)):
+            if not store.has(other["key"]):
+                store.save(other)
     return Sweep(store, sweep.name, sweep.content)
 
 

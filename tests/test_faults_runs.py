@@ -29,7 +29,7 @@ from biasnb.data import palette as palettes
 from biasnb.networks import model
 from biasnb.operators import FAMILIES, MIXERS
 from biasnb.records import files
-from biasnb.records.keys import baseline_key, key
+from biasnb.records.keys import baseline_key, init_key, key
 from biasnb.records.progress import Progress
 from biasnb.records.store import Store
 from biasnb.training import checkpoint, evaluation, pretext, run
@@ -212,13 +212,13 @@ def finished_as(calm, process):
 def test_two_processes_give_equal_records_and_weights_to_the_byte(zygote, asked, tmp_path):
     """One forked, the other started as a user does, with other hashes of strings."""
     words, cfg = asked()
-    whole = f"{HERE}evaluation.fit_logistic.__defaults__ = {evaluation.fit_logistic.__defaults__!r}"
+    whole = f"{HERE}evaluation.EVALUATIONS = {evaluation.EVALUATIONS}"
     forked = zygote.start(tmp_path / "forked", *words, first=whole)
     python(tmp_path, "-m", "biasnb", *words, PYTHONHASHSEED="7")
     assert forked.wait() == 0, forked.output()
     one, other = outcome(tmp_path), outcome(tmp_path / "forked")
     assert one == other
-    assert {f"{key(cfg)}.json", f"{key(cfg)}.npz", f"{key(cfg)}.safetensors", f"{baseline_key(cfg)}.json"} == set(one)
+    assert files_of(cfg) == set(one)
 
 
 TINY = {"image_size": 8, "patch": 2, "width": 8, "heads": 2, "kernel": 3, "depth": 1, "colours": 8, "batch": 8, "steps": 6}
@@ -466,16 +466,16 @@ PLACES = {
     "lock": ("'files.FileLock.acquire', {}", "missing"),
     "data decoding": ("'data.decode', {}, 40", "missing"),
     "palette fit": ("'palette.np.argsort', {}", "missing"),
-    "probe at random init": ("'evaluation.knn', {}", "missing"),
     "first batch": ("'train.augmentation', {}", "missing"),
     "save": ("'files.os.replace', {}, 2, on='checkpoints'", "goes on from step 1"),
     "last save": ("'files.os.replace', {}, 6, on='checkpoints'", "goes on from step 5"),
     "evaluation": ("'run.evaluate', {}, 2", "goes on from step 6"),
-    "probe": ("'evaluation.knn', {}, 2", "goes on from step 6"),
+    "probe": ("'evaluation.knn', {}", "goes on from step 6"),
     "weights": ("'files.os.replace', {}, 7, on='.safetensors.'", "goes on from step 6"),
     "arrays": ("'files.os.replace', {}, on='.npz.', call=2", "goes on from step 6"),
     "record": ("'files.os.replace', {}, on='.json.'", "goes on from step 6"),
     "baselines": ("'run.probe_pixels', {}", "done"),
+    "random init": ("'evaluation.knn', {}, 3", "done"),
 }
 
 
@@ -494,7 +494,7 @@ def test_a_signal_ends_a_run_anywhere_and_it_goes_on_to_an_equal_result(zygote, 
     assert process.wait(LEAVE) == ENDS[way][1] and "\nat " in f"\n{process.output()}", process.output()
     assert ("KeyboardInterrupt" in process.output()) == bool(in_cell)
     assert state in store.status(key(cfg))
-    assert not any(store.busy(name) for name in (key(cfg), baseline_key(cfg)))
+    assert not any(store.busy(name) for name in (key(cfg), baseline_key(cfg), init_key(cfg)))
     assert not list(store.folder.glob("*.error"))
     finished_as(calm, zygote.start(root, *words))
 
@@ -575,7 +575,7 @@ def test_what_is_not_finite_stops_before_the_update_and_is_recorded(zygote, root
 def test_too_little_memory_is_one_line_that_says_what_to_lower(zygote, root, asked):
     words, cfg = asked(mixer="igpt", image_size=128, input="rgb", batch=32)
     first = HERE + "full = lambda: resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms,) * 2)\n"
-    first += "at('train.augmentation', full)\nrun.probe_network = run.measures.network = lambda *given: ({}, None)"
+    first += "at('train.augmentation', full)"
     refused(zygote.start(root, *words, first=first), "batch: 32 images of 4096 tokens at width 8 do not fit into memory")
     state, why = Store("smoke").status(key(cfg))
     assert state == "failed" and "do not fit into memory" in why
@@ -592,6 +592,12 @@ def test_what_goes_wrong_with_baselines_leaves_a_trace(zygote, root, asked):
 
 
 # ---- one run, several processes ---------------------------------------------------------------------------------------------
+
+
+def files_of(cfg):
+    """The names of the files that one run leaves, with its baselines and its random init."""
+    records = {f"{name}{end}" for name in (key(cfg), baseline_key(cfg), init_key(cfg)) for end in (".json", ".npz")}
+    return records | {f"{key(cfg)}.safetensors"}
 
 
 def at_once(zygote, root, words, count, first=""):
@@ -617,8 +623,7 @@ def test_of_two_processes_that_start_one_run_one_trains_and_the_other_waits_for_
         shutil.copytree(calm / "runs", root / "runs", ignore=shutil.ignore_patterns(f"{key(asked()[1])}*", "locks"))
         both = at_once(zygote, root, words, 2)
         assert updates(both) == 2
-        made = {f"{key(cfg)}{end}" for end in (".json", ".npz", ".safetensors")}
-        assert set(outcome(root)) == made | {f"{baseline_key(cfg)}.json"}
+        assert set(outcome(root)) == files_of(cfg)
         assert not left_over(root)
         if i:
             assert outcome(root) == outcome(tmp_path / "0")

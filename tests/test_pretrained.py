@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load, save
+from synthetic import probe
 
 import biasnb
 from biasnb.config import configure
@@ -15,11 +16,12 @@ from biasnb.networks import pretrained
 from biasnb.networks.model import features
 from biasnb.operators import CUBE, TRIO
 from biasnb.records import places
-from biasnb.records.keys import baseline_key, key, key_fields
+from biasnb.records.keys import key
 from biasnb.records.store import Store, StoreError
 from biasnb.records.sweep import Sweep
 from biasnb.suite import publish
 from biasnb.sweep import manifest
+from biasnb.sweep.study import asked_of
 from biasnb.training import run
 from biasnb.training.pretext import evaluate
 
@@ -38,7 +40,7 @@ def trained(tmp_path_factory, decoded):
         here = Store("smoke")
         for name, wanted in RUNS.items():
             configs = [configure("smoke", **fields) for fields in wanted]
-            asked = [{"key": key(cfg), "baseline": baseline_key(cfg), **key_fields(cfg)} for cfg in configs]
+            asked = [asked_of(cfg) for cfg in configs]
             Sweep(here, name, {"changed": {}, "runs": asked}).save()
             for cfg in configs:
                 run.run(cfg, here)
@@ -99,10 +101,10 @@ def test_a_weight_changed_by_hand_is_found_by_the_metrics_that_moved(made):
 
 def test_values_agree_up_to_what_is_allowed_and_not_beyond():
     record = {"data": {"fingerprint": "a"}, "loss": {"test": 1.0}, "psnr": {"test": None}, "accuracy": {"test": 0.5}}
-    record["probe"] = {"chosen": {"test": 0.5, "knn": 0.5}}
-    near = {**record, "loss": {"test": 1.0004}, "probe": {"chosen": {"test": 0.509, "knn": 0.5004}}}
+    record["probe"] = probe(2, 0.5)
+    near = {**record, "loss": {"test": 1.0004}, "probe": {**probe(2, 0.5045), "knn": [0.0, 0.5, 0.5008]}}
     far = {**record, "loss": {"test": float("nan")}, "accuracy": {"test": 0.501}, "data": {"fingerprint": "b"}}
-    far["probe"] = {"chosen": {"test": 0.511, "knn": 0.501}}
+    far["probe"] = probe(2, 0.506)
     assert {row[0]: row[-1] for row in publish.compare(record, near)} == dict.fromkeys(["data", *SUPERVISED], True)
     assert {row[0]: row[-1] for row in publish.compare(record, far)} == dict.fromkeys(["data", *SUPERVISED], False)
 

@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
 
+from biasnb.records.sweep import choose
 from biasnb.training import evaluation
+
+PENALTIES = evaluation.PENALTIES
 
 
 @pytest.fixture
@@ -18,46 +23,129 @@ def clusters():
     return make
 
 
-def test_logistic_regression_agrees_with_scikit_learn(clusters):
-    x, y = clusters(300)
-    x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
-    w = evaluation.fit_logistic(x, y, 3)
-    for layer in range(2):
-        for i, penalty in enumerate(evaluation.PENALTIES):
-            theirs = LogisticRegression(C=1 / (300 * penalty), tol=1e-8, max_iter=5000).fit(
-                x[layer].double().numpy(), y.numpy()
-            )
-            ours = w[layer, :, i].double().numpy()
-            logits = x[layer].double().numpy() @ ours[:-1] + ours[-1]
-            p = np.exp(logits - logits.max(1, keepdims=True))
-            p /= p.sum(1, keepdims=True)
-            assert np.abs(p - theirs.predict_proba(x[layer].double().numpy())).max() < 5e-3
+def digits():
+    """Real features whose classes can be told apart without error: (n, 64), and labels."""
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(x), torch.tensor(y)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    return x[order], y[order]
+
+
+def network_features():
+    """(features (L + 1, n, D), labels) of the three splits: a network at random init on embedded images."""
+    from biasnb.config import Config
+    from biasnb.training.run import prepare
+
+    data, model = prepare(Config(dataset="leaves", mixer="convmixer", depth=2, width=32, labelled=500))
+    return [evaluation.layer_features(model, split) for split in (data.train, data.val, data.test)], len(data.classes)
+
+
+def whitened(x):
+    mean, matrix = evaluation.whitening(x.double())
+    return (x.double() - mean) @ matrix
+
+
+def objective(w, x, y, penalty):
+    """Mean cross-entropy + penalty/2 * |W|^2 in numpy."""
+    logits = x @ w[:, :-1].T + w[:, -1]
+    top = logits.max(1)
+    entropy = np.log(np.exp(logits - top[:, None]).sum(1)) + top - logits[np.arange(len(y)), y]
+    return entropy.mean() + penalty / 2 * (w[:, :-1] ** 2).sum()
+
+
+@pytest.mark.parametrize("features", ["clusters", "digits", "network"])
+def test_logistic_regression_reaches_the_optimum_of_scikit_learn_at_every_penalty(features, clusters):
+    if features == "clusters":
+        x, y = clusters(300)
+        x = x[0]
+    elif features == "digits":
+        x, y = (part[:600] for part in digits())
+    else:
+        ((x, y), *_), _ = network_features()
+        x = x[2]
+    x, classes = whitened(x), int(y.max()) + 1
+    ours = evaluation.fit_logistic(x, y, classes).numpy()
+    x, y = x.numpy(), y.numpy()
+    for penalty, w in zip(PENALTIES, ours, strict=True):
+        theirs = LogisticRegression(C=1 / (len(y) * penalty), tol=1e-10, max_iter=20_000).fit(x, y)
+        best = objective(np.column_stack([theirs.coef_, theirs.intercept_]), x, y, penalty)
+        assert abs(objective(w, x, y, penalty) - best) < 1e-6
+
+
+def test_whitening_keeps_what_is_weak_weak_and_makes_what_is_strong_equal():
+    g = torch.Generator().manual_seed(0)
+    shared = torch.randn(5000, 1, generator=g, dtype=torch.float64)
+    x = shared + 0.1 * torch.randn(5000, 8, generator=g, dtype=torch.float64)
+    x[:, 7] = x[:, 6] * (1 + 1e-7 * torch.randn(5000, generator=g, dtype=torch.float64))
+    z = whitened(x)
+    covariance = z.T @ z / len(z)
+    variance = torch.linalg.eigvalsh(whitened(x * torch.arange(1, 9) + 5).T.cov())
+    assert torch.allclose(covariance, covariance.diagonal().diag(), atol=1e-9)
+    assert torch.allclose(covariance.diagonal().sort().values, variance, rtol=1e-2, atol=1e-9)  # of units and offsets
+    assert variance[-1] == pytest.approx(8 / 9, abs=0.02) and variance[0] < 1e-12
+
+
+def largest_difference(one, other):
+    """Between two tables of accuracies, in points."""
+    return max(100 * np.abs(np.subtract(one[part], other[part])).max() for part in ("train", "val", "test"))
+
+
+def test_rounding_noise_in_the_features_changes_no_accuracy_by_half_a_point():
+    splits, classes = network_features()
+    known, _ = evaluation.linear_probe(*splits, classes)
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        noisy = [(x * (1 + 2e-7 * torch.randn(x.shape, generator=g)), y) for x, y in splits]
+        assert largest_difference(evaluation.linear_probe(*noisy, classes)[0], known) <= 0.5
+
+
+def test_another_number_of_threads_changes_no_accuracy_by_half_a_point():
+    splits, classes = network_features()
+    splits = [(x[2:], y) for x, y in splits]
+    found, before = [], torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        with threadpool_limits(count):
+            found.append(evaluation.linear_probe(*splits, classes)[0])
+    torch.set_num_threads(before)
+    assert largest_difference(*found) <= 0.5
+
+
+def test_the_table_and_the_bits_say_the_same(clusters):
+    train, val, test = clusters(300), clusters(90, seed=1), clusters(90, seed=2)
+    table, correct = evaluation.linear_probe(train, val, test, 3)
+    assert table["penalties"] == sorted(table["penalties"]) and len(table["penalties"]) <= 8
+    assert correct.shape == (2, 90) and correct.dtype == np.uint8
+    for layer, row in enumerate(table["test"]):
+        for place, accuracy in enumerate(row):
+            assert (correct[layer] >> place & 1).mean() == pytest.approx(accuracy)
 
 
 def test_layer_and_penalty_are_chosen_on_validation_never_on_test(clusters):
     train, val, test = clusters(300), clusters(90, seed=1), clusters(90, seed=2)
-    result = evaluation.linear_probe(train, val, test, 3)
-    assert result["chosen"]["val"] == max(row["val"] for row in result["layers"])
-    shuffled = (test[0], test[1].flip(0))
-    again = evaluation.linear_probe(train, val, shuffled, 3)
-    assert [r["penalty"] for r in again["layers"]] == [r["penalty"] for r in result["layers"]]
-    assert again["chosen"]["layer"] == result["chosen"]["layer"]
-    assert result["correct"].float().mean().item() == pytest.approx(result["chosen"]["test"])
+    table, _ = evaluation.linear_probe(train, val, test, 3)
+    choice = choose([table])
+    best = [max(row) for row in table["val"]]
+    assert choice.by_layer(table, "val") == pytest.approx(best, abs=1e-3) and best[choice.layer] > max(best) - 1e-3
+    again, _ = evaluation.linear_probe(train, val, (test[0], test[1].flip(0)), 3)
+    assert choose([again]) == choice and choice.by_layer(again) != choice.by_layer(table)
 
 
 def test_an_informative_layer_is_found(clusters):
     train, val, test = (clusters(n, seed=s) for n, s in ((300, 0), (90, 1), (300, 2)))
     for x, _ in (train, val, test):
         x[0] = torch.randn(x[0].shape)
-    result = evaluation.linear_probe(train, val, test, 3)
-    assert result["chosen"]["layer"] == 1
-    assert result["layers"][0]["test"] < 0.5 < result["chosen"]["test"]
+    table, _ = evaluation.linear_probe(train, val, test, 3)
+    choice = choose([table])
+    assert choice.layer == 1
+    assert choice.by_layer(table)[0] < 0.5 < choice.best(table)
 
 
 def test_constant_features_do_no_harm():
     y = torch.arange(30) % 3
     split = (torch.ones(1, 30, 4), y)
-    assert evaluation.linear_probe(split, split, split, 3)["chosen"]["test"] == pytest.approx(1 / 3, abs=0.01)
+    table, _ = evaluation.linear_probe(split, split, split, 3)
+    assert np.allclose(table["test"], 1 / 3, atol=0.01)
 
 
 def test_knn_agrees_with_scikit_learn(clusters):

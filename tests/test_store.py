@@ -7,12 +7,15 @@ import time
 
 import numpy as np
 import pytest
-from synthetic import run_record, saved_sweep
+from synthetic import init_record, record_of, run_record, saved_sweep
 
+from biasnb.config import configure
 from biasnb.records import files
 from biasnb.records import store as stores
+from biasnb.records.keys import init_key, key
 from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
+from biasnb.records.sweep import Choice, choices, choose
 
 
 def test_a_record_comes_back_as_it_was_saved(root):
@@ -42,7 +45,9 @@ def test_frame_has_one_row_per_run_with_config_and_metrics(root):
     [
         (lambda r: r.pop("psnr"), "lacks psnr"),
         (lambda r: r.pop("measures"), "lacks measures"),
-        (lambda r: r.update(schema=1), "schema 1, this version reads 2"),
+        (lambda r: r.update(schema=1), "schema 1, this version reads 3"),
+        (lambda r: r.update(protocol=0), "protocol 0, this version reads 1; run `biasnb evaluate`"),
+        (lambda r: r["probe"].pop("knn"), "probe is no table"),
         (lambda r: r.update(kind="walk"), "not a record"),
         (lambda r: r.update(status="finished"), "status 'finished'"),
         (lambda r: r.update(key="0" * 16), "holds the record of"),
@@ -260,6 +265,58 @@ def test_a_grid_needs_the_baselines_of_its_runs_too(root):
     assert g.frame().baseline_psnr.isna().tolist() == [baseline == baselines[0] for baseline in baselines]
     assert g.frame().status.unique().tolist() == ["done"]
     assert g.baseline() is None
+
+
+def test_a_grid_needs_the_random_inits_of_its_runs_too(root):
+    g = saved_sweep(Store("smoke"), "20_trio", depth=[1, 2])
+    inits = [run["init"] for run in g.runs]
+    assert set(inits) < set(g.keys) and set(g.frame().init_probe) == {0.5}
+    g.store.path(inits[0]).unlink()
+    assert g.missing() == [inits[0]]
+    frame = g.frame()
+    for column in ("init_probe", "init_probe_best"):
+        assert frame[column].isna().tolist() == [init == inits[0] for init in inits]
+    assert frame.probe.notna().all()
+
+
+def table(*layers):
+    """A probe whose validation accuracies are these, a row per layer, and whose test accuracies are half as high."""
+    return {"val": [list(row) for row in layers], "test": [[value / 2 for value in row] for row in layers]}
+
+
+def test_penalties_and_layer_are_chosen_on_the_mean_over_seeds():
+    """Alone each seed would take other penalties than both together."""
+    one, other = table((0.2, 0.1, 0.1), (0.9, 0.7, 0.4)), table((0.2, 0.1, 0.1), (0.4, 0.7, 0.9))
+    assert [choose([seed]).penalties for seed in (one, other)] == [(0, 0), (0, 2)]
+    choice = choose([one, other])
+    assert choice == choose([other, one]) == Choice((0, 1), 1)
+    assert (choice.by_layer(one), choice.mean(one), choice.best(one)) == ([0.1, 0.35], 0.35, 0.35)
+
+
+def test_ties_go_to_the_strongest_penalty_and_the_earlier_layer():
+    """Less than a tenth of a point is a tie."""
+    assert choose([table((0.1, 0.2, 0.2, 0.1), (0.2, 0.1, 0.1, 0.1), (0.2, 0.2, 0.2, 0.2))]) == Choice((2, 0, 3), 0)
+    assert choose([table((0.3004, 0.3), (0.302, 0.3))]) == Choice((1, 0), 1)
+
+
+def test_runs_that_differ_in_more_than_the_seed_have_choices_of_their_own(root):
+    store, configs = Store("smoke"), [configure("smoke", seed=seed, lr=lr) for seed in (0, 1) for lr in (0.1, 0.2)]
+    inits = {init_key(cfg): init_record(cfg) for cfg in configs}
+    assert len(inits) == 2, "the rate does not change the start"
+    for cfg in configs:
+        record = record_of(cfg)
+        for row in record["probe"]["val"]:
+            row[2] += 0.05 * (cfg.lr == 0.2) * (1 + cfg.seed)
+        store.save(record)
+    records = [store.load(key(cfg)) for cfg in configs]
+    chosen = [choices(records, inits)[record["key"]] for record in records]
+    assert [(choice.penalties[1], start.penalties[1]) for choice, start in chosen] == [(1, 1), (2, 1), (1, 1), (2, 1)]
+    frame = stores.load("smoke", "runs").set_index("key")
+    assert frame.probe[key(configs[0])] == pytest.approx(0.6) and frame.probe[key(configs[1])] == pytest.approx(0.59)
+    assert "init_probe" not in frame
+    for start in inits.values():
+        store.save(start)
+    assert stores.load("smoke", "runs").init_probe.tolist() == pytest.approx([0.5] * 4)
 
 
 def test_environment_names_versions_and_machine_but_no_path(root):

@@ -1,14 +1,16 @@
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from synthetic import init_record, record_of
 
 from biasnb.config import BiasnbError, configure
 from biasnb.data.datasets import Data, Split, load
 from biasnb.networks import model
-from biasnb.records.keys import key
+from biasnb.records.keys import baseline_key, init_key, key
 from biasnb.records.store import Store, StoreError
 from biasnb.suite.commands import main
 from biasnb.training import loop as train
@@ -132,8 +134,11 @@ def test_a_record_of_every_pretext_validates_and_holds_what_the_task_has_and_the
     assert (arrays["reconstruction"].shape == (10, 8, 8, 3)) if task in PREDICTED else "reconstruction" not in arrays
     assert ("input" in arrays) == (task in PREDICTED)
     assert (record["palette"] is not None) == (target == "palette" and task in PREDICTED)
-    assert (record["probe"] == record["init_probe"]) == (record["measures"] == record["init_measures"]) == (task == "none")
-    assert np.unpackbits(arrays["correct"], count=1000).mean() == pytest.approx(record["probe"]["chosen"]["test"])
+    start = store.load(record["init"])
+    assert (record["probe"] == start["probe"]) == (record["measures"] == start["measures"]) == (task == "none")
+    right = arrays["correct"] >> 3 & 1
+    assert right.mean(1) == pytest.approx([row[3] for row in record["probe"]["test"]])
+    assert len(record["probe"]["knn"]) == cfg.depth + 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,9 @@ def test_a_run_of_other_data_or_shape_leaves_a_record_and_baselines(root, fields
     cfg, store = configure("smoke", **fields), Store("smoke")
     record, baseline = run.run(cfg, store), run.baseline(cfg, store)
     assert store.load(record["key"]) == record and store.load(baseline["key"]) == baseline
-    assert record["data"]["fingerprint"] == baseline["data"]["fingerprint"]
+    start = run.init(cfg, store)
+    assert start["key"] == record["init"] and store.load(record["init"]) == start
+    assert record["data"]["fingerprint"] == baseline["data"]["fingerprint"] == start["data"]["fingerprint"]
     assert record["data"]["pool"] == (64 if "images" in fields else 3000)
 
 
@@ -176,7 +183,8 @@ def test_restore_gives_back_the_trained_network(root, monkeypatch, fields):
     run.run(cfg, store)
     record, data, net = run.restore(key(cfg), store)
     images = data.test.images[:: len(data.test.labels) // run.MEASURED][: run.MEASURED]
-    start, end = ends
+    (end,) = ends
+    start = model.features(run.prepare(cfg)[1], images).detach()
     assert record == store.load(key(cfg))
     assert torch.equal(model.features(net, images), end)
     assert not torch.equal(start, end)
@@ -196,12 +204,11 @@ def test_the_weight_norm_in_the_history_is_that_of_all_weights(images):
 
 def test_a_network_whose_measures_are_not_finite_has_diverged(root, monkeypatch):
     """And not a traceback from the JSON writer."""
-    network, calls = run.measures.network, []
+    network = run.measures.network
 
     def spoilt(model, images):
         measures, field = network(model, images)
-        calls.append(None)
-        return ({**measures, "roll_error": [float("nan")]} if len(calls) == 2 else measures), field
+        return {**measures, "roll_error": [float("nan")]}, field
 
     monkeypatch.setattr(run.measures, "network", spoilt)
     cfg, store = configure("smoke"), Store("smoke")
@@ -221,3 +228,63 @@ def test_a_set_too_small_to_judge_is_refused(images, monkeypatch):
     monkeypatch.setattr(run, "load", lambda cfg, device: d)
     with pytest.raises(BiasnbError, match="tiny: 3 test images, fewer than 4; add some"):
         run.prepare(configure("smoke"))
+
+
+# ---- random init and records of an older protocol -----------------------------------------------------------------------
+
+
+def test_runs_that_start_alike_share_the_record_at_random_init(root, monkeypatch):
+    store = Store("smoke")
+    start = run.init(configure("smoke", mask_rate=0.25, lr=0.1), store)
+    monkeypatch.setattr(run, "make_init", None)
+    assert run.init(configure("smoke"), store) == start
+    assert run.init(configure("smoke", pretext="denoise", steps=2), store) == start
+
+
+@pytest.mark.parametrize("fields", [{"pretext": "none"}, {"pretext": "denoise"}, {"target": "palette"}, {"augment": "flip"}])
+def test_a_network_whose_key_at_random_init_is_equal_has_equal_features(root, fields):
+    one, other = configure("smoke"), configure("smoke", **fields)
+    (data, first), (again, second) = run.prepare(one), run.prepare(other)
+    assert init_key(one) == init_key(other) and key(one) != key(other)
+    assert torch.equal(model.features(first, data.test.images), model.features(second, again.test.images))
+
+
+def outdate(store, k):
+    record = json.loads(store.path(k).read_text())
+    store.path(k).write_text(json.dumps(record | {"protocol": 0, "probe": {}, "measures": {}}))
+
+
+def test_a_record_of_an_older_protocol_is_evaluated_again_from_its_weights(root, capsys):
+    """To the numbers that it had; nothing is trained, and what came with training stays."""
+    cfg, store = configure("smoke"), Store("smoke")
+    assert main(["run", "--profile", "smoke"]) == 0
+    names = key(cfg), init_key(cfg), baseline_key(cfg)
+    before, arrays = {name: store.load(name) for name in names}, store.arrays(key(cfg))
+    assert list(run.evaluate_again((), store)) == [f"{key(cfg)}: up to date"]
+    for name in names:
+        outdate(store, name)
+    assert main(["run", "--profile", "smoke"]) == 1
+    assert "evaluated by protocol 0, this version reads 1; run `biasnb evaluate`" in capsys.readouterr().err
+    assert store.status(key(cfg))[0] == "broken" and "biasnb evaluate" in store.status(key(cfg))[1]
+    assert main(["evaluate", "--profile", "smoke"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("baselines of ")]
+    assert said == [f"{key(cfg)}: evaluated again from its weights", *(f"{name}: computed again" for name in names[1:])]
+    after = store.load(key(cfg))
+    assert after.pop("evaluated") and after == before[key(cfg)]
+    assert [store.load(name)["measures"] for name in names[:2]] == [before[name]["measures"] for name in names[:2]]
+    assert all(np.array_equal(store.arrays(key(cfg))[name], array) for name, array in arrays.items())
+
+
+def test_what_cannot_be_evaluated_again_is_named(root):
+    lost, other = configure("smoke"), configure("smoke", seed=1)
+    store = Store("smoke")
+    for cfg in (lost, other):
+        store.save(record_of(cfg, status="done" if cfg == lost else "diverged"))
+        outdate(store, key(cfg))
+    store.save(init_record(configure("smoke", depth=3)))
+    orphan = init_key(configure("smoke", depth=3))
+    outdate(store, orphan)
+    said = dict(line.split(": ", 1) for line in run.evaluate_again((), store))
+    assert said[key(lost)].startswith("its weights are missing (") and said[key(lost)].endswith("to train it anew")
+    assert said[key(other)] == "diverged, nothing to evaluate" and store.load(key(other))["status"] == "diverged"
+    assert said[orphan] == "belongs to none of these runs; delete it"

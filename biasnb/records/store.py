@@ -139,7 +139,8 @@ class Store:
         found = []
         for path in sorted((self.folder / "sweeps").glob("*.json"), key=lambda path: path.stem):
             content = read_json(path)
-            if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
+            runs = content.get("runs") if isinstance(content, dict) else None
+            if not isinstance(runs, list) or not all({"key", "baseline", "init"} <= run.keys() for run in runs):
                 raise StoreError(f"{path}: not what a notebook asked for; delete it and run the notebook again")
             found.append(Sweep(self, path.stem, content))
         return found

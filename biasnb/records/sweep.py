@@ -145,10 +145,11 @@ class Choice:
 
 def choose(probes):
     """The Choice for probe tables of one arm: by validation accuracy, averaged over them, the best penalty of every layer,
-    the strongest of equals, and the best layer, the earliest of equals."""
+    the strongest of equals, and the best layer, the earliest of equals. Equal is what agrees to a tenth of a point, as tables
+    print it: weak penalties are as good as none."""
     penalties, accuracies = [], []
     for rows in zip(*(probe["val"] for probe in probes), strict=True):
-        means = [round(sum(values) / len(values), 12) for values in zip(*rows, strict=True)]  # equal whatever the order
+        means = [round(sum(values) / len(values), 3) for values in zip(*rows, strict=True)]
         accuracies.append(max(means))
         penalties.append(max(place for place, value in enumerate(means) if value == max(means)))
     return Choice(tuple(penalties), accuracies.index(max(accuracies)))

@@ -30,26 +30,35 @@ def pixel_features(split):
     return split.images[labelled].float().flatten(1)[None], split.labels[labelled]
 
 
+def whitening(x):
+    """(mean (F,), matrix (F, F)) of features x (n, F): (x - mean) @ matrix are the principal components of the standardised
+    features, each divided by sqrt(variance + 1). The average variance is 1: stronger directions are whitened, so that one
+    penalty suits networks and raw pixels alike; weak ones, rounding noise among them, are not amplified."""
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    z = (x - mean) / std
+    variance, axes = torch.linalg.eigh(z.T @ z / len(z))
+    return mean, axes / std[:, None] * (variance.clamp(min=0) + 1).rsqrt()
+
+
 def fit_logistic(x, y, classes, penalties=PENALTIES):
     """Multinomial logistic regression at each penalty: x (n, F) float64, y (n,) -> weights (P, C, F + 1), the last column the
     bias, which is not penalised.
 
     The weights are the minimum of mean cross-entropy + penalty/2 * |W|^2, found by L-BFGS from the strongest penalty to the
-    weakest, each from the minimum before. The search runs along the principal axes of the features, each scaled by its
-    expected curvature, as features that are whitened would be; that changes the path, not the minimum."""
+    weakest, each from the minimum before. Every column of x is scaled by its expected curvature for the search: that changes
+    the path, which is short where columns are uncorrelated, not the minimum."""
     from scipy.optimize import minimize  # takes a while
 
-    variance, axes = torch.linalg.eigh(x.T @ x / len(x))
-    rotated = torch.cat([x @ axes, x.new_ones(len(x), 1)], 1)
-    weights, found = x.new_zeros(classes, rotated.shape[1]), {}
+    curvature = x.square().mean(0) / classes
+    x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+    weights, found = x.new_zeros(classes, x.shape[1]), {}
     for penalty in sorted(penalties, reverse=True):
-        scale = torch.cat([(variance.clamp(min=0) / classes + penalty).rsqrt(), x.new_tensor([classes**0.5])])
-        objective = penalised_entropy(rotated, y, classes, penalty, scale)
+        scale = torch.cat([(curvature + penalty).rsqrt(), x.new_tensor([classes**0.5])])
+        objective = penalised_entropy(x, y, classes, penalty, scale)
         start = (weights / scale).flatten().cpu().numpy()
         ends = {"maxiter": EVALUATIONS, "maxfun": EVALUATIONS, "maxcor": 20, "ftol": 0.0, "gtol": GRADIENT}
         end = minimize(objective, start, jac=True, method="L-BFGS-B", options=ends).x
-        weights = x.new_tensor(end).view_as(weights) * scale
-        found[penalty] = torch.cat([weights[:, :-1] @ axes.T, weights[:, -1:]], 1)
+        found[penalty] = weights = x.new_tensor(end).view_as(weights) * scale
     return torch.stack([found[penalty] for penalty in penalties])
 
 
@@ -75,19 +84,19 @@ def penalised_entropy(x, y, classes, penalty, scale):
 def linear_probe(train, val, test, classes):
     """Probe every layer at every penalty. Arguments are (features (L, n, F), labels (n,)) per split, on one device.
 
-    Features are standardised by the training split. Returns ({"penalties": P of them, ascending; "train", "val", "test":
-    L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set where the image is classified right at penalty p).
-    Which layer and penalty count is chosen later, from the records of all seeds: `records.sweep.choose`."""
+    Features are whitened by the training split, see `whitening`. Returns ({"penalties": P of them, ascending; "train", "val",
+    "test": L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set where the image is classified right at
+    penalty p). Which layer and penalty count is chosen later, from the records of all seeds: `records.sweep.choose`."""
     splits = {"train": train, "val": val, "test": test}
     table = {"penalties": list(PENALTIES), **{name: [] for name in splits}}
     bits = 2 ** torch.arange(len(PENALTIES), device=test[1].device)
     correct = []
     for layer in range(len(train[0])):
         features = train[0][layer].double()
-        mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
-        w = fit_logistic((features - mean) / std, train[1], classes)
+        mean, matrix = whitening(features)
+        w = fit_logistic((features - mean) @ matrix, train[1], classes)
         for name, (x, y) in splits.items():
-            z = (x[layer].double() - mean) / std
+            z = (x[layer].double() - mean) @ matrix
             logits = z @ w[..., :-1].flatten(0, 1).T + w[..., -1].flatten()
             right = logits.view(len(z), len(w), classes).argmax(2) == y[:, None]
             table[name].append(right.double().mean(0).tolist())
