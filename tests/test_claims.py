@@ -30,7 +30,7 @@ USUAL = {TRUE: "supported", NONE: "undecided", WRONG: "contradicted"}
 EITHER = {TRUE: "supported", NONE: "contradicted", WRONG: "supported"}  # of "differs from 0", where no sign is wrong
 UNIT = {"loss": 0.01}  # what a shift of 1 is of a metric; of others 1 dB, 1 point
 MEASURED = {"roll_error", "lie_error", "distance", "spectrum"}
-DESIGN = [*(f"{family}{i + 1}" for family, n in (("P", 4), ("F", 5), ("S", 5), ("L", 5), ("D", 4)) for i in range(n)), "N1"]
+DESIGN = [*(f"{family}{i + 1}" for family, n in (("P", 4), ("F", 5), ("S", 5), ("L", 5), ("D", 4)) for i in range(n)), "N1", "O1"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +188,8 @@ CASES = {
     "D4": [Case("24_geometry", FREE, scaled(2, 2), lambda cfg, t: 2 * t * (cfg.patch == 2 and cfg.steps == 4))],
     "N1": [Case("29_precision", {}, lambda t, metric: [{TRUE: 0, NONE: 1 if metric == "loss" else 0.5,
                                                         WRONG: -25 if metric == "loss" else -5}[t]] * 3, n1_shift)],
+    "O1": [Case("32_optimizer", {}, scaled(1, 2, 1),
+                lambda cfg, t: -TRIO.index(cfg.mixer) * (t if cfg.optimizer == "muon" else 1))],
 }  # fmt: skip
 LACKS = {  # sweeps that were not made for a claim
     "P1": [({"depth": [8]}, "depth up to 4, has 0"), ({"pretext": "ar"}, "pretext bert")],
@@ -215,6 +217,7 @@ LACKS = {  # sweeps that were not made for a claim
     "D3": [({}, "2 levels of depth, has 1")],
     "D4": [({"patch": 2}, "two budgets of equal FLOP")],
     "N1": [({"precision": ["fp32"]}, "precision bf16")],
+    "O1": [({"optimizer": ["muon"]}, "both optimizers")],
 }  # fmt: skip
 MARGINS = {  # named beforehand; 0 where none is
     "P1": {"psnr": {0.1}},

@@ -449,7 +449,8 @@ def o1(e):
             yield test
         sign, p = float(np.sign(found["adamw"].mean)), max(found["adamw"].p, found["muon"].p)
         alike = sign * found["muon"].mean > 0
-        both = e.test(f"{one} − {other} under muon, in the direction of adamw", sign * gaps["muon"], "above")
+        of_both = sign * gaps["muon"] + 0 * gaps["adamw"]  # a seed counts if it has the runs of both
+        both = e.test(f"{one} − {other} under muon, in the direction of adamw", of_both, "above")
         yield replace(both, p=(p, 1.0) if alike else (1.0, p))
 
 
