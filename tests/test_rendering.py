@@ -78,7 +78,9 @@ def broken(g):
     """One run of the sweep diverged and, where there are more, the first missing and the last failed: their numbers."""
     first, middle, last = (g.runs[i] for i in (0, len(g.runs) // 2, -1))
     g.store.save(
-        record_of(Config(**{name: middle[name] for name in middle if name not in ("key", "baseline")}), status="diverged")
+        record_of(
+            Config(**{name: middle[name] for name in middle if name not in ("key", "baseline", "init")}), status="diverged"
+        )
     )
     lost = {first["key"], last["key"]} - {middle["key"]}
     for key in lost:

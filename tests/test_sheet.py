@@ -65,7 +65,7 @@ def test_numbers_are_those_of_the_records_that_sweeps_ask_for(empty):
     records = [run_record(mixer, 1, seed) for mixer in ("igpt", "conv") for seed in (0, 1)]
     records += [run_record("mixer", 1, 0, status="diverged"), run_record("lc", 1, 0), run_record("full", 1, 0)]
     asked, absent = records[:-1], records[-2]
-    runs = [{"key": record["key"], "baseline": "baseline-0", **record["config"]} for record in asked]
+    runs = [{"key": record["key"], "baseline": "baseline-0", "init": "init-0", **record["config"]} for record in asked]
     for record in records:
         if record is not absent:
             there.save({**record, "environment": environment(threads=1)})

@@ -170,7 +170,7 @@ def sweeps(one):
 
 def network_of(run):
     """What the runs of one network share: all but the seed."""
-    return str({name: value for name, value in run.items() if name not in ("key", "seed")})
+    return str({name: value for name, value in run.items() if name not in ("key", "init", "seed")})
 
 
 def listed(value):

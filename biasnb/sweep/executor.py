@@ -49,7 +49,7 @@ class Task:
     def key(self):
         """Dask's key of the task, made of the records' keys: Dask does no task twice, and keeps tasks whose keys begin alike
         in one queue, by priority."""
-        return "-".join(("run", *self.keys) if self.kind == "run" else self.keys)
+        return "-".join(("record", *self.keys))
 
     @property
     def cost(self):
@@ -166,9 +166,10 @@ def grouped(wanted, by_seed):
 
 
 def submitted(dask, tasks, profile, on_gpu):
-    """{future: Task}. User-defined operators travel with their tasks."""
+    """{future: Task}, the longest first, as few tasks are not queued but given to workers in turn. User-defined operators travel
+    with their tasks."""
     futures = {}
-    for task in tasks:
+    for task in sorted(tasks, key=lambda task: -task.cost):
         defined = {}
         for cfg in task.configs:
             if version := keys.user_digest(cfg.mixer):
