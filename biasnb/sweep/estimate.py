@@ -142,7 +142,7 @@ def probe_flop(layers, n, width, classes, penalties=6):
 
 def shape(cfg, depth, **fields):
     """The Config whose step stands for this one's: of this depth, and of any seed, data and length."""
-    names = "seed dataset data_dir images labelled steps lr warmup weight_decay clip budget permute noise"
+    names = "seed dataset data_dir images labelled steps lr warmup weight_decay clip budget permute hidden noise"
     same = {name: Config.__dataclass_fields__[name].default for name in names.split()}
     return replace(cfg, **same, depth=depth, **fields)
 
