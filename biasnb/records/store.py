@@ -29,8 +29,8 @@ REQUIRED = {
     "search": ("config", "status", "rates", "chosen"),
     "baseline": ("config", "status", "data", "environment", "psnr", "pixel_probe"),
 }
-METRICS = ("parameters", "flop_per_image", "context_coverage", "images_per_second", "wall_seconds", "loss", "psnr", "accuracy",
-           "probe", "init_probe", "measures", "init_measures")  # fmt: skip
+METRICS = ("parameters", "flop_per_image", "flop_per_image_dense", "context_coverage", "images_per_second", "wall_seconds",
+           "loss", "psnr", "accuracy", "probe", "init_probe", "measures", "init_measures")  # fmt: skip
 
 
 def check(record, where="record"):

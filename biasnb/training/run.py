@@ -13,7 +13,7 @@ from safetensors.torch import save as save_tensors
 from ..config import BiasnbError, Config, describe
 from ..data import palette as palettes
 from ..data.datasets import Data, load
-from ..networks.model import Isotropic, build, context_coverage, flop_per_image, parameters_by_part
+from ..networks.model import Isotropic, build, context_coverage, flop_per_image, flop_per_image_dense, parameters_by_part
 from ..networks.pretrained import description, load_weights
 from ..records.files import StoreError, write_atomic
 from ..records.keys import baseline_fields, baseline_key, key, key_fields
@@ -245,6 +245,7 @@ def start(cfg, store):
         "environment": stamp(device),
         "parameters": parameters_by_part(model),
         "flop_per_image": flop_per_image(model),
+        "flop_per_image_dense": flop_per_image_dense(model),
         "context_coverage": context_coverage(model),
         "init_measures": init_measures,
     }
