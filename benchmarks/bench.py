@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from biasnb.config import BiasnbError, ConfigError, check_names, configure
 from biasnb.networks.embed import patchify
-from biasnb.networks.model import flop_per_image
+from biasnb.networks.model import flop_per_image_dense
 from biasnb.records import places
 from biasnb.records.files import to_json, write_atomic
 from biasnb.records.provenance import environment
@@ -171,7 +171,7 @@ def base(**fields):
 def row(cfg, device, ceiling, speeds):
     """A line of the tables: images/s of each step, and what the suite's makes of the machine."""
     _, (model,) = networks(cfg, device, 20)
-    flop, images = 3 * flop_per_image(model), {name: speed * cfg.batch for name, speed in speeds.items()}
+    flop, images = 3 * flop_per_image_dense(model), {name: speed * cfg.batch for name, speed in speeds.items()}
     best = max((name for name in images if name in ("fp32", "bf16")), key=images.get)
     kept = activations(cfg, model)
     return {

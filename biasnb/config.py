@@ -119,6 +119,13 @@ class Config:
             yield f"patch: {self.patch} leaves one token, and {who} reads earlier ones; choose a smaller one"
         if self.mixer in ("hyena", "hyena_hybrid") and self.skip in ("none", "channel"):
             yield f"skip: {self.skip!r}, but {self.mixer}'s gates cannot start near the identity; choose 'both' or 'spatial'"
+        if self.mixer in ("hyena", "hyena_hybrid") and self.position == "none":  # its query is a linear map of the own token
+            if self.causal == "entry":
+                yield (f"position: 'none', but what {self.mixer} reads is multiplied by a query that is 0 without positions "
+                       f"where pixels enter pretext {self.pretext!r}; choose 'learned' or 'sinusoid'")  # fmt: skip
+            if self.pretext == "bert" and self.hidden == "zero":
+                yield (f"hidden: 'zero', but what {self.mixer} reads for a hidden token is multiplied by a query that is 0 "
+                       f"without positions; choose hidden 'vector', or position 'learned'")  # fmt: skip
         if self.permute == "in_patch" and self.patch == 1:
             yield "permute: 'in_patch' moves nothing in a patch of 1 pixel; choose patch 2 or 4, or permute 'patches'"
         if self.padding == "circular":

@@ -76,6 +76,7 @@ def record_of(cfg, psnr=22.0, accuracy=0.6, status="done"):
         "status": status, "steps": steps, "data": data(cfg),
         "environment": {}, "palette": {"hash": "p" * 16, "psnr": 30.0} if cfg.uses_palette else None,
         "parameters": {"mixing": 10, "channel": 20, "embedding": 30}, "flop_per_image": 12345, "context_coverage": 0.75,
+        "flop_per_image_dense": 23456,
         "history": [{"step": s, "loss": 1.0 / s, "lr": 0.1, "gradient_norm": 1.0, "weight_norm": 14.0}
                     for s in range(1, steps + 1)],
     }  # fmt: skip

@@ -127,33 +127,76 @@ def test_parts_add_up_to_all_parameters(name):
     assert sum(model.parameters_by_part(net).values()) == sum(p.numel() for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", list(MIXERS))
-@pytest.mark.parametrize("patch", [1, 2])
-def test_flop_equals_the_formula(name, patch):
-    pretext = "ar" if name == "conv_two_stream" else "bert"
-    cfg = Config(mixer=name, depth=3, width=32, heads=4, kernel=3, rank=5, patch=patch, pretext=pretext)
+def formulas(cfg, pairs, everything):
+    """Operator -> FLOP of one image in the operators of three blocks, from the numbers of pairs of positions in a window and
+    in all, that are computed or needed; of local operators that are computed in full, `dense` is what stands for the window."""
     n, d, g, k, t = cfg.grid**2, cfg.width, cfg.heads, cfg.kernel, cfg.token_ratio * cfg.grid**2
-    project, mix, window = 4 * n * d * d, 2 * n * n * d, 2 * n * k * k * d  # V and output; A V in full; A V in a window
-    conv, dense = project + window, project + mix
-    attention, hyena = 2 * project + 2 * mix, 2 * project + mix
-    formula = {
+    project, mix, window = 4 * n * d * d, 2 * everything * d, 2 * pairs["conv"] * d  # V and output; A V in full; in a window
+    dense, heads = 2 * pairs["dense"] * d, 2 * pairs["heads"] * d
+    attention, hyena, kernels = 2 * project + 2 * mix, 2 * project + mix, 2 * g * n * cfg.rank * k * k
+    return {
         "convmixer": 3 * (window + project // 2),
         "mixer": 3 * 4 * n * t * d,
         "conv_dense": 3 * window * d,
         "identity": 3 * project,
-        **dict.fromkeys(("conv", "conv_frozen"), 3 * conv),
-        **dict.fromkeys(("gconv", "lc", "full", "gconv_frozen", "lc_frozen", "full_frozen"), 3 * dense),
-        **dict.fromkeys(("mean", "static_softmax", "static_softmax_shared"), 3 * dense),
-        "lowrank": 3 * (dense + 2 * g * n * cfg.rank * k * k),  # combining kernels: once per batch, here of one image
-        **dict.fromkeys(("igpt", "lattn", "gattn", "lattn_abs", "attn", "convit", "attn_local_heads"), 3 * attention),
+        **dict.fromkeys(("conv", "conv_frozen"), 3 * (project + window)),
+        **dict.fromkeys(("gconv", "full", "gconv_frozen", "full_frozen"), 3 * (project + mix)),
+        **dict.fromkeys(("lc", "lc_frozen", "mean"), 3 * (project + dense)),
+        **dict.fromkeys(("static_softmax", "static_softmax_shared"), 3 * (project + mix)),
+        "lowrank": 3 * (project + dense + kernels),  # combining kernels: once per batch, here of one image
+        **dict.fromkeys(("igpt", "gattn", "attn", "convit"), 3 * attention),
+        **dict.fromkeys(("lattn", "lattn_abs"), 3 * (2 * project + 2 * dense)),
+        "attn_local_heads": 3 * (2 * project + 2 * heads),
         "hyena": 3 * hyena,
         "hyena_hybrid": 2 * hyena + attention,
-        # masked kernels count in full: k x k above, k along the row; down, and the output of both streams
-        "conv_two_stream": 3 * (window + window // k + project // 2 + project),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in MIXERS if name != "conv_two_stream"])
+@pytest.mark.parametrize(("patch", "padding"), [(1, "zeros"), (2, "zeros"), (2, "circular")])
+def test_flop_equals_the_formula(name, patch, padding):
+    cfg = Config(mixer=name, depth=3, width=32, heads=4, kernel=3, rank=5, patch=patch, padding=padding)
+    n, d, taps = cfg.grid**2, cfg.width, 3 * cfg.grid if padding == "circular" and "padding" in cfg.reads else 3 * cfg.grid - 2
+    near = taps**2  # pairs in windows of 3 x 3: a row of the grid has so many pairs in windows of 3
+    ends = int(2 * n * 3 * patch**2 * d * (1 + cfg.mask_rate)) + 3 * 16 * n * d * d
+    computed = formulas(cfg, {"conv": 9 * n, "dense": n * n, "heads": n * n}, n * n)[name]
+    needed = formulas(cfg, {"conv": near, "dense": near, "heads": (near + 3 * n * n) // 4}, n * n)[name]
+    net = model.build(cfg, STATS)
+    assert model.flop_per_image_dense(net) == computed + ends
+    assert model.flop_per_image(net) == needed + ends
+
+
+def test_two_streams_compute_their_kernels_in_full_and_need_what_is_allowed():
+    cfg = Config(mixer="conv_two_stream", pretext="ar", depth=2, width=32, kernel=3)
+    net, n, d = model.build(cfg, STATS), cfg.grid**2, cfg.width
+    ends, rest = 2 * n * 3 * 4 * d * 2, 2 * (2 * 16 * n * d * d + 2 * n * d * d + 4 * n * d * d)  # down, and out of two streams
+    assert model.flop_per_image_dense(net) == ends + rest + 2 * 2 * n * (9 + 3) * d
+    rows, row, past = 2 * 8 - 1, 3 * 8 - 2, 8 - 1  # pairs of rows at most one apart and not below; of columns; one to the left
+    vertical, first, second = rows * row, 8 * past, 8 * (past + 8)
+    assert model.flop_per_image(net) == ends + rest + 2 * d * (2 * vertical + first + second)
+
+
+@pytest.mark.parametrize("name", ["igpt", "gattn", "full", "mixer", "conv", "lc", "conv_dense"])
+def test_of_the_future_no_flop_are_needed(name):
+    cfg = Config(mixer=name, pretext="ar", depth=2, width=32, heads=4, kernel=3)
+    net, n, d, t = model.build(cfg, STATS), cfg.grid**2, cfg.width, cfg.token_ratio
+    past = [n * (n + 1) // 2] * 2 if name == "igpt" else [n * (n - 1) // 2, n * (n + 1) // 2]
+    above_and_left = 7 * 22 + 8 * 7  # of windows of 3 x 3: the row above and the token to the left
+    spared = {
+        **dict.fromkeys(("igpt", "gattn"), 2 * (2 * n * n - sum(past))),
+        "full": 2 * n * n - sum(past),
+        "mixer": 4 * n * n * t - (past[0] + 3 * past[1]) * t,  # hidden units read as many as they may, and are read alike
+        "conv": 2 * 9 * n - (2 * above_and_left + n),
+        "lc": 2 * n * n - (2 * above_and_left + n),
+        "conv_dense": (2 * 9 * n - (2 * above_and_left + n)) * d,
     }[name]
-    streams, predicted = (2, 1) if name == "conv_two_stream" else (1, cfg.mask_rate)
-    ends = 2 * n * 3 * patch**2 * d * (1 + predicted)
-    assert model.flop_per_image(model.build(cfg, STATS)) == formula + 3 * streams * 16 * n * d * d + int(ends)
+    assert model.flop_per_image_dense(net) - model.flop_per_image(net) == 2 * d * spared
+
+
+def test_local_cells_need_as_many_flop_whether_weights_are_shared_or_not():
+    conv, lc, lattn, lattn_abs = (model.flop_per_image(network(mixer=m)) for m in ("conv", "lc", "lattn", "lattn_abs"))
+    assert conv == lc and lattn == lattn_abs
+    assert lc < model.flop_per_image(network(mixer="full")) and lattn < model.flop_per_image(network(mixer="attn"))
 
 
 @pytest.mark.parametrize(("pretext", "vectors"), [("bert", 32), ("ar", 64), ("denoise", 64), ("supervised", 1), ("none", 0)])

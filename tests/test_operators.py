@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from biasnb.config import Config
+from biasnb.config import Config, ConfigError
 from biasnb.data.datasets import Data, Split
 from biasnb.explore import checks as proof
 from biasnb.networks import mixing, model
@@ -88,7 +88,9 @@ def test_an_operator_of_ordered_pixels_has_no_numbers_without_an_order(mixer):
     assert row["future read"] == 0 and row["past read"] > 0.5
 
 
-VARIANTS = {"plain": {}, "repeated": {"blocks": "repeated"}, "without skip": {"skip": "none"}}
+VARIANTS = {"plain": {}, "repeated": {"blocks": "repeated"}, "without skip": {"skip": "none"},
+            "without positions": {"position": "none"}}  # fmt: skip
+GATED = ("hyena", "hyena_hybrid")  # refused: they cannot start near the identity, and read nothing by a query of 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -96,12 +98,30 @@ VARIANTS = {"plain": {}, "repeated": {"blocks": "repeated"}, "without skip": {"s
 def test_causal_networks_read_no_future_and_exactly_the_past_they_record(monkeypatch, mixer, variant):
     if (mixer, variant) == ("hyena_hybrid", "repeated"):
         pytest.skip("two kinds of block cannot be one block repeated")
-    if mixer in ("hyena", "hyena_hybrid") and variant == "without skip":
-        pytest.skip("refused: gates cannot start near the identity")
     monkeypatch.setattr(proof, "network", functools.partial(proof.network, **VARIANTS[variant]))
+    if mixer in GATED and variant in ("without skip", "without positions"):
+        with pytest.raises(ConfigError, match=r"skip: 'none'|position: 'none'"):
+            proof.raster(mixer)
+        return
     future, past = proof.raster(mixer)  # raises unless `past` is the context_coverage
     assert future == 0
     assert past > 0.5 or mixer == "identity"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("hidden", ["vector", "zero"])
+@pytest.mark.parametrize("mixer", UNORDERED)
+def test_also_without_positions_what_stands_for_a_hidden_token_lets_it_read_visible_ones(mixer, hidden, depth):
+    if mixer in GATED and hidden == "zero":
+        with pytest.raises(ConfigError, match="hidden: 'zero'"):
+            network(mixer, hidden=hidden, depth=depth, position="none", pretext="bert")
+        return
+    net = network(mixer, hidden=hidden, depth=depth, position="none", pretext="bert")
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 10, 10, 3, generator=rng, dtype=torch.float64).requires_grad_()
+    mask = torch.rand(2, 5, 5, generator=rng) < 0.5
+    (gradient,) = torch.autograd.grad(net(x, mask)[mask].square().sum(), x)
+    assert bool(gradient.any()) == (mixer != "identity")
 
 
 # ---- the dense reference ------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def differences(sweep):
 
 
 def cost(sweep):
-    """Parameters by part, FLOP of a forward pass and measured speed, per network and level."""
+    """Parameters by part, FLOP that a forward pass needs and that are computed, and measured speed, per network and level."""
     rows = []
     for row, runs in by_network(sweep):
         done = runs[runs.status == "done"]
@@ -122,6 +122,7 @@ def cost(sweep):
             for part in ("mixing", "channel", "embedding"):
                 row[f"{part} parameters"] = int(done[f"parameters_{part}"].iloc[0])
             row["MFLOP per image"] = round(done.flop_per_image.iloc[0] / 1e6, 2)
+            row["MFLOP computed"] = round(done.flop_per_image_dense.iloc[0] / 1e6, 2)
             row["images/s in training"] = round(done.images_per_second.median())
         rows.append({**row, "n": len(done)})
     return tidy(rows)

@@ -2,7 +2,8 @@
 
 An operator maps tokens (B, H, W, D) to (B, H, W, D) and is all that differs between networks. `query`, where given, is what
 a position knows of itself without its own pixel: autoregressive entry passes it to operators that ask with their content.
-Buffers named `allowed` say which inputs j (columns) an output i (rows) may read."""
+Buffers named `allowed` say which inputs j (columns) an output i (rows) may read. `idle` counts the multiply-adds of one image
+that the implementation spends on pairs that `allowed` excludes: beyond a window, beyond the border, in the future."""
 
 import math
 from dataclasses import replace
@@ -29,6 +30,8 @@ def operator(cfg, layer=0):
 class Mix(nn.Module):
     """Y = concat_g(A^g V^g) W_O with V = X W_V: the dense reference, from `matrix`, that defines every operator below."""
 
+    products = 1  # over all pairs of positions that the implementation computes, of D/G numbers per head
+
     def __init__(self, cfg, layer=0):
         super().__init__()
         self.heads, self.causal, self.traits = cfg.heads, bool(cfg.causal), operators.MIXERS[cfg.mixer]
@@ -54,6 +57,11 @@ class Mix(nn.Module):
         """(B, G, N, D/G) -> (B, H, W, D) by W_O"""
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
+    def idle(self):
+        n = self.allowed.shape[-1]
+        excluded = int((~self.allowed).expand(self.heads, n, n).sum())
+        return self.products * excluded * self.value.out_features // self.heads
+
     def favour_self(self):
         """Add what makes the operator the identity map, for blocks without a skip connection."""
         for weights in (self.value, self.out):
@@ -62,6 +70,8 @@ class Mix(nn.Module):
 
 class Identity(Mix):
     """No mixing, the baseline: A = I."""
+
+    products = 0
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
@@ -111,6 +121,11 @@ class Static(Mix):
         kernel = self.table.weight.view(-1, 1, *self.taps.shape) * self.taps
         return self.split(convolve(v, kernel.repeat_interleave(v.shape[-1] // self.heads, 0), self.cfg, v.shape[-1]))
 
+    def idle(self):
+        if self.traits.local and self.traits.shared:
+            return excluded_taps(self.allowed, self.taps) * self.value.out_features
+        return super().idle()
+
     def favour_self(self):
         super().favour_self()
         own = self.scale.diagonal()  # 0 at an autoregressive entry, where nothing may see itself
@@ -157,6 +172,8 @@ class LowRank(Static):
 class Attention(Mix):
     """The cells `lattn`, `gattn`, `lattn_abs`, `attn`: A = softmax(q_i . k_j / sqrt(d) + table_ij) over what is allowed.
     Without a table it is image-GPT's attention (section 3.1)."""
+
+    products = 2
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
@@ -240,6 +257,11 @@ def hyena_hybrid(cfg, layer=0):
     return Hyena(replace(cfg, mixer="hyena"), layer) if first else Attention(replace(cfg, mixer="igpt"), layer)
 
 
+def excluded_taps(allowed, taps):
+    """How many taps of a window, over all N positions, `allowed` excludes."""
+    return len(allowed) * taps.numel() - int(allowed.sum())
+
+
 # ---- presets ------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +293,9 @@ class ConvMixer(nn.Module):
     def forward(self, x, query=None):
         return self.out(self.act(self.depthwise(x)))
 
+    def idle(self):
+        return excluded_taps(self.allowed, self.depthwise.taps) * len(self.depthwise.weight)
+
     @torch.no_grad()
     def favour_self(self):
         k = self.depthwise.taps.shape[0]
@@ -289,6 +314,9 @@ class DenseConv(nn.Module):
     def forward(self, x, query=None):
         return self.out(x)
 
+    def idle(self):
+        return excluded_taps(self.allowed, self.out.taps) * len(self.out.weight) ** 2
+
     def favour_self(self):
         k = self.out.taps.shape[0]
         add_identity(self.out.weight[:, :, k // 2, k // 2])
@@ -305,7 +333,7 @@ class TokenMLP(nn.Module):
         n, ratio = cfg.grid**2, cfg.token_ratio
         self.hidden, self.act, self.out = linear(n, ratio * n), nn.GELU(), linear(ratio * n, n)
         self.register_buffer("allowed", order(cfg, layer), persistent=False)
-        self.causal = bool(cfg.causal)
+        self.causal, self.width = bool(cfg.causal), cfg.width
         if self.causal:
             strict = 0 if self.allowed[0, 0] else 1
             degree, position = torch.arange(n).repeat_interleave(ratio), torch.arange(n)
@@ -318,6 +346,10 @@ class TokenMLP(nn.Module):
             hidden, out = hidden * self.reads, out * self.read_by
         tokens = x.flatten(1, 2).transpose(1, 2)  # (B, D, N)
         return F.linear(self.act(F.linear(tokens, hidden)), out).transpose(1, 2).reshape(x.shape)
+
+    def idle(self):
+        masks = (self.reads, self.read_by) if self.causal else ()
+        return self.width * sum(int((mask == 0).sum()) for mask in masks)
 
     @torch.no_grad()
     def favour_self(self):
@@ -363,6 +395,11 @@ class TwoStream(nn.Module):
         h = convolve(horizontal, self.horizontal * self.past, self.cfg, self.cfg.width)
         above = F.pad(self.down(v), (0, 0, 0, 0, 1, 0))[:, :-1]
         return torch.cat([self.out(v), self.out(h) + above])
+
+    def idle(self):
+        n = self.cfg.grid**2
+        vertical = excluded_taps(self.allowed[:n, :n], self.vertical[0, 0])
+        return (vertical + excluded_taps(self.allowed[n:, n:], self.horizontal[0, 0])) * self.cfg.width
 
     @torch.no_grad()
     def favour_self(self):

@@ -238,7 +238,14 @@ def parameters_by_part(model):
 
 
 def flop_per_image(model):
-    """FLOP of one forward pass of one image with the head on the hidden tokens only, 2 per multiply-add."""
+    """FLOP that one forward pass of one image needs, with the head on the hidden tokens only, 2 per multiply-add: products over
+    positions count for the pairs that may be read, however many more a dense implementation computes."""
+    idle = sum(block.mix.idle() for block in model.stack if hasattr(block.mix, "idle"))
+    return flop_per_image_dense(model) - 2 * idle
+
+
+def flop_per_image_dense(model):
+    """FLOP that the implementation computes where `flop_per_image` says what is needed."""
     from torch.utils.flop_counter import FlopCounterMode  # takes a while
 
     cfg, device = model.cfg, model.mean.device

@@ -31,8 +31,8 @@ REQUIRED = {
     "search": ("config", "status", "rates", "chosen"),
     "baseline": ("config", "status", "data", "environment", "psnr", "pixel_probe", "protocol"),
 }
-METRICS = ("parameters", "flop_per_image", "context_coverage", "images_per_second", "wall_seconds", "loss", "psnr", "accuracy",
-           "probe", "measures")  # fmt: skip
+METRICS = ("parameters", "flop_per_image", "flop_per_image_dense", "context_coverage", "images_per_second", "wall_seconds",
+           "loss", "psnr", "accuracy", "probe", "measures")  # fmt: skip
 TABLE = ("penalties", "train", "val", "test", "knn")  # of a probe
 
 

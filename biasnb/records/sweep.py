@@ -199,7 +199,7 @@ def _row(record):
     row = {**data, **record["config"], "status": record["status"]}
     if record["status"] != "done":
         return row
-    row |= {name: record[name] for name in ("flop_per_image", "images_per_second", "wall_seconds")}
+    row |= {name: record[name] for name in ("flop_per_image", "flop_per_image_dense", "images_per_second", "wall_seconds")}
     row |= {"loss": record["loss"]["test"], "val_loss": record["loss"]["val"], "psnr": record["psnr"]["test"]}
     if record["config"].get("target") == "palette":
         row["bits_per_pixel"] = record["loss"]["test"] / math.log(2)

@@ -105,7 +105,7 @@ def table(rows_of):
 def compute(one):
     """What was trained and what it cost."""
     done = [run for run in one.runs if run["status"] == "done"]
-    spent = [3 * run["flop_per_image"] * run["steps"] * run["config"].get("batch", 0) for run in done]
+    spent = [3 * run["flop_per_image_dense"] * run["steps"] * run["config"].get("batch", 0) for run in done]
     yield {
         "profile": link(one.profile),
         "networks": len(one.runs),

@@ -89,11 +89,12 @@ def activations(cfg, model, images=4):
 
 
 def counted(cfg):
-    """{"flop": of one image's forward pass, "parameters"} of a network."""
-    from ..networks.model import flop_per_image
+    """{"flop": computed for one image's forward pass, "needed": of these, "parameters"} of a network."""
+    from ..networks.model import flop_per_image, flop_per_image_dense
 
     _, (model,) = networks(cfg, "cpu", 20)
-    return {"flop": flop_per_image(model), "parameters": sum(p.numel() for p in model.parameters())}
+    flop = {"flop": flop_per_image_dense(model), "needed": flop_per_image(model)}
+    return {**flop, "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def timed(cfg):
@@ -141,7 +142,7 @@ def probe_flop(layers, n, width, classes):
 
 def shape(cfg, depth, **fields):
     """The Config whose step stands for this one's: of this depth, and of any seed, data and length."""
-    names = "seed dataset data_dir images labelled steps lr warmup weight_decay clip budget permute noise"
+    names = "seed dataset data_dir images labelled steps lr warmup weight_decay clip budget permute hidden noise"
     same = {name: Config.__dataclass_fields__[name].default for name in names.split()}
     return replace(cfg, **same, depth=depth, **fields)
 
@@ -205,7 +206,7 @@ class Predictor:
         train, val, test, classes = sizes(cfg.dataset, data_dir=cfg.data_dir, image_size=cfg.image_size, patch=cfg.patch)
         steps = 0 if cfg.pretext == "none" else cfg.steps
         if cfg.budget == "flop":
-            steps = max(1, round(steps * self.of(cfg, **identity(cfg))["flop"] / one["flop"]))
+            steps = max(1, round(steps * self.of(cfg, **identity(cfg))["needed"] / one["needed"]))
         labelled = cfg.labelled or train
         evaluated = labelled + val + test
         passes = evaluated + (val + test if steps else 0)

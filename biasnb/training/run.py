@@ -12,7 +12,7 @@ from safetensors.torch import save as save_tensors
 from ..config import BiasnbError, Config, describe
 from ..data import palette as palettes
 from ..data.datasets import Data, load
-from ..networks.model import Isotropic, build, context_coverage, flop_per_image, parameters_by_part
+from ..networks.model import Isotropic, build, context_coverage, flop_per_image, flop_per_image_dense, parameters_by_part
 from ..networks.pretrained import description, load_weights
 from ..records.files import StoreError, write_atomic
 from ..records.keys import baseline_fields, baseline_key, init_fields, init_key, key, key_fields
@@ -268,6 +268,7 @@ def start(cfg, store):
         "environment": stamp(device),
         "parameters": parameters_by_part(model),
         "flop_per_image": flop_per_image(model),
+        "flop_per_image_dense": flop_per_image_dense(model),
         "context_coverage": context_coverage(model),
     }
     return Started(cfg, store, data, model, budgeted(cfg, model, data), record)
