@@ -447,7 +447,7 @@ def o1(e):
             test = e.test(f"{one} − {other}, {optimizer}", gaps[optimizer], "differs", decides=False)
             found[optimizer] = test.effect
             yield test
-        sign, p = float(np.sign(found["adamw"].mean)), max(found["adamw"].p, found["muon"].p)
+        sign, p = -1.0 if found["adamw"].mean < 0 else 1.0, max(found["adamw"].p, found["muon"].p)
         alike = sign * found["muon"].mean > 0
         of_both = sign * gaps["muon"] + 0 * gaps["adamw"]  # a seed counts if it has the runs of both
         both = e.test(f"{one} − {other} under muon, in the direction of adamw", of_both, "above")
