@@ -30,7 +30,8 @@ USUAL = {TRUE: "supported", NONE: "undecided", WRONG: "contradicted"}
 EITHER = {TRUE: "supported", NONE: "contradicted", WRONG: "supported"}  # of "differs from 0", where no sign is wrong
 UNIT = {"loss": 0.01}  # what a shift of 1 is of a metric; of others 1 dB, 1 point
 MEASURED = {"roll_error", "lie_error", "distance", "spectrum"}
-DESIGN = [*(f"{family}{i + 1}" for family, n in (("P", 4), ("F", 5), ("S", 5), ("L", 5), ("D", 4)) for i in range(n)), "N1", "O1"]
+SIZES = {"P": 4, "F": 5, "S": 5, "L": 5, "D": 4, "N": 1, "O": 1}  # claims of each family
+DESIGN = [f"{family}{i + 1}" for family, n in SIZES.items() for i in range(n)]
 
 
 @dataclass(frozen=True, eq=False)
