@@ -166,8 +166,8 @@ def grouped(wanted, by_seed):
 
 
 def submitted(dask, tasks, profile, on_gpu):
-    """{future: Task}, the longest first, as few tasks are not queued but given to workers in turn. User-defined operators
-    travel with their tasks."""
+    """{future: Task}, the longest first: Dask does not queue a few tasks but deals them out. User-defined operators travel with
+    their tasks."""
     futures = {}
     for task in sorted(tasks, key=lambda task: -task.cost):
         defined = {}
