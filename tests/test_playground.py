@@ -107,7 +107,7 @@ def test_the_pattern_of_an_operator_without_a_matrix_is_that_of_its_matrix_where
     row = measure.mixing_row(model, images[:1], (2, 5), 1)
     mix = model.stack[0].mix
     _, calls = measure.observe(model, measure.encoded(model, images[:1]), [mix])
-    norms = measure.block_norms(mix, calls[0][1], (2, 5)).detach()
+    norms = measure.block_norms(mix, calls[0][1], (2, 5)).float()
     scale = (mix.value.weight.T @ mix.out.weight.T).norm()
     assert torch.allclose(norms, row * scale, rtol=1e-4, atol=1e-7)
 

@@ -3,16 +3,19 @@
 Everywhere x is the encoded images as the network sees them, h^0 ... h^L are its token grids before any norm, S, p and H are
 pixels, pixels per token and tokens per side. Lengths are in pixels, except mixing distances, which are in tokens."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.datasets import generator
-from ..networks.model import features
+from ..networks.model import features, per_pass
 from ..records.sweep import choose
 from .evaluation import layer_features, probe_network
 
 TINY = 1e-12
+FEW = 32  # images of all measures but CKA
 
 
 def footprint(mix, grid, width, position=None, generator=None):
@@ -21,13 +24,19 @@ def footprint(mix, grid, width, position=None, generator=None):
 
 
 def block_norms(mix, arguments, position):
-    """Norms of the Jacobian blocks of an operator's output at a position (row, column) by each input position, (H, W), zero
-    exactly where nothing is read. Of several streams, stacked along B, the last is read, from all of them."""
-    x = arguments[0].detach().requires_grad_()
+    """Norms of the Jacobian blocks of an operator's output at a position (row, column) by each input position, (H, W) float64,
+    zero exactly where nothing is read. Of several streams, stacked along B, the last is read, from all of them."""
+    mix, arguments = in_double(mix, arguments)
+    x = arguments[0].requires_grad_()
     with torch.enable_grad():
         outputs = mix(x, *arguments[1:])[-1][position]
     (jacobian,) = torch.autograd.grad(outputs, x, torch.eye(len(outputs), device=x.device), is_grads_batched=True)
     return jacobian.square().sum((0, 1, 4)).sqrt()
+
+
+def in_double(mix, arguments):
+    """(copy of an operator, its arguments) in float64: in float32 the rounding of a sum would tell rows apart."""
+    return copy.deepcopy(mix).double(), [x.detach().double() for x in arguments]
 
 
 def encoded(model, images):
@@ -182,7 +191,7 @@ def mixing_distance(model, images):
     scaled to sum 1, averaged over images; on the torus if the operator takes the grid for one.
 
     For attention it is the attention distance (Dosovitskiy et al., arXiv 2010.11929, section 4.5). An operator without
-    a `matrix` counts as one head with the |A_ij| of `jacobian_rows`."""
+    a `matrix` counts as one head with the |A_ij| of `jacobian_rows`, of the first four images or, of large grids, fewer."""
     _, calls = observe(model, encoded(model, images), [block.mix for block in model.stack])
     distance = distances(model.cfg.grid, model.cfg.circular).to(images.device)
     chunk = max(1, 2**22 // len(distance) ** 2)
@@ -192,23 +201,31 @@ def mixing_distance(model, images):
             parts = zip(*(x.split(chunk) for x in arguments), strict=True)
             means = torch.cat([mean_distance(mix.matrix(*part).abs(), distance) for part in parts])
         else:
-            rows, weights = jacobian_rows(mix, arguments, len(images))
-            means = mean_distance(weights[:, None, None], distance[rows][:, None, None])
+            weights = jacobian_rows(mix, arguments, len(images))
+            means = mean_distance(weights[:, None], distance)
         result.append(means.double().mean(0).tolist())
     return result
 
 
 def jacobian_rows(mix, arguments, b):
-    """Row i of an operator's mixing matrix at its real input, one row per image: (i (B,), |A_ij| (B, N)), the norms of the
-    Jacobian blocks as in `block_norms`, estimated with random signs. Image b is read at place b mod 8 of a lattice."""
-    x = arguments[0].detach().requires_grad_()
-    grid, place = x.shape[1], torch.arange(b, device=x.device) % 8
-    row, column = (2 * place + 1) * grid // 16, (2 * (3 * place % 8) + 1) * grid // 16
-    picks = torch.zeros_like(x)
-    picks[-b:][torch.arange(b, device=x.device), row, column] = signs((b, x.shape[3]), x.device)
+    """|A_ij| of an operator at its real input, (n, N, N) float64: the norms of the Jacobian blocks as in `block_norms`,
+    estimated with random signs, for the first n of its b images. n is 4, or of large grids fewer, down to one."""
+    mix, arguments = in_double(mix, arguments)
+    _, height, width, channels = arguments[0].shape
+    tokens = height * width
+    n = min(b, max(1, min(4, 2**20 // (tokens**2 * channels))))
+    arguments = [x.unflatten(0, (-1, b))[:, :n].flatten(0, 1) for x in arguments]  # streams are stacked along B
+    x = arguments[0].requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(mix(x, *arguments[1:]), x, picks)
-    return row * grid + column, gradient.unflatten(0, (-1, b)).square().sum((0, 4)).sqrt().flatten(1)
+        outputs = mix(x, *arguments[1:])[-n:].flatten(1, 2)  # (n, N, D)
+    draws, found = signs(outputs.shape, x.device).double(), []
+    for rows in torch.arange(tokens, device=x.device).split(max(1, 2**22 // x.numel())):
+        picks = x.new_zeros(len(rows), *outputs.shape)
+        picks[torch.arange(len(rows)), :, rows] = draws[:, rows].transpose(0, 1)
+        (gradient,) = torch.autograd.grad(outputs, x, picks, retain_graph=True, is_grads_batched=True)
+        norms = gradient.unflatten(1, (-1, n)).square().sum((1, 5)).sqrt()  # (rows, n, H, W)
+        found.append(norms.flatten(2))
+    return torch.cat(found).transpose(0, 1)
 
 
 @torch.no_grad()
@@ -254,8 +271,11 @@ def cka_matrix(ones, others, batch=256):
 def cka_layers(model, images, other=None):
     """(L + 1, L' + 1) CKA between the layers of two networks, or of one with itself, on the features that are probed: the
     token average of the normed grid."""
-    one = features(model, images).transpose(0, 1)
-    return cka_matrix(one, one if other is None else features(other, images).transpose(0, 1))
+    found = []
+    for network in [model] if other is None else [model, other]:
+        parts = images.split(per_pass(network.cfg, images.device))
+        found.append(torch.cat([features(network, part) for part in parts]).transpose(0, 1))
+    return cka_matrix(found[0], found[-1])
 
 
 def logme(x, labels, classes):
@@ -298,17 +318,19 @@ def transfer(model, data):
 
 
 def network(model, images):
-    """All measures of one network on at most 32 images (Lie error: 8): (dict of numbers and lists, to six significant
-    digits, as JSON takes them; map of the receptive field, (S, S) float32 array)."""
-    images = images[:32]
-    field = receptive_field(model, images)
+    """All measures of one network: CKA on all these images, the others on 32 of them, evenly spread (Lie error: 8).
+
+    Returns (dict of numbers and lists, to six significant digits, as JSON takes them; map of the receptive field, (S, S)
+    float32 array)."""
+    few = images[:: max(1, len(images) // FEW)][:FEW]
+    field = receptive_field(model, few)
     measures = {
-        "roll_error": roll_error(model, images),
-        "lie_error": lie_error(model, images[:8]),
+        "roll_error": roll_error(model, few),
+        "lie_error": lie_error(model, few[:8]),
         "receptive_field": {name: field[name] for name in ("side50", "side99", "distance")},
-        "mixing_distance": mixing_distance(model, images),
+        "mixing_distance": mixing_distance(model, few),
         "uniform_distance": uniform_distance(model.cfg.grid, model.cfg.circular),
-        "spectrum": spectrum(model, images),
+        "spectrum": spectrum(model, few),
         "cka": cka_layers(model, images).tolist(),
     }
     return rounded(measures), field["map"].cpu().numpy()

@@ -146,7 +146,8 @@ def sample(model, n, variance):
 
 
 def psnr(squared_error, count):
-    """Peak signal-to-noise ratio in dB from the summed squared error of `count` values on the scale 0 to 255."""
+    """Peak signal-to-noise ratio in dB from the summed squared error of `count` values on the scale 0 to 255. Of a split it is
+    taken once, from all pixels of all images together; it is not the mean of the ratios of single images."""
     return 10 * math.log10(255**2 * count / max(squared_error, 1e-12))
 
 
@@ -168,7 +169,7 @@ def evaluation_draw(cfg, split, part):
 @torch.no_grad()
 def evaluate(model, split, part, chunk=None):
     """{"loss", "psnr", "accuracy"} on one split under its fixed masks or noise: the loss averaged over predicted tokens or
-    labels, PSNR over predicted pixels; None for what a task has not."""
+    labels, PSNR pooled over the predicted pixels of all images, see `psnr`; None for what a task has not."""
     cfg = model.cfg
     given = evaluation_draw(cfg, split, part)
     loss = error = right = total = pixels = 0

@@ -25,7 +25,7 @@ from .loop import Apart, Diverged, Job, pretrain_together
 from .pretext import evaluate, evaluation_draw, examples, sample
 
 PICTURED = 10  # test images whose reconstructions are kept
-MEASURED = 32  # test images that measures run on
+MEASURED = 512  # test images that measures run on: CKA on all, the others on few of them
 
 
 # ---- what a run is made of ----------------------------------------------------------------------------------------------
