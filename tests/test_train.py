@@ -125,14 +125,19 @@ def test_a_record_of_every_pretext_validates_and_holds_what_the_task_has_and_the
 
 
 @pytest.mark.parametrize(
-    "fields", [{"dataset": "leaves_coded"}, {"permute": "pixels"}, {"images": 64}, {"mixer": "conv_frozen"}]
+    "fields",
+    [{"dataset": "leaves_coded"}, {"dataset": "digits"}, {"permute": "pixels"}, {"images": 64}, {"mixer": "conv_frozen"}],
 )
 def test_a_run_of_other_data_or_shape_leaves_a_record_and_baselines(root, fields):
     cfg, store = configure("smoke", **fields), Store("smoke")
     record, baseline = run.run(cfg, store), run.baseline(cfg, store)
     assert store.load(record["key"]) == record and store.load(baseline["key"]) == baseline
     assert record["data"]["fingerprint"] == baseline["data"]["fingerprint"]
-    assert record["data"]["pool"] == (64 if "images" in fields else 3000)
+    assert record["data"]["pool"] == (64 if "images" in fields else 3087 if fields.get("dataset") == "digits" else 3000)
+    if fields.get("dataset") == "leaves_coded":
+        assert "arrays" not in baseline, "leaves are independent"
+    else:
+        assert (store.arrays(baseline["key"])["groups"] == load(cfg).groups).all()
 
 
 def test_an_equal_flop_budget_is_spent_by_fewer_steps(root):

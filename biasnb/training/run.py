@@ -154,7 +154,7 @@ def make_baseline(cfg, store):
         "psnr": baseline_psnr(data.test, cfg, "test"),
         "pixel_probe": probe_pixels(data),
     }
-    return store.save(record)
+    return store.save(record, None if data.groups is None else {"groups": data.groups})
 
 
 @contextlib.contextmanager
