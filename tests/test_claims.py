@@ -139,7 +139,8 @@ def n1_shift(cfg, t):
 
 
 def d2_shift(cfg, t):
-    return 2 * t * {"leaves": 1, "leaves_coded": -1}.get(cfg.dataset, 0) if MIXERS[cfg.mixer].shared else 0
+    plain = {"leaves": 1, "leaves_coded": -1, "digits": 1, "digits_coded": -1}
+    return 2 * t * plain.get(cfg.dataset, 0) if MIXERS[cfg.mixer].shared else 0
 
 
 def d3_shift(cfg, t):
@@ -184,7 +185,8 @@ CASES = {
            Case("24_geometry", {**STAR, "mask_rate": RATES, "patch": 1}, alternating(-1),
                 lambda cfg, t: -10 * cfg.mask_rate * sign(cfg, t))],
     "D1": [Case("27_sample_size", {"images": [0, 64, 128]}, from_three(-1), d1_shift, numbers)],
-    "D2": [Case("30_symmetry", {}, scaled(2, -2), d2_shift)],
+    "D2": [Case("30_symmetry", {}, scaled(2, -2), d2_shift),
+           Case("30_symmetry", {"fields": ["digits", "digits_coded"]}, scaled(2, -2), d2_shift)],
     "D3": [Case("25_skip", {"depth": [1, 2, 4], "skip": ["both", "none"]}, scaled(2), d3_shift)],
     "D4": [Case("24_geometry", FREE, scaled(2, 2), lambda cfg, t: 2 * t * (cfg.patch == 2 and cfg.steps == 4))],
     "N1": [Case("29_precision", {}, lambda t, metric: [{TRUE: 0, NONE: 1 if metric == "loss" else 0.5,
@@ -758,6 +760,25 @@ def test_correct_equals_the_loop_over_images(root, metric):
                 right.append(np.mean([bool(correct[layer, image] & 0b010) for layer in layers]))  # at the second penalty
             rows[-1].append(100.0 * (right[0] - right[1]))
     assert np.allclose(e.correct(form), rows) and np.any(rows)
+
+
+def test_the_bootstrap_takes_whole_groups_where_the_baselines_record_has_them(root):
+    made = planted(CLAIM["F3"], CASES["F3"][0])
+    alone = verdicts.tests(claims.findings([made.store], [CLAIM["F3"]]))
+    e = Evidence(made, "probe", runs_of(made))
+    assert e.groups(e.of(mixer="attn")) is None
+    (baseline,) = {run["baseline"] for run in made.runs}
+    groups = np.array([0, 0, 0, 0, 0, 7, 7, 7, 9, 9])
+    made.store.save(made.store.load(baseline), {"groups": groups})
+    together = verdicts.tests(claims.findings([made.store], [CLAIM["F3"]]))
+    e = Evidence(made, "probe", runs_of(made))
+    form = e.of(mixer="attn") - e.of(mixer="full")
+    assert e.groups(form).tolist() == groups.tolist()
+    row = together[(together.metric == "probe") & (together.test == "attn − full")].iloc[0]
+    assert (row.bootstrap_low, row.bootstrap_high) == stats.bootstrap(e.correct(form), groups=groups)
+    assert (row.bootstrap_low, row.bootstrap_high) != stats.bootstrap(e.correct(form))
+    same = [name for name in alone if not name.startswith("bootstrap")]
+    assert alone[same].equals(together[same]), "the seed is the unit of every test"
 
 
 # ---- tables -------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_train_val_and_test_crops_come_from_disjoint_tiles(monkeypatch):
 
     def crop(tiles, size, rng):
         used.append({tile.tobytes() for tile in tiles})
-        return np.zeros((size, size, 3), np.uint8)
+        return np.zeros((size, size, 3), np.uint8), 0
 
     monkeypatch.setattr(embedded, "_crop", crop)
     embedded.photograph_crops(8)
@@ -134,6 +134,59 @@ def test_train_val_and_test_crops_come_from_disjoint_tiles(monkeypatch):
         parts = {frozenset(tiles) for tiles in used[start : start + per_photo]}
         assert len(parts) == 3
         assert sum(len(part) for part in parts) == len(set().union(*parts)) >= 20
+
+
+def test_groups_of_photographs_are_the_tiles_of_their_test_crops(monkeypatch):
+    taken, crop = [], embedded._crop
+
+    def seen(tiles, size, rng):
+        image, index = crop(tiles, size, rng)
+        taken.append(tiles[index].tobytes())
+        return image, index
+
+    monkeypatch.setattr(embedded, "_crop", seen)
+    _, arrays = embedded.photograph_crops(8)
+    groups, tests = arrays["test_groups"], np.array(taken).reshape(10, -1)[:, -embedded.CROPS["test"] :].ravel()
+    assert groups.shape == arrays["test_labels"].shape and groups.dtype == np.int64
+    assert len(set(zip(groups.tolist(), tests, strict=True))) == len(set(groups.tolist())) == len(set(tests)) < 120
+
+
+def test_sets_whose_test_images_are_not_independent_have_groups(root, tmp_path):
+    for name in ("photographs", "digits", "digits_coded"):
+        for _ in range(2):
+            data._arrays.cache_clear()
+            d = data.load(Config(dataset=name, image_size=8))
+            assert d.groups.shape == d.test.labels.shape and len(np.unique(d.groups)) < len(d.groups) / 3
+    assert data.load(Config(dataset="leaves", image_size=8)).groups is None
+    assert data.load(folder(tmp_path / "pets")).groups is None
+
+
+def test_images_that_the_suite_decoded_before_there_were_groups_are_decoded_again(root):
+    cfg = Config(dataset="digits", image_size=8)
+    data.load(cfg)
+    (path,) = (root / "runs/cache").glob("*.npz")
+    with np.load(path) as kept:
+        np.savez(path.with_name("digits-1-8.npz"), **{name: kept[name] for name in kept.files if name != "test_groups"})
+    path.unlink()
+    data._arrays.cache_clear()
+    assert data.load(cfg).groups is not None
+    data._arrays.cache_clear()
+
+
+def test_groups_are_no_part_of_the_fingerprint_of_pixels(root, monkeypatch):
+    cfg, made = Config(dataset="digits", image_size=8), embedded.EMBEDDED["digits"]
+    known = data.load(cfg).fingerprint
+
+    def without(size):
+        classes, arrays = made(size)
+        return classes, {name: array for name, array in arrays.items() if name != "test_groups"}
+
+    monkeypatch.setitem(embedded.EMBEDDED, "digits", without)
+    data._arrays.cache_clear()
+    shutil.rmtree(root / "runs")
+    found = data.load(cfg)
+    assert found.fingerprint == known and found.groups is None
+    data._arrays.cache_clear()
 
 
 def hashes(split):
@@ -235,7 +288,7 @@ def test_generated_leaves_are_loaded_and_their_twin_is_recoloured(root):
     assert (plain.name, coded.name) == ("leaves", "leaves_coded")
     assert (embedded.recolour(plain.test.images.numpy()) == coded.test.images.numpy()).all()
     assert plain.fingerprint != coded.fingerprint
-    assert len(list((root / "runs/cache").glob("leaves*-2-8.npz"))) == 2
+    assert len(list((root / "runs/cache").glob("leaves*-2-8.*.npz"))) == 2
 
 
 def test_statistics_are_those_of_the_images_that_are_trained_on(root):

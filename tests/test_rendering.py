@@ -300,6 +300,15 @@ def test_the_interaction_plot_shows_the_eight_cells_under_the_first_pretext(root
     assert "n = 2 paired seeds" in figure.get_supxlabel().replace("\n", " ")
 
 
+@pytest.mark.parametrize("plain", ["leaves", "digits"])
+def test_the_switch_is_between_the_data_set_and_the_twin_that_were_asked_for(root, plain):
+    g = saved_sweep(Store("smoke"), "30_symmetry", fields=[plain, f"{plain}_coded"])
+    figure, table = FIGURES["switch"](g)
+    for ax in figure.axes:
+        assert [label.get_text().split("\n")[0] for label in ax.get_xticklabels()] == [plain, "twin with a code by place"]
+    assert table.groupby("dataset").size().to_dict() == {plain: 4, f"{plain}_coded": 4}
+
+
 def test_losses_are_compared_with_probes_only_where_the_task_is_the_same(root):
     g = saved_sweep(Store("smoke"), "24_geometry")
     frame = g.frame()

@@ -166,6 +166,33 @@ def test_bootstrap_matches_the_slow_loop():
         assert stats.bootstrap(x, 5000, level=level) == pytest.approx(expected, abs=0.1 * np.std(means))
 
 
+def test_bootstrap_of_groups_matches_the_slow_loop():
+    """Seven groups of one to six images, whose numbers are neither in order nor without gaps."""
+    groups = np.random.default_rng(20).permutation(np.repeat([40, 3, 11, 12, 90, 5, 7], [1, 6, 2, 3, 3, 5, 4]))
+    x = np.random.default_rng(21).normal(0.2, 0.5, (4, 24)) + np.random.default_rng(22).normal(size=91)[groups]
+    rng, means = np.random.default_rng(23), []
+    for _ in range(5000):
+        seeds, taken = rng.integers(4, size=4), rng.choice(np.unique(groups), 7)
+        images = [i for group in taken for i in range(24) if groups[i] == group]
+        means.append(np.mean([[x[s, i] for i in images] for s in seeds]))
+    low, high = stats.bootstrap(x, 5000, groups=groups)
+    assert (low, high) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.1 * np.std(means))
+    narrow = stats.bootstrap(x, 5000)
+    assert high - low > 1.5 * (narrow[1] - narrow[0]), "images of a group are not independent"
+
+
+def test_groups_of_identical_images_count_as_one_image_each():
+    x = np.random.default_rng(24).normal(size=(5, 30))
+    groups = np.tile(np.arange(30), 4)
+    assert stats.bootstrap(np.tile(x, 4), groups=groups) == pytest.approx(stats.bootstrap(x), abs=1e-12)
+    assert stats.bootstrap(x.repeat(4, axis=1), groups=groups.reshape(4, 30).T.ravel()) == pytest.approx(stats.bootstrap(x))
+
+
+def test_groups_of_one_image_are_no_groups():
+    x = np.random.default_rng(25).normal(size=(5, 30))
+    assert stats.bootstrap(x, groups=np.arange(30)) == stats.bootstrap(x) == stats.bootstrap(x, groups=np.arange(30) + 100)
+
+
 def test_a_bootstrap_interval_covers_seeds_and_images():
     """Of 12 seeds and 60 images, both of which differ. One level alone is too narrow."""
     rng, hits = np.random.default_rng(15), []

@@ -142,7 +142,8 @@ def test_a_record_of_every_pretext_validates_and_holds_what_the_task_has_and_the
 
 
 @pytest.mark.parametrize(
-    "fields", [{"dataset": "leaves_coded"}, {"permute": "pixels"}, {"images": 64}, {"mixer": "conv_frozen"}]
+    "fields",
+    [{"dataset": "leaves_coded"}, {"dataset": "digits"}, {"permute": "pixels"}, {"images": 64}, {"mixer": "conv_frozen"}],
 )
 def test_a_run_of_other_data_or_shape_leaves_a_record_and_baselines(root, fields):
     cfg, store = configure("smoke", **fields), Store("smoke")
@@ -151,7 +152,9 @@ def test_a_run_of_other_data_or_shape_leaves_a_record_and_baselines(root, fields
     start = run.init(cfg, store)
     assert start["key"] == record["init"] and store.load(record["init"]) == start
     assert record["data"]["fingerprint"] == baseline["data"]["fingerprint"] == start["data"]["fingerprint"]
-    assert record["data"]["pool"] == (64 if "images" in fields else 3000)
+    assert record["data"]["pool"] == (64 if "images" in fields else 3087 if fields.get("dataset") == "digits" else 3000)
+    groups = store.arrays(baseline["key"]).get("groups")
+    assert np.array_equal(groups, load(cfg).groups) and (groups is None) == (fields.get("dataset") == "leaves_coded")
 
 
 def test_an_equal_flop_budget_is_spent_by_fewer_steps(root):

@@ -20,6 +20,7 @@ from .downloads import SOURCES, download, stamp
 from .embedded import EMBEDDED
 from .images import DataError, decode, printable, resize
 
+KEPT = 2  # version of what the cache holds of a data set
 ALL = "."  # the class of images that are in none
 VAL_FRACTION = 0.1
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
@@ -39,6 +40,7 @@ class Data:
     test: Split
     pool: Split  # what is trained on
     fingerprint: str
+    groups: np.ndarray | None = None  # (test images,) equal for test images that are not independent; None: all are
 
     def stats(self):
         """Mean and standard deviation of the pool's pixels per channel, both (3,), in units of 0 to 255."""
@@ -70,6 +72,7 @@ def load(cfg, device="cpu"):
         name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
     except OSError as error:
         raise DataError(f"{error.filename or cfg.data_dir}: {error.strerror or error}; repair or remove it") from None
+    groups = arrays.get("test_groups")
     arrays = {part: torch.from_numpy(array) for part, array in arrays.items()}
     split = {part: (arrays[part], arrays[f"{part}_labels"]) for part in ("train", "val", "test") if part in arrays}
     if "val" not in split:
@@ -86,7 +89,7 @@ def load(cfg, device="cpu"):
     if cfg.pretext != "none" and len(split["pool"][1]) < cfg.batch:
         raise DataError(f"batch: {cfg.batch} images, but {name} has {len(split['pool'][1])} to train on; choose fewer")
     parts = {part: Split(images.to(device), labels.to(device)) for part, (images, labels) in split.items()}
-    return Data(name, classes, fingerprint=fingerprint, **parts)
+    return Data(name, classes, fingerprint=fingerprint, groups=groups, **parts)
 
 
 def subset(split, count, seed, field):
@@ -148,7 +151,7 @@ def _decoded(dataset, top, size, signature):
 def _entry(dataset, top, size, signature):
     """Name in the cache. Other files of a folder or a downloaded set, or another version of a named set, have another."""
     version = signature or (stamp(dataset, top) if dataset in SOURCES else VERSIONS[dataset])
-    return f"{dataset}-{version}-{size}.npz"
+    return f"{dataset}-{version}-{size}.{KEPT}.npz"
 
 
 # ---- a folder of class folders ------------------------------------------------------------------------------------

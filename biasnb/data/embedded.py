@@ -1,7 +1,8 @@
 """The embedded and the generated data sets: crops of ten photographs, handwritten digits and dead leaves, the last two with
 twins whose pixels have a code by place. All are deterministic and need no download.
 
-A data set is (classes, arrays): images (n, size, size, 3) uint8 and labels (n,) int64 of "train", "val" and "test"."""
+A data set is (classes, arrays): images (n, size, size, 3) uint8 and labels (n,) int64 of "train", "val" and "test", and where
+test images are not independent "test_groups" (n,) int64, equal for images that show the same."""
 
 from functools import cache, partial
 from itertools import permutations, product
@@ -25,8 +26,9 @@ def photograph_crops(size):
     photograph.
 
     Train, val and test come from disjoint tiles (1/2, 1/6, 1/3 of them); a crop covers 24 to 60 pixels of the photograph.
-    Random exposure and tint make the mean colour a weak clue. Near-uniform crops (black sky) are drawn again."""
-    crops = {part: [] for part in CROPS}
+    Random exposure and tint make the mean colour a weak clue. Near-uniform crops (black sky) are drawn again. "test_groups"
+    says from which tile a test image is."""
+    crops, groups = {part: [] for part in CROPS}, []
     for label, name in enumerate(PHOTOGRAPHS):
         rng = np.random.default_rng([PHOTOGRAPHS_VERSION, label])
         tiles = _tiles(_photograph(name))
@@ -34,12 +36,16 @@ def photograph_crops(size):
         half, third = len(tiles) // 2, len(tiles) // 3
         parts = {"train": tiles[:half], "val": tiles[half:-third], "test": tiles[-third:]}
         for part, count in CROPS.items():
-            crops[part] += [_crop(parts[part], size, rng) for _ in range(count)]
+            for _ in range(count):
+                crop, tile = _crop(parts[part], size, rng)
+                crops[part].append(crop)
+                if part == "test":
+                    groups.append(1000 * label + tile)
     arrays = {}
     for part, count in CROPS.items():
         arrays[part] = np.stack(crops[part])
         arrays[f"{part}_labels"] = np.repeat(np.arange(len(PHOTOGRAPHS)), count)
-    return PHOTOGRAPHS, arrays
+    return PHOTOGRAPHS, arrays | {"test_groups": np.array(groups, np.int64)}
 
 
 def _photograph(name):
@@ -65,8 +71,10 @@ def _tiles(photo):
 
 
 def _crop(tiles, size, rng):
+    """(a random crop, (size, size, 3) uint8; the index of its tile)."""
     for _ in range(20):
-        tile = tiles[rng.integers(len(tiles))]
+        index = int(rng.integers(len(tiles)))
+        tile = tiles[index]
         side = int(rng.integers(24, TILE + 1))
         y, x = rng.integers(0, TILE - side + 1, 2)
         crop = tile[y : y + side, x : x + side]
@@ -76,7 +84,7 @@ def _crop(tiles, size, rng):
         crop = crop[:, ::-1]
     small = Image.fromarray(crop).resize((size, size), Image.Resampling.BOX)
     light = rng.uniform(0.6, 1.25) * rng.uniform(0.8, 1.2, 3)
-    return np.clip(np.asarray(small) * light, 0, 255).round().astype(np.uint8)
+    return np.clip(np.asarray(small) * light, 0, 255).round().astype(np.uint8), index
 
 
 # ---- handwritten digits -------------------------------------------------------------------------------------------
@@ -110,7 +118,7 @@ def handwritten_digits(size, coded):
             y, x = divmod(int(place), room)
             image[y : y + side, x : x + side] = bitmaps[digit, :, :, None]
         arrays[part], arrays[f"{part}_labels"] = recolour(images) if coded else images, file.target[digits].astype(np.int64)
-    return tuple("0123456789"), arrays | {"test_groups": digits}
+    return tuple("0123456789"), arrays | {"test_groups": digits.astype(np.int64)}
 
 
 def enlarge(bitmaps, side):

@@ -99,6 +99,7 @@ class Test:
     decides: bool = True  # the verdict of the claim hangs on it
     p: tuple = ()  # (for, against) of a test that is not the paired t test
     images: np.ndarray | None = None  # (seeds, images): what each test image adds
+    groups: np.ndarray | None = None  # (images,): equal for images that are not independent; None: all are
     adjusted: tuple = ()  # p for and against, after Holm
     verdict: str = "undecided"
 
@@ -264,6 +265,15 @@ class Evidence:
             rows.append(sum(100.0 * weight * self.bits(key) for key, weight in form[seed].items()))
         return np.array(rows)
 
+    def groups(self, form):
+        """(test images,) which test images of these runs, equal for all, are not independent, by the record of a baseline; None
+        if all are."""
+        used = {key for part in form.values() for key in part}
+        for baseline in sorted({run["baseline"] for run in self.sweep.runs if run["key"] in used}):
+            if self.sweep.store.has(baseline) and "arrays" in self.sweep.store.load(baseline):
+                return self.sweep.store.arrays(baseline).get("groups")
+        return None
+
     def bits(self, key):
         """(test images,) how often the probe of a run is right at the penalties of its setting: over layers 1 to L, of
         "probe_best" at the best layer."""
@@ -278,7 +288,7 @@ class Evidence:
         """A Test of what `values` takes."""
         counted, every = (self.values(of, value, baselines) for baselines in (True, False))
         if isinstance(of, Form) and self.metric in ("probe", "probe_best") and value is None and len(counted) > 1:
-            rest["images"] = self.correct(of)
+            rest |= {"images": self.correct(of), "groups": self.groups(of)}
         return Test(label, counted, every, goal, margin, METRICS[self.metric].unit if unit is None else unit, **rest)
 
 

@@ -107,7 +107,7 @@ def tests(found):
         for t in f.tests:
             x, every, effect = list(t.values.values()), list(t.every.values()), t.effect
             against = 0.0 if t.goal in ("within", "differs") else t.margin
-            low, high = stats.bootstrap(t.images) if t.images is not None and t.n > 1 else (np.nan, np.nan)
+            low, high = stats.bootstrap(t.images, groups=t.groups) if t.images is not None and t.n > 1 else (np.nan, np.nan)
             verdict, adjusted = (t.verdict, t.adjusted[0]) if t.decides else ("", np.nan)
             row = {"claim": f.claim.id, "metric": f.metric, "profile": f.profile, "sweep": f.evidence, "test": t.label,
                    "hypothesis": t.hypothesis, "decides": t.decides, "verdict": verdict, "mean": effect.mean,

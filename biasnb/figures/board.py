@@ -23,9 +23,10 @@ READING = (
     "the 5 % level after Holm's correction over the deciding tests of that row. **Contradicted**: one of them holds the other "
     "way round. **Undecided**: neither; the detectable effect (80 % power) says what this many pairs could have seen. Tests "
     "are two-sided t tests, except equivalence, non-inferiority and the permutation tests of P3 and L5, which are one-sided. "
-    "The exact sign-flip p is a check that assumes less; with five pairs it cannot fall below .0625. With few seeds the "
-    "bootstrap's interval is too narrow. Nothing is corrected across rows: of all rows, about one in twenty of those without "
-    "an effect is decided wrongly."
+    "The exact sign-flip p is a check that assumes less; with five pairs it cannot fall below .0625. The "
+    "bootstrap draws seeds and test images, whole groups of them where crops of one tile or placements of one digit are not "
+    "independent; with few seeds its interval is too narrow. Nothing is corrected across rows: of all rows, about one in "
+    "twenty of those without an effect is decided wrongly."
 )
 
 

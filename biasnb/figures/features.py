@@ -3,12 +3,12 @@
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
+from ..config import CODED
 from . import style
 from .levels import METRICS, baseline_dashes, done_runs, numbers, percent
 from .style import LABELS, canvas, caption, footer, interval_dots, legend, mixers, plain_log, traits
 
 TIMES = {"random init": -0.15, "trained": 0.15}  # moved sideways by
-TWINS = {"leaves": "leaves\n(prior true)", "leaves_coded": "column-coded twin\n(prior false)"}
 
 
 def reconstructions(sweep):
@@ -138,24 +138,27 @@ def symmetry(sweep):
 
 def switch(sweep):
     """Static cells where the translation prior is true and where it is false."""
+    twin = next((run["dataset"] for run in sweep.runs if run["dataset"] in CODED), "leaves_coded")
+    plain = CODED[twin]
+    twins = {plain: f"{plain}\n(prior true)", twin: "twin with a code by place\n(prior false)"}
     runs = done_runs(sweep)
-    runs = runs[runs.dataset.isin(TWINS)]
+    runs = runs[runs.dataset.isin(twins)]
     table = runs[["mixer", "dataset", "seed", "psnr", "probe", "init_probe"]]
-    if not any(run["dataset"] in TWINS for run in sweep.runs):
+    if not any(run["dataset"] in twins for run in sweep.runs):
         return None, table
     figure, axes = canvas(8.6, 4.0, 2, sharey=False)
     names = [mixer for mixer in mixers(sweep) if mixer in set(runs.mixer)] or ["conv"]
     for ax, metric in zip(axes, METRICS, strict=True):
-        for x, data in enumerate(TWINS):
+        for x, data in enumerate(twins):
             part = percent(runs[runs.dataset == data])
             for mixer, shift in zip(names, np.linspace(-0.2, 0.2, len(names)), strict=True):
                 interval_dots(ax, x + shift, part[part.mixer == mixer][metric].dropna().tolist(), mixer)
             baseline_dashes(ax, x, part, metric, 0.35)
-        ax.set_xticks(range(len(TWINS)), TWINS.values())
+        ax.set_xticks(range(len(twins)), twins.values())
         ax.set_xlim(-0.5, 1.5)
         ax.set_ylabel(METRICS[metric].replace("\n", " "))
     legend(figure, names)
-    caption(figure, sweep, "the generated field and its twin; dashes: visible-neighbour mean, raw pixels; ", "dead leaves")
+    caption(figure, sweep, "a data set and its twin; dashes: visible-neighbour mean, raw pixels; ", plain)
     return figure, table
 
 

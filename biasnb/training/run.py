@@ -163,7 +163,8 @@ def make_baseline(cfg, store):
         "psnr": baseline_psnr(data, cfg, "test"),
         "pixel_probe": probe,
     }
-    return store.save(record, {"correct": correct})
+    groups = {} if data.groups is None else {"groups": data.groups}
+    return store.save(record, {"correct": correct, **groups})
 
 
 def make_init(cfg, store):
