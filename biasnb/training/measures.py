@@ -284,7 +284,7 @@ def logme(x, labels, classes):
 
 
 def transfer(model, data):
-    """The features on another data set, its images already of the model's size: "layer", the best by validation accuracy, "test"
+    """The features on another data set, its images of the model's size: "layer", the best by validation accuracy, "test"
     and "knn", its test accuracies, 0 to 1; "logme", the best layer's LogME on the training split, and "logme_layers", that of
     every layer."""
     x, labels = layer_features(model, data.train)
