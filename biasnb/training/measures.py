@@ -304,14 +304,15 @@ def logme(x, labels, classes):
 
 
 def transfer(model, data):
-    """The features on another data set, its images already of the model's size: "layer", the best by validation accuracy, and
-    "test", its test accuracy, 0 to 1; "logme", the best layer's LogME on the training split, and "logme_layers", that of
+    """The features on another data set, its images of the model's size: "layer", the best by validation accuracy, "test"
+    and "knn", its test accuracies, 0 to 1; "logme", the best layer's LogME on the training split, and "logme_layers", that of
     every layer."""
     x, labels = layer_features(model, data.train)
     values = [logme(layer, labels, len(data.classes)) for layer in x]
     probe, _ = probe_network(model, data)
     choice = choose([probe])
-    return {"layer": choice.layer, "test": choice.best(probe), "logme": max(values), "logme_layers": values}
+    scores = {"layer": choice.layer, "test": choice.best(probe), "knn": probe["knn"][choice.layer]}
+    return {**scores, "logme": max(values), "logme_layers": values}
 
 
 # ---- all measures --------------------------------------------------------------------------------------------------------
