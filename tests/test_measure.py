@@ -256,7 +256,7 @@ def test_an_operator_that_computes_in_float32_alone_is_measured_all_the_same():
     class Halves(nn.Module):
         def __init__(self):
             super().__init__()
-            self.linear, self.half = nn.Linear(16, 16, bias=False), torch.full((16, 16), 0.5)  # a constant, no buffer
+            self.linear, self.half = nn.Linear(16, 16, bias=False), 0.5 * torch.eye(16)  # a constant, no buffer
 
         def forward(self, x):
             return self.linear(x.roll(1, 2)) @ self.half
