@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 from forked import CHECKOUT, environment
 
-MEASURED = ("wall_seconds", "images_per_second")  # times, which differ whenever the suite runs
+MEASURED = ("wall_seconds", "images_per_second", "evaluation_seconds")  # times, which differ whenever the suite runs
 TIMES = "-cost"  # and tables of them
 STOP_SECONDS = 10  # in which all processes of a suite that was killed are gone
 PROFILE = "smoke"

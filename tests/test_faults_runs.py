@@ -35,7 +35,7 @@ from biasnb.records.store import Store
 from biasnb.training import checkpoint, evaluation, pretext, run
 from biasnb.training import loop as train
 
-MEASURED = ("wall_seconds", "images_per_second")  # times, which differ whenever the suite runs
+MEASURED = ("wall_seconds", "images_per_second", "evaluation_seconds")  # times, which differ whenever the suite runs
 LEAVE = 10  # seconds from a signal to the end of a process, on a busy machine
 # How a process is ended: words -> (signal, exit code). In a notebook SIGINT is an exception, which its cell ends with.
 ENDS = {"SIGTERM": (15, -15), "SIGINT": (2, -2), "SIGKILL": (9, -9), "interrupted cell": (2, 70)}

@@ -425,7 +425,7 @@ def test_every_network_is_measured(images, fields):
     assert len(measures["mixing_distance"]) == 2
     assert (measures["lie_error"] is None) == (net.cfg.input == "palette")
     assert field.shape == (8, 8) and field.dtype == np.float32
-    again, same = measure.network(net, images(40, 8)[:32])
+    again, same = measure.network(net, measure.spread(images(40, 8), 32))
     assert np.array_equal(same, field)
     assert {name for name in measures if again[name] != measures[name]} == {"cka"}, "CKA alone takes more than 32 images"
 

@@ -58,6 +58,8 @@ class Mix(nn.Module):
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
     def idle(self):
+        if type(self).__module__ != __name__:  # what a user-defined operator computes is not known
+            return 0
         n = self.allowed.shape[-1]
         excluded = int((~self.allowed).expand(self.heads, n, n).sum())
         return self.products * excluded * self.value.out_features // self.heads

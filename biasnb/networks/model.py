@@ -217,10 +217,8 @@ def initial_std(model, name, parameter):
     """Standard deviation of a parameter's initial values: its module says it in `scales`, else it follows from the fan-in."""
     owner, _, own = name.rpartition(".")
     scales = getattr(model.get_submodule(owner), "scales", {})
-    if name in ("embed.position", "embed.start"):
+    if name in ("embed.position", "embed.start", "embed.hidden"):
         return 0.5
-    if name == "embed.hidden":
-        return 0.02  # as in BERT and MAE
     if own in scales:
         return scales[own]
     if isinstance(model.embed.content, PaletteContent) and name.startswith("embed.content"):

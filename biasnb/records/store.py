@@ -32,7 +32,7 @@ REQUIRED = {
     "baseline": ("config", "status", "data", "environment", "psnr", "pixel_probe", "protocol"),
 }
 METRICS = ("parameters", "flop_per_image", "flop_per_image_dense", "context_coverage", "images_per_second", "wall_seconds",
-           "loss", "psnr", "accuracy", "probe", "measures")  # fmt: skip
+           "evaluation_seconds", "loss", "psnr", "accuracy", "probe", "measures")  # fmt: skip
 TABLE = ("penalties", "train", "val", "test", "knn")  # of a probe
 
 
@@ -53,8 +53,9 @@ def check(record, where="record", outdated=False):
     if record["status"] not in ("done", "diverged"):
         raise StoreError(f"{where}: status {record['status']!r} is neither done nor diverged")
     if not current and not outdated:
+        profile = f" --profile {where.parent.name}" if isinstance(where, os.PathLike) else ""
         raise StoreError(f"{where}: evaluated by protocol {record['protocol']!r}, this version reads {PROTOCOL}; "
-                         "run `biasnb evaluate` to evaluate it again")  # fmt: skip
+                         f"run `biasnb evaluate{profile}` to evaluate it again")  # fmt: skip
     if record["status"] == "done" and current:
         for name in ("loss", "psnr", "accuracy") if record["kind"] == "run" else ():
             score = record[name]

@@ -121,6 +121,8 @@ class Sweep:
 
 # ---- the probe's penalties and layer --------------------------------------------------------------------------------
 
+TIE = 0.002 + 1e-9  # accuracies that differ by less are equal: two of a thousand images
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -144,15 +146,16 @@ class Choice:
 
 
 def choose(probes):
-    """The Choice for probe tables of one arm: by validation accuracy, averaged over them, the best penalty of every layer,
-    the strongest of equals, and the best layer, the earliest of equals. Equal is what agrees to a tenth of a point, as tables
-    print it: weak penalties are as good as none."""
+    """The Choice for probe tables of one arm: by validation accuracy, averaged over them, the best penalty of every layer and
+    the best layer. Of those within TIE of the best the strongest penalty and the earliest layer are taken, as weak penalties
+    are as good as none."""
     penalties, accuracies = [], []
     for rows in zip(*(probe["val"] for probe in probes), strict=True):
-        means = [round(sum(values) / len(values), 3) for values in zip(*rows, strict=True)]
+        means = [sum(values) / len(values) for values in zip(*rows, strict=True)]
         accuracies.append(max(means))
-        penalties.append(max(place for place, value in enumerate(means) if value == max(means)))
-    return Choice(tuple(penalties), accuracies.index(max(accuracies)))
+        penalties.append(max(place for place, value in enumerate(means) if value >= max(means) - TIE))
+    best = max(accuracies)
+    return Choice(tuple(penalties), next(layer for layer, value in enumerate(accuracies) if value >= best - TIE))
 
 
 def choices(records, inits):
@@ -162,7 +165,7 @@ def choices(records, inits):
     for record in records:
         if record["status"] == "done":
             settings = {name: value for name, value in record["config"].items() if name != "seed"}
-            arms.setdefault((record["data"]["name"], str(sorted(settings.items()))), []).append(record)
+            arms.setdefault((record["data"]["fingerprint"], str(sorted(settings.items()))), []).append(record)
     found = {}
     for arm in arms.values():
         starts = {record["init"]: inits[record["init"]]["probe"] for record in arm if record["init"] in inits}

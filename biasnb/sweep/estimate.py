@@ -16,7 +16,7 @@ from . import executor, manifest
 
 CALIBRATION = 60  # seconds
 GFLOP = 1.0  # of a step that is timed
-EVALUATIONS = 300  # of the probe's objective for a layer, all penalties together
+OBJECTIVES = 300  # evaluations of the probe's objective for a layer, all penalties together
 EACH = 0.2  # seconds of a run for all else
 NOTEBOOK = 4.0  # seconds of a notebook that has its records
 SHOWN = 10
@@ -130,11 +130,11 @@ def probe_rate():
 
     x, y, start = torch.randn(1000, 65, dtype=torch.float64), torch.arange(1000) % 10, torch.zeros(650, dtype=torch.float64)
     objective = penalised_entropy(x, y, 10, PENALTIES[0], torch.ones(65, dtype=torch.float64))
-    return probe_flop(1, 1000, 64, 10) / (EVALUATIONS * seconds_of(functools.partial(objective, start.numpy())))
+    return probe_flop(1, 1000, 64, 10) / (OBJECTIVES * seconds_of(functools.partial(objective, start.numpy())))
 
 
 def probe_flop(layers, n, width, classes):
-    return EVALUATIONS * 4 * layers * n * (width + 1) * classes
+    return OBJECTIVES * 4 * layers * n * (width + 1) * classes
 
 
 # ---- predicting -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Linear probe and k-nearest neighbours on frozen, token-averaged features per layer, and the baselines of the masked PSNR:
 reconstructions that train nothing."""
 
+import warnings
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,9 @@ from ..networks.embed import arrange, pixel_order
 from ..networks.model import features, per_pass
 from .pretext import evaluation_masks, pixel_mask, psnr
 
-PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean cross-entropy; scikit-learn's C = 1 / (n * penalty)
+PENALTIES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean entropy; scikit-learn's C = 1 / (n * penalty)
 GRADIENT, EVALUATIONS = 1e-6, 5000  # where the search for a minimum ends
+STEEP = 1e-3  # a gradient at the end of a search that found no minimum
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
 
 
@@ -33,7 +36,8 @@ def pixel_features(split):
 def whitening(x):
     """(mean (F,), matrix (F, F)) of features x (n, F): (x - mean) @ matrix are the principal components of the standardised
     features, each divided by sqrt(variance + 1). The average variance is 1: stronger directions are whitened, so that one
-    penalty suits networks and raw pixels alike; weak ones, rounding noise among them, are not amplified."""
+    penalty suits networks and raw pixels alike; weak ones, rounding noise among them, are not amplified, as whitening all
+    of them would cost accuracy (docs/recipe.md)."""
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
     z = (x - mean) / std
     variance, axes = torch.linalg.eigh(z.T @ z / len(z))
@@ -57,8 +61,10 @@ def fit_logistic(x, y, classes, penalties=PENALTIES):
         objective = penalised_entropy(x, y, classes, penalty, scale)
         start = (weights / scale).flatten().cpu().numpy()
         ends = {"maxiter": EVALUATIONS, "maxfun": EVALUATIONS, "maxcor": 20, "ftol": 0.0, "gtol": GRADIENT}
-        end = minimize(objective, start, jac=True, method="L-BFGS-B", options=ends).x
-        found[penalty] = weights = x.new_tensor(end).view_as(weights) * scale
+        end = minimize(objective, start, jac=True, method="L-BFGS-B", options=ends)
+        if not abs(end.jac).max() < STEEP:
+            warnings.warn(f"probe: no minimum at penalty {penalty} ({end.message})", stacklevel=2)
+        found[penalty] = weights = x.new_tensor(end.x).view_as(weights) * scale
     return torch.stack([found[penalty] for penalty in penalties])
 
 
@@ -85,7 +91,7 @@ def linear_probe(train, val, test, classes):
     """Probe every layer at every penalty. Arguments are (features (L, n, F), labels (n,)) per split, on one device.
 
     Features are whitened by the training split, see `whitening`. Returns ({"penalties": P of them, ascending; "train", "val",
-    "test": L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set where the image is classified right at
+    "test": L x P accuracies, 0 to 1}, (L, n_test) uint16 array whose bit p is set where the image is classified right at
     penalty p). Which layer and penalty count is chosen later, from the records of all seeds: `records.sweep.choose`."""
     splits = {"train": train, "val": val, "test": test}
     table = {"penalties": list(PENALTIES), **{name: [] for name in splits}}
@@ -101,7 +107,7 @@ def linear_probe(train, val, test, classes):
             right = logits.view(len(z), len(w), classes).argmax(2) == y[:, None]
             table[name].append(right.double().mean(0).tolist())
         correct.append((right * bits).sum(1))  # of the test split, the last
-    return table, torch.stack(correct).to(torch.uint8).cpu().numpy()
+    return table, torch.stack(correct).cpu().numpy().astype(np.uint16)
 
 
 def knn(train, test, classes, chunk=500):

@@ -41,7 +41,7 @@ def in_double(mix, arguments):
         double, converted = copy.deepcopy(mix).double(), [x.detach().double() for x in arguments]
         double(*converted)
         return double, converted
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         return mix, [x.detach() for x in arguments]
 
 
@@ -328,7 +328,7 @@ def network(model, images):
 
     Returns (dict of numbers and lists, to six significant digits, as JSON takes them; map of the receptive field, (S, S)
     float32 array)."""
-    few = images[:: max(1, len(images) // FEW)][:FEW]
+    few = spread(images, FEW)
     field = receptive_field(model, few)
     measures = {
         "roll_error": roll_error(model, few),
@@ -340,6 +340,12 @@ def network(model, images):
         "cka": cka_layers(model, images).tolist(),
     }
     return rounded(measures), field["map"].cpu().numpy()
+
+
+def spread(images, count):
+    """`count` of the images, evenly spread over them; all if there are fewer."""
+    n = len(images)
+    return images if n <= count else images[torch.arange(count, device=images.device) * n // count]
 
 
 def rounded(value):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import statistics
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,8 +87,8 @@ def pictured(split):
 
 
 def measured(split):
-    """(MEASURED, S, S, 3) images that measures run on, evenly spread over the split."""
-    return split.images[:: max(1, len(split.labels) // MEASURED)][:MEASURED]
+    """(MEASURED, S, S, 3) images that measures run on, evenly spread over the split; all of a smaller one."""
+    return measures.spread(split.images, MEASURED)
 
 
 def transfer_config(cfg, **data):
@@ -147,7 +148,7 @@ def make_baseline(cfg, store):
     device = pick_device(cfg)
     data = load(replace(cfg, seed=0, images=0, pretext="none"), device)  # the training mean is that of all images
     print(f"baselines of {data.name}: reconstructions that train nothing, and a probe on raw pixels", flush=True)
-    probe, correct = probe_pixels(data)
+    probe, _ = probe_pixels(data)
     record = {
         "kind": "baseline",
         "key": baseline_key(cfg),
@@ -157,14 +158,13 @@ def make_baseline(cfg, store):
         "psnr": baseline_psnr(data, cfg, "test"),
         "pixel_probe": probe,
     }
-    groups = {} if data.groups is None else {"groups": data.groups}
-    return store.save(record, {"correct": correct, **groups})
+    return store.save(record, None if data.groups is None else {"groups": data.groups})
 
 
 def make_init(cfg, store):
     """Probe and measure a network at its initial weights, and save the record."""
     data, model = prepare(cfg)
-    probe, correct = probe_network(model, data)
+    probe, _ = probe_network(model, data)
     record = {
         "kind": "init",
         "key": init_key(cfg),
@@ -174,7 +174,7 @@ def make_init(cfg, store):
         "probe": probe,
         "measures": measures.network(model, measured(data.test))[0],
     }
-    return store.save(record, {"correct": correct})
+    return store.save(record)
 
 
 @contextlib.contextmanager
@@ -306,7 +306,7 @@ def finish(started, log, together=1):
 
 def evaluated(started, history):
     """(what the record says of the trained network, arrays). Raises Diverged for a network whose numbers are not finite."""
-    cfg, data, model = started.cfg, started.data, started.model
+    cfg, data, model, began = started.cfg, started.data, started.model, time.perf_counter()
     scores = {part: {"loss": None, "psnr": None, "accuracy": None} for part in ("val", "test")}
     if cfg.pretext != "none":
         scores = {part: evaluate(model, getattr(data, part), part) for part in scores}
@@ -315,8 +315,9 @@ def evaluated(started, history):
     measures_found, field = measures.network(model, measured(data.test))
     check_finite(measures_found, started, history)
     found = {name: {part: score[name] for part, score in scores.items()} for name in ("loss", "psnr", "accuracy")}
-    found |= {"probe": probe, "measures": measures_found}
-    return found, pictures(started, scores) | {"correct": correct, "receptive_field": field}
+    arrays = pictures(started, scores) | {"correct": correct, "receptive_field": field}
+    found |= {"probe": probe, "measures": measures_found, "evaluation_seconds": time.perf_counter() - began}
+    return found, arrays
 
 
 def save_diverged(started, error):
@@ -373,8 +374,12 @@ def evaluate_again(keys, store, data_dir=""):
     """Evaluate records of an older protocol again, those of these keys or, without any, of the store: runs from their kept
     weights, with their training as it was; their baselines and random inits anew. Yields a line per record that says what
     became of it. `data_dir` is where the data lie, if they are a folder. Raises BiasnbError as `prepare` does."""
-    names = keys or [path.stem for path in sorted(store.folder.glob("*.json"))]
-    records = [store.load(name, outdated=True) for name in names]
+    names, records = keys or [path.stem for path in sorted(store.folder.glob("*.json"))], []
+    for name in names:
+        try:
+            records.append(store.load(name, outdated=True))
+        except StoreError as error:
+            yield str(error)
     for record in records:
         if record["kind"] == "run":
             yield f"{record['key']}: {evaluate_run(record, store, data_dir)}"
