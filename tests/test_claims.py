@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from synthetic import arrays_of, baseline_record, init_record, probe, record_of, saved_sweep, sweep_of
 
-from biasnb.evidence import claims, stats, verdicts
-from biasnb.evidence import contrasts as evidence
-from biasnb.evidence.claims import CLAIMS, Claim
-from biasnb.evidence.contrasts import MARKS, METRICS, PAIRS, Absent, Evidence, Form, mean, runs_of, slope
+from biasnb.evidence import claims, hypotheses, stats, verdicts
+from biasnb.evidence.claims import CLAIMS, SIMPLEX, STATIC, Claim
+from biasnb.evidence.contrasts import METRICS, Absent, Evidence, Form, mean, runs_of, slope
+from biasnb.evidence.hypotheses import MARKS, PAIRS
 from biasnb.evidence.verdicts import find
 from biasnb.operators import CUBE, MIXERS, TRIO
 from biasnb.records import places
@@ -27,11 +27,10 @@ SEEDS = [0, 1, 2, 3, 4]
 CLAIM = {claim.id: claim for claim in CLAIMS}
 TRUE, NONE, WRONG = 1, 0, -1
 USUAL = {TRUE: "supported", NONE: "undecided", WRONG: "contradicted"}
-EITHER = {TRUE: "supported", NONE: "contradicted", WRONG: "supported"}  # of "differs from 0", where no sign is wrong
+SMALL = {**USUAL, NONE: "negligible"}  # of a claim with a margin
 UNIT = {"loss": 0.01}  # what a shift of 1 is of a metric; of others 1 dB, 1 point
 MEASURED = {"roll_error", "lie_error", "distance", "spectrum"}
-SIZES = {"P": 4, "F": 5, "S": 5, "L": 5, "D": 4, "N": 1, "O": 1}  # claims of each family
-DESIGN = [f"{family}{i + 1}" for family, n in SIZES.items() for i in range(n)]
+DESIGN = "P1a P1b P2 P3 P4 F1 F2 F3 F4 F5 S1 S2 S3 S4 S5 L1 L2 L3 L4 L5a L5b D1 D2 D3 D4 N1 O1".split()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +43,19 @@ class Case:
     shift: Callable = lambda cfg, t: 0.0  # by how much a run is better: dB, points, hundredths of the loss
     edit: Callable = lambda record, cfg, t: None  # of what a shift does not say
     merged: tuple = ({},)  # overrides of sweeps whose runs are put together
-    verdicts: dict = field(default_factory=lambda: USUAL)  # by t, or by metric and t
+    verdicts: dict = field(default_factory=lambda: USUAL)  # by t, or by metric or row and t
+
+    def verdict(self, finding, t):
+        """The verdict that is due."""
+        for name in (finding.metric, finding.row):
+            if name in self.verdicts:
+                return self.verdicts[name][t]
+        return self.verdicts[t]
 
 
 def scaled(*effects):
     """Effects as multiples of t, in the unit of the metric."""
     return lambda t, metric: [UNIT.get(metric, 1.0) * t * effect for effect in effects]
-
-
-def from_three(slope, tests=1):
-    """A slope as a multiple of t, and the gap of 3 that it starts from."""
-    return lambda t, metric: [UNIT.get(metric, 1.0) * value for value in (t * slope, 3.0)] * tests
 
 
 def sign(cfg, t):
@@ -85,12 +86,16 @@ def lies(record, cfg, t):
 
 
 def reaches(record, cfg, t):
-    record["measures"]["mixing_distance"][0] = [2.0 - t + wobble(cfg) + part for part in (-0.1, 0.1)]
+    """attn contracts by t in its first layer, and so does its content."""
+    for name in ("mixing_distance", "content_distance"):
+        for one, distance in ((record["start"], 2.0), (record, 2.0 - t * (cfg.mixer == "attn") + wobble(cfg))):
+            one["measures"][name] = [[distance + part for part in (-0.1, 0.1)]] * cfg.depth
 
 
 def spectra(record, cfg, t):
     change = wobble(cfg) + (-t if cfg.mixer == "igpt" else t)
-    record["measures"]["spectrum"] = [[0.0, 1.0]] * cfg.depth + [[0.0, 1.0 + change]]
+    record["measures"]["mixing_spectrum"] = [0.5 + change] * cfg.depth
+    record["start"]["measures"]["mixing_spectrum"] = [0.5] * cfg.depth
 
 
 def layers(record, cfg, t):
@@ -100,17 +105,23 @@ def layers(record, cfg, t):
     table["test"][-1] = [value - 0.02 * t + wobble(cfg) / 100 for value in table["test"][middle]]
 
 
+def scrambled(cfg):
+    """0 to 1 by setting, without any order."""
+    return zlib.crc32(json.dumps({**key_fields(cfg), "seed": 0}, sort_keys=True).encode()) % 997 / 997
+
+
 def ranks(record, cfg, t):
     """Larger networks of an operator have a lower loss and t times as good a probe; from one operator to the next it is -t."""
-    size, place, s = np.log2(cfg.depth) + 2 * np.log2(cfg.width / 8), TRIO.index(cfg.mixer), sign(cfg, t)
+    size, place = np.log2(cfg.depth) + 2 * np.log2(cfg.width / 8), TRIO.index(cfg.mixer)
     record["loss"]["test"] = 0.2 - 0.02 * size - 0.001 * place
-    record["probe"] = probe(cfg.depth, 0.75 + s * (0.02 * size - 0.001 * place))
+    better = t * (0.02 * size - 0.001 * place) if t else 0.05 * scrambled(cfg)
+    record["probe"] = probe(cfg.depth, 0.75 + better + wobble(cfg) / 1000)
 
 
 def neighbours(record, cfg, t):
     place = CUBE.index(cfg.mixer)
-    record["probe"] = probe(cfg.depth, 0.7 + 0.01 * place)
-    record["probe"]["knn"] = [0.5 + 0.01 * place * sign(cfg, t)] * (cfg.depth + 1)
+    record["probe"] = probe(cfg.depth, 0.7 + 0.01 * place + wobble(cfg) / 1000)
+    record["probe"]["knn"] = [0.5 + (0.01 * place * t if t else 0.05 * scrambled(cfg))] * (cfg.depth + 1)
 
 
 def numbers(record, cfg, t):
@@ -134,7 +145,7 @@ def s1_effects(t, metric):
 
 def n1_shift(cfg, t):
     """No change, one at the margin, a large one."""
-    change = {"probe": {TRUE: 0, NONE: 0.5, WRONG: -5}[t], "loss": {TRUE: 0, NONE: 0.2, WRONG: -5}[t], "psnr": 0}
+    change = {"probe": {TRUE: 0, NONE: 1, WRONG: -5}[t], "loss": {TRUE: 0, NONE: 0.2, WRONG: -5}[t], "psnr": 0}
     return change if cfg.precision == "bf16" else 0
 
 
@@ -151,51 +162,61 @@ BERT = {"pretext": "bert"}
 STAR = {"depth": 1, "width": 8, "patch": 2, "kernel": 3, "mask_rate": 0.5, "budget": "steps"}  # nothing of 24_geometry varies
 FREE = {name: value for name, value in STAR.items() if name not in ("patch", "budget")}
 RATES = [0.25, 0.5, 0.75]
+WHOLE_CUBE = {"kernel": [3], **BERT, "mixer": list(CUBE)}
+EXACT = {TRUE: "supported", NONE: "supported", WRONG: "contradicted"}  # of what is left as it is
 CASES = {
-    "P1": [Case("20_trio", {"depth": [1, 2]}, scaled(1, 1), lambda cfg, t: -t * (cfg.mixer == "igpt"),
-                verdicts={"psnr": {**USUAL, NONE: "contradicted"}, "loss": USUAL})],  # none is less than the margin of .1 dB
-    "P2": [Case("20_trio", {"depth": [1, 2, 4]}, from_three(-1, 2),
+    "P1a": [Case("20_trio", {"depth": [1, 2]}, scaled(1), lambda cfg, t: -t * (cfg.mixer == "igpt"),
+                 verdicts={"psnr": SMALL, "loss": USUAL})],
+    "P1b": [Case("20_trio", {"depth": [1, 2]}, scaled(1), lambda cfg, t: -t * (cfg.mixer == "igpt"),
+                 verdicts={"psnr": SMALL, "loss": USUAL})],
+    "P2": [Case("20_trio", {"depth": [1, 2, 4]}, scaled(-1, -1),
                 lambda cfg, t: (t * np.log2(cfg.depth) - 3) * (cfg.mixer == "igpt"))],
-    "P3": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(2),
-                lambda cfg, t: 2 * t * (cfg.mixer != "attn"))],
+    "P3": [Case("21_cube", WHOLE_CUBE, scaled(*[2] * 7), lambda cfg, t: 2 * t * (cfg.mixer != "attn"))],
     "P4": [Case("22_representation", {}, scaled(-2), lambda cfg, t: -t * ("rgb", "quantised", "palette").index(cfg.input))],
-    "F1": [Case("21_cube", {"kernel": [3], **BERT, "mixer": list(CUBE)}, scaled(1, 0, 0, 0, 0, 0, 0),
-                lambda cfg, t: t / 2 if MIXERS[cfg.mixer].local else -t / 2, verdicts=EITHER)],
-    "F2": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, scaled(3),
+    "F1": [Case("21_cube", WHOLE_CUBE, scaled(3, 0, 0, 0, 0, 0, 0),
+                lambda cfg, t: 1.5 * t if MIXERS[cfg.mixer].local else -1.5 * t,
+                verdicts={**dict.fromkeys((TRUE, NONE, WRONG), "negligible"),
+                          "local": {TRUE: "supported", NONE: "negligible", WRONG: "supported"}})],  # no sign is wrong
+    "F2": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, scaled(2, 3),
                 lambda cfg, t: 2 * t * MIXERS[cfg.mixer].dynamic + t * MIXERS[cfg.mixer].local)],
-    "F3": [Case("21_cube", {**BERT, "mixer": ["attn", "static_softmax", "full"]}, scaled(2),
-                lambda cfg, t: 2 * t * (cfg.mixer == "attn"), verdicts=EITHER)],
-    "F4": [Case("21_cube", {**BERT, "mixer": ["lowrank"]}, scaled(2), lambda cfg, t: {1: 0, 2: 2 * t, 4: -5}[cfg.rank],
-                merged=({"rank": 1}, {"rank": 2}, {"rank": 4}))],
-    "F5": [Case("21_cube", BERT, lambda t, metric: [{TRUE: 0, NONE: -2, WRONG: -5}[t]] * 4,  # none: exactly as much worse
-                lambda cfg, t: {TRUE: 0, NONE: -2, WRONG: -5}[t] * MIXERS[cfg.mixer].frozen)],
-    "S1": [Case("26_permutation", {**BERT, "permute": ["none", "patches"]}, s1_effects, s1_shift),
-           Case("26_permutation", {**BERT, "permute": ["none", "pixels"], "patch": 1}, s1_effects, s1_shift)],
+    "F3": [Case("21_cube", {**BERT, "mixer": [*SIMPLEX, *SIMPLEX.values()]}, scaled(2, 2),
+                lambda cfg, t: 2 * t * (cfg.mixer in SIMPLEX), verdicts=SMALL)],
+    "F4": [Case("21_cube", {**BERT, "mixer": ["lowrank"]}, lambda t, metric: [2 * t, 2 * t + 5],
+                lambda cfg, t: {1: 0, 2: 2 * t, 4: -5}[cfg.rank], merged=({"rank": 1}, {"rank": 2}, {"rank": 4}))],
+    "F5": [Case("21_cube", BERT, lambda t, metric: [{TRUE: 12.5, NONE: 0, WRONG: -7.5}[t]] * 4,  # training gains 25
+                lambda cfg, t: {TRUE: 0, NONE: -12.5, WRONG: -20}[t] * MIXERS[cfg.mixer].frozen)],
+    "S1": [Case("26_permutation", {**BERT, "permute": ["none", "patches"]}, s1_effects, s1_shift,
+                verdicts={**USUAL, "full": EXACT, "attn": EXACT}),
+           Case("26_permutation", {**BERT, "permute": ["none", "pixels"], "patch": 1}, s1_effects, s1_shift,
+                verdicts={**USUAL, "full": EXACT, "attn": EXACT})],
     "S2": [Case("30_symmetry", {"dataset": "photographs"}, lambda t, metric: [1e-7 if t == one else 0.5 for one in (1, -1)],
                 edit=rolls, verdicts={**USUAL, NONE: "contradicted"})],  # none commutes
     "S3": [Case("30_symmetry", {"dataset": "photographs"}, scaled(-1), edit=lies)],
-    "S4": [Case("31_receptive_field", {}, scaled(-1), edit=reaches)],
-    "S5": [Case("20_trio", {"image_size": 32, "patch": 1}, scaled(-1, 1), edit=spectra)],
-    "L1": [Case("20_trio", {"depth": [1, 4, 6]}, scaled(2, 2, 2), edit=layers),
-           Case("24_geometry", {**STAR, "depth": [1, 4]}, scaled(2, 2, 2), edit=layers)],
+    "S4": [Case("31_receptive_field", {}, scaled(-1, -1), edit=reaches)],
+    "S5": [Case("20_trio", {"image_size": 16, "patch": 1}, scaled(-1, 1), edit=spectra)],
+    "L1": [Case("20_trio", {"depth": [1, 4, 6]}, lambda t, metric: [2 * t, 1] * 3, edit=layers),
+           Case("24_geometry", {**STAR, "depth": [1, 4]}, lambda t, metric: [2 * t, 1] * 3, edit=layers)],
     "L2": [Case("23_pretext", {"pretext": ["bert", "ar"]}, scaled(2, 2, 2), lambda cfg, t: 2 * t * (cfg.pretext == "ar"))],
-    "L3": [Case("24_geometry", {**STAR, "depth": [1, 2], "width": [8, 16]}, alternating(1, -1), edit=ranks)],
-    "L4": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, alternating(1), edit=neighbours)],
-    "L5": [Case("24_geometry", {**STAR, "mask_rate": RATES}, alternating(1), lambda cfg, t: 10 * cfg.mask_rate * sign(cfg, t)),
-           Case("24_geometry", {**STAR, "mask_rate": RATES, "patch": 1}, alternating(-1),
-                lambda cfg, t: -10 * cfg.mask_rate * sign(cfg, t))],
-    "D1": [Case("27_sample_size", {"images": [0, 64, 128]}, from_three(-1), d1_shift, numbers)],
-    "D2": [Case("30_symmetry", {}, scaled(2, -2), d2_shift),
-           Case("30_symmetry", {"fields": ["digits", "digits_coded"]}, scaled(2, -2), d2_shift)],
+    "L3": [Case("24_geometry", {**STAR, "depth": [1, 2], "width": [8, 16]}, lambda t, metric: [t, -t] if t else None,
+                edit=ranks)],
+    "L4": [Case("21_cube", {**BERT, "mixer": list(CUBE)}, lambda t, metric: [t] if t else None, edit=neighbours)],
+    "L5a": [Case("24_geometry", {**STAR, "mask_rate": RATES, "patch": 1}, alternating(-1),
+                 lambda cfg, t: -10 * cfg.mask_rate * sign(cfg, t))],
+    "L5b": [Case("24_geometry", {**STAR, "mask_rate": RATES}, alternating(1),
+                 lambda cfg, t: 10 * cfg.mask_rate * sign(cfg, t))],
+    "D1": [Case("27_sample_size", {"images": [0, 64, 128]}, scaled(-1), d1_shift, numbers)],
+    "D2": [Case("30_symmetry", {}, scaled(2, -2, 2, -2), d2_shift),
+           Case("30_symmetry", {"fields": ["digits", "digits_coded"]}, scaled(2, -2, 2, -2), d2_shift)],
     "D3": [Case("25_skip", {"depth": [1, 2, 4], "skip": ["both", "none"]}, scaled(2), d3_shift)],
     "D4": [Case("24_geometry", FREE, scaled(2, 2), lambda cfg, t: 2 * t * (cfg.patch == 2 and cfg.steps == 4))],
-    "N1": [Case("29_precision", {}, lambda t, metric: [{TRUE: 0, NONE: 1 if metric == "loss" else 0.5,
-                                                        WRONG: -25 if metric == "loss" else -5}[t]] * 3, n1_shift)],
+    "N1": [Case("29_precision", {}, lambda t, metric: [{TRUE: 0, NONE: 1, WRONG: -25 if metric == "loss" else -5}[t]] * 3,
+                n1_shift)],
     "O1": [Case("32_optimizer", {}, scaled(1, 2, 1),
                 lambda cfg, t: -TRIO.index(cfg.mixer) * (t if cfg.optimizer == "muon" else 1))],
 }  # fmt: skip
 LACKS = {  # sweeps that were not made for a claim
-    "P1": [({"depth": [8]}, "depth up to 4, has 0"), ({"pretext": "ar"}, "pretext bert")],
+    "P1a": [({"depth": [8]}, "depth up to 4, has 0"), ({"pretext": "ar"}, "pretext bert")],
+    "P1b": [({"depth": [8]}, "depth up to 4, has 0"), ({"pretext": "ar"}, "pretext bert")],
     "P2": [({"depth": [2]}, "2 levels of depth, has 1"), ({"pretext": "supervised"}, "pretext bert")],
     "P3": [({"mixer": ["conv", "attn"]}, "mixer gconv")],
     "P4": [({"input": ["rgb", "palette"]}, "input quantised"), ({"target": ["palette"]}, "target rgb")],
@@ -209,12 +230,14 @@ LACKS = {  # sweeps that were not made for a claim
     "S2": [({"padding": "zeros"}, "padding circular"), ({"position": "learned"}, "position none")],
     "S3": [({"input": "palette"}, "no Lie error")],
     "S4": [({"mixer": ["conv"]}, "mixer attn")],
-    "S5": [({}, "32x32 tokens, this is 4x4")],
+    "S5": [({}, "16x16 tokens or more, this is 4x4")],
     "L1": [({}, "depth of 4 or more, has up to 2")],
     "L2": [({"pretext": ["bert"]}, "pretext ar")],
     "L3": [(STAR, "3 depths or widths")],
     "L4": [({"mixer": ["conv", "attn"]}, "mixer gconv")],
-    "L5": [({"mask_rate": RATES[:2], "patch": 2}, "3 levels of mask_rate, has 2"), ({"pretext": "ar"}, "mask_rate, has 0")],
+    "L5a": [({"patch": 2}, "patch 1, this is 2"), ({"patch": 1, "mask_rate": [0.05, 0.1, 0.5]}, "2 mask rates of 0.15")],
+    "L5b": [({"mask_rate": RATES[:2], "patch": 2}, "3 levels of mask_rate, has 2"), ({"patch": 1}, "patch 2 or more, this is 1"),
+            ({"pretext": "ar"}, "mask_rate, has 0")],
     "D1": [({"images": 64}, "2 levels of images")],
     "D2": [({"dataset": "leaves", "fields": []}, "dataset leaves, padding zeros"), ({"padding": "circular"}, "padding zeros")],
     "D3": [({}, "2 levels of depth, has 1")],
@@ -223,15 +246,15 @@ LACKS = {  # sweeps that were not made for a claim
     "O1": [({"optimizer": ["muon"]}, "both optimizers")],
 }  # fmt: skip
 MARGINS = {  # named beforehand; 0 where none is
-    "P1": {"psnr": {0.1}},
+    "P1a": {"psnr": {0.1}},
+    "P1b": {"psnr": {0.1}},
     "F1": {"probe": {1.0}, "psnr": {0.1}},
-    "F3": {"probe": {1.0}, "psnr": {0.1}},
-    "F5": {"probe": {-2.0}},
-    "S1": {"probe": {1.0, 0.0}, "loss": {1.0, 0.0}},
+    "S1": {"probe": {1.0, 0.0}, "loss": {2.0, 0.0}},
     "S2": {"roll_error": {1e-5, 0.01}},
-    "L4": {"rank": {0.5}},
-    "N1": {"probe": {0.5}, "loss": {1.0}},
+    "L1": {"probe_best": {0.0, 0.5}},
+    "N1": {"probe": {1.0}, "loss": {1.0}},
 }
+NEGLIGIBLE = {"P1a": {"psnr": {0.1}}, "P1b": {"psnr": {0.1}}, "F1": MARGINS["F1"], "F3": MARGINS["F1"]}
 EVERY = [pytest.param(claim, case, id=f"{claim.id}-{i}") for claim in CLAIMS
          for i, case in enumerate(CASES.get(claim.id, [None]))]  # fmt: skip
 
@@ -281,12 +304,13 @@ def planted(claim, case, t=TRUE):
 
 
 def decided(claim, made):
-    """The findings of a claim in a sweep, by metric."""
-    return {metric: find(claim, Evidence(made, metric, runs_of(made))) for metric in claim.metrics}
+    """The findings of a claim in a sweep, by metric or, of one that is decided row by row, by metric and row."""
+    found = [f for metric in claim.metrics for f in find(claim, Evidence(made, metric, runs_of(made)))]
+    return {(f.metric, f.row) if claim.rows else f.metric: f for f in found}
 
 
-def deciding(finding):
-    return [test for test in finding.tests if test.decides]
+def deciding(*findings):
+    return [test for finding in findings for test in finding.tests if test.decides]
 
 
 def resave(made, key, **values):
@@ -323,15 +347,21 @@ def test_claims_are_those_of_the_design_and_name_what_exists():
 def test_a_planted_effect_gives_its_verdict_size_and_n(root, claim, case, t):
     assert case, f"no case for {claim.id}"
     found = claims.findings([planted(claim, case, t).store], [claim])
-    assert [f.metric for f in found] == list(claim.metrics)
+    assert [(f.metric, f.row) for f in found] == list(itertools.product(claim.metrics, claim.rows or ("",)))
+    for metric in claim.metrics:
+        of_metric = [f for f in found if f.metric == metric]
+        effects = [test.effect.mean for test in deciding(*of_metric)]
+        due = case.effects(t, metric)
+        assert due is None or effects == pytest.approx(due, rel=2e-3, abs=2e-4), metric
+        margins, small = ({getattr(test, name) for test in deciding(*of_metric)} for name in ("margin", "small"))
+        assert margins == MARGINS.get(claim.id, {}).get(metric, {0.0})
+        assert small == NEGLIGIBLE.get(claim.id, {}).get(metric, {0.0})
     for f in found:
-        effects = [test.effect.mean for test in deciding(f)]
-        assert effects == pytest.approx(case.effects(t, f.metric), rel=2e-3, abs=2e-4), f.metric
-        assert f.verdict == case.verdicts.get(f.metric, case.verdicts)[t], (f.metric, f.why, f.effect)
+        assert f.verdict == case.verdict(f, t), (f.metric, f.row, f.why, f.effect)
         assert {test.n for test in deciding(f)} == {f.n} == {PAIRS}
-        assert t != TRUE or claim.any or {test.verdict for test in deciding(f)} == {f.verdict}
-        assert {test.margin for test in deciding(f)} == MARGINS.get(claim.id, {}).get(f.metric, {0.0})
-        assert (f.evidence, f.profile, f.left_out) == (case.notebook, "smoke", "")
+        assert t != TRUE or {test.verdict for test in deciding(f)} == {f.verdict}
+        assert (f.evidence, f.profile, f.earlier) == (case.notebook, "smoke", f.verdict)
+        assert "untrained" not in f.notes and "missing" not in f.notes and "diverged" not in f.notes
 
 
 @pytest.mark.parametrize("claim, case", EVERY)
@@ -339,61 +369,64 @@ def test_a_true_claim_needs_five_pairs_in_any_order(root, claim, case):
     """Seeds are never mixed, and four are too few."""
     made = planted(claim, case)
     whole = decided(claim, made)
-    assert all(f.verdict == "supported" for f in whole.values())
+    assert all(f.verdict == case.verdict(f, TRUE) for f in whole.values())
 
     alike, shuffled, rng = {}, [], np.random.default_rng(1)
     for run in made.runs:
         alike.setdefault(json.dumps([run[k] for k in run if k not in ("key", "baseline", "init", "seed")]), []).append(run)
     for group in alike.values():
         shuffled += [group[i] for i in rng.permutation(len(group))]
-    for metric, f in decided(claim, replace(made, content={**made.content, "runs": shuffled})).items():
-        for test, other in zip(f.tests, whole[metric].tests, strict=True):
+    for name, f in decided(claim, replace(made, content={**made.content, "runs": shuffled})).items():
+        for test, other in zip(f.tests, whole[name].tests, strict=True):
             assert (test.label, test.verdict, test.values) == (other.label, other.verdict, pytest.approx(other.values))
             assert test.adjusted == pytest.approx(other.adjusted, rel=1e-6, abs=1e-12, nan_ok=True)
 
     fewer = replace(made, content={**made.content, "runs": [run for run in made.runs if run["seed"] != 4]})
     for f in decided(claim, fewer).values():
-        assert (f.verdict, f.n, f.why) == ("undecided", 4, "4 pairs, 5 needed"), f.metric
+        assert (f.verdict, f.n, f.why) == ("undecided", 4, "4 pairs, 5 needed"), (f.metric, f.row)
 
 
 @pytest.mark.parametrize("claim, case", EVERY)
-def test_a_true_claim_is_never_supported_by_runs_below_their_baselines(root, claim, case):
-    """A run below, then all; they are counted, and the effect of all runs is shown in brackets."""
+def test_no_verdict_says_anything_where_no_network_is_trained(root, claim, case):
+    """The effects are shown all the same, and the earlier rule has no pair left."""
     made = planted(claim, case)
-    with_baseline = set(claim.metrics) - {"roll_error"}
-    _, used, baselines = needed(claim, case)
-    of_all = ("attn",) if claim.id == "P3" else {cfg.mixer for cfg in used.values()}  # P3 goes on without another cell
-    resave(made, next(key for key, cfg in used.items() if cfg.seed == 2 and cfg.mixer in of_all), psnr=10.0, probe=0.3)
-    for metric, f in decided(claim, made).items():
-        if metric in with_baseline:
-            assert (f.verdict, f.n) == ("undecided", 4) and f.why == f"4 pairs, 5 needed ({f.left_out})"
-            assert f.left_out.startswith(f"1 of {len(used)} runs untrained: ")
-            assert min(len(test.every) for test in deciding(f)) == PAIRS
-
-    for key in set(baselines.values()):
+    for key in set(needed(claim, case)[2].values()):
         resave(made, key, neighbours=99.0, pixels=0.99)
-    for metric, f in decided(claim, made).items():
-        if metric in with_baseline:
-            assert (f.verdict, f.n) == ("undecided", 0) and f.why == f"0 pairs, 5 needed ({f.left_out})"
-            assert f.left_out.startswith(f"{len(used)} of {len(used)} runs untrained: ")
-            assert f.effect.startswith(f"({f.key_test.label}: ") and f.effect.endswith(")") and len(f.key_test.every) == PAIRS
+    for f in decided(claim, made).values():
+        if f.metric == "roll_error":
+            assert (claim.id, f.verdict, f.n, f.notes) == ("S2", "supported", PAIRS, "")
+        elif claim.id == "L2":  # autoregression has no floor of reconstruction, and its probes are below raw pixels
+            assert f.verdict == "uninformative"
         else:
-            assert (claim.id, f.verdict, f.n, f.left_out) == ("S2", "supported", PAIRS, "")
+            assert (f.verdict, f.n, f.earlier) == ("uninformative", PAIRS, "undecided"), (f.metric, f.row, f.why)
+            assert f.why.startswith("untrained: ") and "(5 of 5 seeds)" in f.why and "untrained: " in f.notes
+            assert {test.earlier.n for test in deciding(f)} == {0} and "—" not in f.effect
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_every_test_names_a_reference(root, claim, monkeypatch):
+    """Only S2 says something of any weights."""
+    given = []
+    test = Evidence.test
+    monkeypatch.setattr(Evidence, "test", lambda e, *a, **k: given.append(k.get("reference", a[4:5] or None)) or test(e, *a, **k))
+    needed.__wrapped__(claim, CASES[claim.id][0])
+    assert given and (None in given) == (claim.id == "S2")
 
 
 @pytest.mark.parametrize("claim, case", EVERY)
 def test_a_sweep_without_records_says_so(root, claim, case):
     content, used, _ = needed(claim, case)
     Sweep(Store("smoke"), case.notebook, content).save()
-    for f in claims.findings([Store("smoke")], [claim]):
+    found = claims.findings([Store("smoke")], [claim])
+    assert len(found) == len(claim.metrics) * max(1, len(claim.rows))
+    for f in found:
         assert (f.verdict, f.n, f.effect, f.why) == ("not run", 0, "—", f"{len(used)} of {len(used)} runs missing")
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_a_sweep_that_was_not_made_for_a_claim_says_what_it_lacks(root, claim):
-    assert [f.why for f in claims.findings([Store("smoke")], [claim])] == [f"no run of {' or '.join(claim.notebooks)}"] * len(
-        claim.metrics
-    )
+    number = len(claim.metrics) * max(1, len(claim.rows))
+    assert [f.why for f in claims.findings([Store("smoke")], [claim])] == [f"no run of {' or '.join(claim.notebooks)}"] * number
     for i, (overrides, words) in enumerate(LACKS[claim.id]):
         made, _ = sweep_of(claim.notebooks[-1], **{"seed": [0], **overrides})
         replace(made, store=Store(f"smoke-{i}")).save()
