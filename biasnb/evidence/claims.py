@@ -174,8 +174,8 @@ def f1(e):
             yield e.test(f"input dependence, {label}", gain, "differs", MARGIN[e.metric], **shown)
 
 
-@claim("F2", "What makes attention good is data specificity, not long range.", VIT, ("21_cube",), ("probe",),
-       "the main effect of input dependence is above 0 and above that of global reach")  # fmt: skip
+@claim("F2", "What makes attention (the dynamic cells) good is data specificity, not long range.", VIT, ("21_cube",),
+       ("probe",), "the main effect of input dependence is above 0 and above that of global reach")  # fmt: skip
 def f2(e):
     attention = mean(e.of(mixer=cell) for cell in CUBE if MIXERS[cell].dynamic)
     yield e.test("input dependence", effect(e, "dynamic"), "above", reference=attention)

@@ -35,7 +35,6 @@ METRICS = {
     "spectrum": Metric("spectrum", "log amplitude", baseline=PIXELS, start=True),
     "rank": Metric("Kendall's tau", "", baseline=FEATURES),
 }
-NO_SETTING = ("key", "baseline", "init", "seed")  # of a run: its arm is all else
 
 
 class Absent(Exception):
@@ -150,12 +149,14 @@ class Evidence:
 
     def arms(self, keys):
         """What runs are called -> their keys: those that are equal in everything but the seed, named by what varies."""
-        varied, found = [name for name in self.sweep.factors() if name != "mixer"], {}
-        shared = {name for name in varied if len({run.get(name) for run in self.sweep.runs if run["key"] in keys}) < 2}
-        for run in self.sweep.runs:
-            if run["key"] in keys:
-                words = [f"{name} {run[name]}" for name in varied if name in run and name not in shared]
-                found.setdefault(", ".join([run["mixer"], *words]), []).append(run["key"])
+        runs, found = [run for run in self.sweep.runs if run["key"] in keys], {}
+        varied = []
+        for name in self.sweep.factors():
+            if name != "mixer" and len({run[name] for run in runs if name in run}) > 1:
+                varied.append(name)
+        for run in runs:
+            words = [f"{name} {run[name]}" for name in varied if name in run]
+            found.setdefault(", ".join([run["mixer"], *words]), []).append(run["key"])
         return found
 
     # ---- records
