@@ -286,12 +286,9 @@ class Evidence:
         """A Test of what `values` takes. `reference`: the Form of the arms that must be trained for it to say anything, those
         that are said to be better or are left as they are. `small`: up to where an effect is negligible; the margin of above
         and below unless given."""
-        if isinstance(of, Form):
-            keys = {key for part in of.values() for key in part}
-            rest["diverged"] = sum(self.diverged(key) for key in keys & self.counted)
-            features = self.metric in ("probe", "probe_best") and value is None
-            if features and not self.strict and len(self.values(of)) > 1:
-                rest |= {"images": self.correct(of), "groups": self.groups(of)}
+        features = isinstance(of, Form) and self.metric in ("probe", "probe_best") and value is None
+        if features and not self.strict and len(self.values(of)) > 1:
+            rest |= {"images": self.correct(of), "groups": self.groups(of)}
         if reference is not None and not self.strict:
             rest |= {"trained": self.trained(reference)}
             if not rest["trained"]:

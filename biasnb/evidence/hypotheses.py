@@ -39,7 +39,6 @@ class Test:
     lacks: str = ""  # what records would need for it
     images: np.ndarray | None = None  # (seeds, images): what each test image adds
     groups: np.ndarray | None = None  # (images,): equal for images that are not independent; None: all are
-    diverged: int = 0  # runs that count with their random init
     adjusted: tuple = ()  # p for and against, after Holm
     verdict: str = "undecided"
     earlier: "Test | None" = None  # the same of the runs that are above their floors by test values
