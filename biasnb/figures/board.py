@@ -45,10 +45,11 @@ def board(found):
     for y, (claim, metric, row) in enumerate(rows):
         if y == 0 or rows[y - 1][0] is not claim:
             ax.text(0, y, claim.id, weight="bold", va="center", fontsize=9)
-            ax.text(0.28, y, textwrap.shorten(claim.text, 100, placeholder=" …"), va="center", fontsize=8)
+            words = f"{claim.text} {row}".strip()
+            ax.text(0.28, y, textwrap.shorten(words, 100, placeholder=" …"), va="center", fontsize=8)
             ax.axhline(y - 0.5, color="0.85", linewidth=0.6)
-        if row and y and rows[y - 1][0] is claim:
-            ax.text(0.4, y, row, va="center", fontsize=8, color="0.35")
+        elif row:
+            ax.text(0.5, y, row, va="center", fontsize=8, color="0.35")
         ax.text(6.1, y, METRICS[metric].name, va="center", fontsize=8, color="0.35")
     for f in found:
         cell(ax, LEFT + WIDTH * columns.index(column(found, f)), rows.index((f.claim, f.metric, f.row)), f)
