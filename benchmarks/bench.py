@@ -164,8 +164,10 @@ class Images(Dataset):
 
 
 def base(**fields):
-    """The network that everything is measured around: laptop's, N 64, D 64, L 4."""
-    return configure("laptop", **{"dataset": "photographs", "depth": 4, "width": 64, "batch": 64, **fields})
+    """The network that everything is measured around: N 64, D 64, L 4."""
+    return configure(
+        "cifar10", **{"dataset": "photographs", "optimizer": "adamw", "depth": 4, "width": 64, "batch": 64, **fields}
+    )
 
 
 def row(cfg, device, ceiling, speeds):

@@ -696,7 +696,7 @@ def bare(tmp_path_factory):
         pytest.skip("may not make a read-only file system without network here")
     folder = tmp_path_factory.mktemp("bare")
     for name in ("notebooks", "results"):
-        shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("quick", "laptop"))
+        shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("quick", "cifar10"))
     store = store_of(folder)
     synthetic.saved_sweep(store, "10_one_run").save()
     return folder, driven(read_only, folder, before=[*before, "-n"])

@@ -252,7 +252,21 @@ def test_random_signs_estimate_the_norms_of_the_jacobian_in_every_row():
     assert float((estimate - exact).norm() / exact.norm()) < 0.25
 
 
-def test_rows_of_large_grids_take_fewer_images_and_more_passes_and_of_two_streams_the_last_is_read():
+def test_an_operator_that_computes_in_float32_alone_is_measured_all_the_same():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.half = nn.Linear(16, 16, bias=False), 0.5 * torch.eye(16)  # a constant, no buffer
+
+        def forward(self, x):
+            return self.linear(x.roll(1, 2)) @ self.half
+
+    rows = measure.jacobian_rows(Halves(), (normal(2, 8, 8, 16),), 2)
+    expected = torch.eye(64).view(64, 8, 8).roll(-1, 2).flatten(1)  # position i reads the one before it in its row
+    assert torch.equal((rows > 0).float(), expected.expand(2, -1, -1))
+
+
+def test_rows_of_large_grids_take_fewer_images_and_of_two_streams_the_last_is_read():
     large = network(mixer="convmixer", image_size=20)
     assert measure.jacobian_rows(large.blocks[0].mix, (normal(3, 20, 20, 16),), 3).shape == (1, 400, 400)
     net, grids = network(mixer="conv_two_stream", pretext="ar", depth=1), normal(6, 8, 8, 16)

@@ -197,7 +197,7 @@ def notebook(name, profile, settings, cell_timeout):
     print(execute(name, {"profile": profile, **settings}, cell_timeout=cell_timeout))
 
 
-@command("tune", "tune 21_cube --profile laptop")
+@command("tune", "tune 21_cube --profile cifar10")
 @click.argument("name")
 @profile_option()
 @training_options
@@ -215,7 +215,7 @@ def tune(name, profile, settings):
     print("use them with lr=tuned")
 
 
-@command("plan", "plan --profile laptop")
+@command("plan", "plan --profile cifar10")
 @profile_option()
 @training_options
 @settings_argument("FIELD=VALUE")

@@ -35,8 +35,14 @@ def block_norms(mix, arguments, position):
 
 
 def in_double(mix, arguments):
-    """(copy of an operator, its arguments) in float64: in float32 the rounding of a sum would tell rows apart."""
-    return copy.deepcopy(mix).double(), [x.detach().double() for x in arguments]
+    """(copy of an operator, its arguments) in float64, as in float32 the rounding of a sum would tell rows apart; both as they
+    are where a user-defined operator cannot be copied or does not compute in float64."""
+    try:
+        double, converted = copy.deepcopy(mix).double(), [x.detach().double() for x in arguments]
+        double(*converted)
+        return double, converted
+    except RuntimeError:
+        return mix, [x.detach() for x in arguments]
 
 
 def encoded(model, images):
@@ -218,14 +224,13 @@ def jacobian_rows(mix, arguments, b):
     x = arguments[0].requires_grad_()
     with torch.enable_grad():
         outputs = mix(x, *arguments[1:])[-n:].flatten(1, 2)  # (n, N, D)
-    draws, found = signs(outputs.shape, x.device).double(), []
-    for rows in torch.arange(tokens, device=x.device).split(max(1, 2**22 // x.numel())):
-        picks = x.new_zeros(len(rows), *outputs.shape)
-        picks[torch.arange(len(rows)), :, rows] = draws[:, rows].transpose(0, 1)
-        (gradient,) = torch.autograd.grad(outputs, x, picks, retain_graph=True, is_grads_batched=True)
-        norms = gradient.unflatten(1, (-1, n)).square().sum((1, 5)).sqrt()  # (rows, n, H, W)
-        found.append(norms.flatten(2))
-    return torch.cat(found).transpose(0, 1)
+    draws, found = signs(outputs.shape, x.device).to(x.dtype), []
+    for row in range(tokens):
+        picks = torch.zeros_like(outputs)
+        picks[:, row] = draws[:, row]
+        (gradient,) = torch.autograd.grad(outputs, x, picks, retain_graph=True)
+        found.append(gradient.unflatten(0, (-1, n)).square().sum((0, 4)).sqrt().flatten(1))  # (n, N)
+    return torch.stack(found, 1)
 
 
 @torch.no_grad()
@@ -304,14 +309,15 @@ def logme(x, labels, classes):
 
 
 def transfer(model, data):
-    """The features on another data set, its images already of the model's size: "layer", the best by validation accuracy, and
-    "test", its test accuracy, 0 to 1; "logme", the best layer's LogME on the training split, and "logme_layers", that of
+    """The features on another data set, its images of the model's size: "layer", the best by validation accuracy, "test"
+    and "knn", its test accuracies, 0 to 1; "logme", the best layer's LogME on the training split, and "logme_layers", that of
     every layer."""
     x, labels = layer_features(model, data.train)
     values = [logme(layer, labels, len(data.classes)) for layer in x]
     probe, _ = probe_network(model, data)
     choice = choose([probe])
-    return {"layer": choice.layer, "test": choice.best(probe), "logme": max(values), "logme_layers": values}
+    scores = {"layer": choice.layer, "test": choice.best(probe), "knn": probe["knn"][choice.layer]}
+    return {**scores, "logme": max(values), "logme_layers": values}
 
 
 # ---- all measures --------------------------------------------------------------------------------------------------------

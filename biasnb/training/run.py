@@ -98,22 +98,16 @@ def transfer_config(cfg, **data):
 # ---- records that are made once --------------------------------------------------------------------------------------------
 
 
-def run(cfg, store, label=""):
+def run(cfg, store):
     """The record of one run: loaded if there is one, otherwise trained, evaluated, probed and saved. While another process
-    trains it, this one waits for its record. `label` stands before the line of progress.
+    trains it, this one waits for its record.
 
     A process that dies leaves a checkpoint, from which the next call goes on to the same result. Raises BiasnbError for data,
     settings or files that do not do; what is raised is also left in `<key>.error`, for `biasnb status`."""
-    k = key(cfg)
-    if not store.has(k):
-        with store.lock(k):
-            if not store.has(k):
-                with noting_errors(store, [k], cfg):
-                    return make_record(cfg, store, label)
-    return store.load(k)
+    return once(key(cfg), make_record, cfg, store)
 
 
-def run_together(configs, store, label=""):
+def run_together(configs, store):
     """The records of Configs that differ in their seed only, those that are missing trained as one program: each as `run`
     would make it, up to rounding, with "seeds_together" in it. Raises as `run` does."""
     wanted = {key(cfg): cfg for cfg in configs if cfg.pretext != "none" and not store.has(key(cfg))}
@@ -124,8 +118,8 @@ def run_together(configs, store, label=""):
             missing = {k: cfg for k, cfg in wanted.items() if not store.has(k)}
             if len(missing) > 1:
                 with noting_errors(store, list(missing), configs[0]):
-                    make_records_together(list(missing.values()), store, label)
-    return [run(cfg, store, label) for cfg in configs]
+                    make_records_together(list(missing.values()), store)
+    return [run(cfg, store) for cfg in configs]
 
 
 def baseline(cfg, store):
@@ -229,23 +223,23 @@ class Started:
     record: dict
 
 
-def make_record(cfg, store, label):
+def make_record(cfg, store):
     """Train, evaluate and save one run; returns its record."""
     started = start(cfg, store)
     log = {"history": [], "speeds": [], "seconds": 0.0}
     try:
         if cfg.pretext != "none":
-            (log,) = train([started], f"{label}{describe(cfg)}")
+            (log,) = train([started], describe(cfg))
         return finish(started, log)
     except Diverged as error:
         return save_diverged(started, error)
 
 
-def make_records_together(configs, store, label):
+def make_records_together(configs, store):
     """Train, evaluate and save runs as one program; none is saved if they cannot be trained so."""
     started = [start(cfg, store) for cfg in configs]
     try:
-        logs = train(started, f"{label}{describe(configs[0])} ff.")
+        logs = train(started, f"{describe(configs[0])} ff.")
     except (Diverged, Apart) as error:
         print(f"{describe(configs[0])}: one after the other, as {error}", flush=True)
         return
