@@ -1151,3 +1151,7 @@ def test_p_values_and_intervals_are_those_of_a_script_that_shares_no_code(root, 
     assert table.n.max() == PAIRS
     table.loc[table.n > 1, "mean"] += 0.01
     assert len(recompute.compare(made.store.folder, table)[1]) == number
+
+
+def test_the_committed_numbers_are_those_of_the_committed_records(capsys):
+    assert recompute.main(places.CHECKOUT / "results", places.CHECKOUT / "figures" / "claims.csv") == 0, capsys.readouterr().out

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..records.sweep import Sweep, choices, knn, with_columns
 from . import stats
-from .hypotheses import LEVEL, Test
+from .hypotheses import LEVEL, PAIRS, Test
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class Evidence:
             above, gain = self.floors(form)
             if above and not self.trained(form):
                 low = [seed for seed in above if not above[seed] > 0 or (gain and not gain[seed] > 0)]
-                if low or len(above) > 1:
+                if low or len(above) >= PAIRS:  # few seeds show little
                     found.append(f"{name} ({len(low)} of {len(above)} seeds)")
         return tuple(found)
 
