@@ -182,7 +182,7 @@ def tests_in_words(part):
 
 def write(found, folder):
     """Write claims.md, .csv, .tex and the board to a folder. Returns the paths."""
-    with matplotlib.rc_context({**STYLE, "savefig.dpi": 80}):
+    with matplotlib.rc_context({**STYLE, "savefig.dpi": 80, "svg.fonttype": "none"}):
         paths = tables.write(folder / "claims", formats(board(found)))
     every = verdicts.tests(found)
     csv = every.to_csv(index=False, lineterminator="\n", float_format="%.6g")
