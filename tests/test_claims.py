@@ -863,6 +863,7 @@ def test_s4_is_about_what_training_changes(root):
     def widens(record, cfg, t):
         for one, distance in ((record["start"], 1.0), (record, 1.5 + wobble(cfg))):
             one["measures"]["mixing_distance"] = [[distance, distance]] * cfg.depth
+            del one["measures"]["content_distance"]
 
     made = planted(CLAIM["S4"], replace(CASES["S4"][0], edit=widens))
     found = decided(CLAIM["S4"], made)
