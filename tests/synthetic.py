@@ -61,7 +61,11 @@ def measures(cfg, scale):
         "lie_error": None if cfg.input == "palette" else [scale * 0.01 * (i + 1) for i in range(layers)],
         "receptive_field": {"side50": 3, "side99": cfg.image_size, "distance": 2.0 * scale},
         "mixing_distance": [[scale * (1.0 + i + g / 10) for g in range(heads)] for i in range(cfg.depth)],
+        "content_distance": [[scale * (1.1 + i) for _ in range(heads)] for i in range(cfg.depth)]
+        if "igpt" in cfg.mixer
+        else None,
         "uniform_distance": 2.0,
+        "mixing_spectrum": [-0.1 * scale * (i + 1) for i in range(cfg.depth)],
         "spectrum": [[-scale * k for k in range(cfg.grid // 2 + 1)] for _ in range(layers)],
         "cka": [[1.0 - abs(i - j) / layers for j in range(layers)] for i in range(layers)],
     }

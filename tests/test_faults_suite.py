@@ -631,7 +631,7 @@ def gaps(root):
 def test_figures_and_tables_of_incomplete_records_show_the_gap_and_exit_with_3(gaps, root, capsys):
     code, out, error = here(capsys, "figures", "--runs", "--profile", "smoke")
     assert code == 3 and "1 sweeps lack records" in one_line(error)
-    assert out.splitlines()[-1] == "runs/smoke 20_trio: 2 of 19 records are missing"
+    assert out.splitlines()[-1] == "runs/smoke 20_trio: 2 of 37 records are missing"
     heads, _, *rows = (line.strip("|").split("|") for line in (root / "runs/smoke/tables/20_trio-summary.md").read_text()
                        .splitlines() if line.startswith("|"))  # fmt: skip
     table = [dict(zip(map(str.strip, heads), map(str.strip, row), strict=True)) for row in rows]
@@ -648,7 +648,7 @@ def test_figures_and_tables_of_incomplete_records_show_the_gap_and_exit_with_3(g
 @pytest.mark.fault("F21")
 def test_claims_from_incomplete_records_exit_with_3_and_from_whole_ones_with_0(gaps, root, capsys):
     code, out, error = here(capsys, "claims", "--runs", "--profile", "smoke")
-    assert code == 3 and "2 of 19 records are missing" in out and one_line(error)
+    assert code == 3 and "2 of 37 records are missing" in out and one_line(error)
     assert (root / "runs/smoke/claims/claims.md").is_file()
     synthetic.saved_sweep(Store("smoke"), seed=[0, 1, 2])
     code, out, error = here(capsys, "claims", "--runs", "--profile", "smoke")

@@ -222,6 +222,21 @@ def test_attention_distance_is_the_mean_over_images_and_queries(images):
     assert measure.mixing_distance(net, x)[0] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
+def test_content_distance_leaves_out_the_table_of_positions(images):
+    net, x = network(mixer="attn", depth=1), images(3, 8)
+    for table in (0.0, 9.0):
+        net.blocks[0].mix.table.weight.data.mul_(0).add_(table * torch.eye(64))  # each token reads itself
+        block, (h, _) = net.blocks[0], measure.observe(net, net.encode(x))[0]
+        a, distance = block.mix.content(block.norm1(h)).softmax(-1), measure.distances(8)
+        expected = torch.einsum("bgij,ij->g", a, distance) / (3 * 64)
+        assert measure.content_distance(net, x)[0] == pytest.approx(expected.tolist(), rel=1e-5)
+        whole = measure.mixing_distance(net, x)[0]
+        assert whole == pytest.approx(expected.tolist(), rel=1e-5) if not table else max(whole) < 0.5 * min(expected)
+    igpt = network(mixer="igpt")
+    assert measure.content_distance(igpt, x) == measure.mixing_distance(igpt, x), "without a table content is all"
+    assert measure.content_distance(network(mixer="full"), x) is None
+
+
 @pytest.mark.parametrize("fields", [{}, {"pretext": "ar"}, TORUS])
 def test_the_jacobian_finds_every_row_of_the_matrix_of_a_linear_operator(fields):
     for layer in (0, 1):
@@ -293,6 +308,30 @@ def test_the_spectrum_of_a_low_passed_map_falls():
     flat, curve = measure.spectrum(Grids(noise, low), torch.zeros(1))
     assert (np.diff(curve)[1:] < 0).all()
     assert np.subtract(curve, flat)[:5] == pytest.approx([-(k**2) / 4 for k in range(5)], abs=0.02)
+
+
+def test_the_spectrum_of_a_mixing_sub_block_is_that_of_the_block_without_its_mlp(images):
+    for mixer in ("igpt", "conv"):
+        net, x = network(mixer=mixer), images(4, 8)
+        for block in net.blocks:
+            block.mlp.out.weight.data.zero_()
+        ends = [curve[-1] for curve in measure.spectrum(net, x)]
+        assert measure.mixing_spectrum(net, x) == pytest.approx(np.diff(ends).tolist(), abs=1e-6)
+    repeated = network(mixer="igpt", blocks="repeated")
+    assert len(measure.mixing_spectrum(repeated, images(4, 8))) == 2
+
+
+def test_averaging_tokens_is_low_pass_and_differences_are_high_pass(images):
+    for centre, around, sign in ((1.0, 1.0, -1), (1.0, -1.0, 1)):
+        a = centre * torch.eye(64)
+        for i in range(64):
+            for step in (1, 8):
+                a[i, (i + step) % 64] += around * 0.25
+                a[i, (i - step) % 64] += around * 0.25
+        net = network(depth=1)
+        net.blocks[0].mix = Matrix(a[None])
+        (change,) = measure.mixing_spectrum(net, images(8, 8))
+        assert sign * change > 0.1
 
 
 def test_the_spectrum_ignores_scale_and_fits_odd_grids():
@@ -422,7 +461,8 @@ def test_every_network_is_measured(images, fields):
     assert json.loads(json.dumps(measures, allow_nan=False)) == measures
     shapes = {name: np.shape(measures[name]) for name in ("roll_error", "spectrum", "cka")}
     assert shapes == {"roll_error": (3,), "spectrum": (3, 3), "cka": (3, 3)}
-    assert len(measures["mixing_distance"]) == 2
+    assert len(measures["mixing_distance"]) == len(measures["mixing_spectrum"]) == 2
+    assert (measures["content_distance"] is None) == (not MIXERS[net.cfg.mixer].dynamic or net.cfg.mixer == "hyena")
     assert (measures["lie_error"] is None) == (net.cfg.input == "palette")
     assert field.shape == (8, 8) and field.dtype == np.float32
     again, same = measure.network(net, measure.spread(images(40, 8), 32))

@@ -137,7 +137,7 @@ def test_features_do_not_depend_on_what_stands_for_hidden_tokens(images):
     assert torch.equal(model.features(network(x, hidden="zero"), x), before)
 
 
-def test_the_hidden_vector_is_small_at_first_is_trained_and_exists_under_masks_alone(images):
+def test_the_hidden_vector_starts_at_the_scale_of_positions_is_trained_and_exists_under_masks_alone(images):
     x = images(4, 8)
     cfg = Config(image_size=8, width=1024)
     net = model.build(cfg, STATS)

@@ -1,22 +1,19 @@
-"""From records to evidence: paired contrasts of runs, the baselines that runs must beat, and hypotheses about them."""
+"""From records to evidence: paired contrasts of runs, and whether the networks that they compare are trained."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
-from ..records.sweep import Sweep, choices, with_columns
+from ..records.sweep import Sweep, choices, knn, with_columns
 from . import stats
-
-PAIRS = 5  # fewer decide nothing
-LEVEL = 0.05
-MARKS = {"supported": "✓", "contradicted": "✗", "undecided": "?", "not run": "–"}  # of verdicts
+from .hypotheses import LEVEL, PAIRS, Test
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared: turned and scaled so that more is better, the baseline that a run must beat to count, and whether its
-    tests read what was measured at random init."""
+    """What is compared: turned and scaled so that more is better, what a trained network is above, and whether its tests read
+    what was measured at random init."""
 
     name: str
     unit: str
@@ -35,7 +32,7 @@ METRICS = {
     "roll_error": Metric("roll error", "", start=True),
     "lie_error": Metric("Lie error", "", baseline=PIXELS, start=True),
     "distance": Metric("mixing distance", "tokens", baseline=PIXELS, start=True),
-    "spectrum": Metric("spectrum", "log amplitude", baseline=PIXELS),
+    "spectrum": Metric("spectrum", "log amplitude", baseline=PIXELS, start=True),
     "rank": Metric("Kendall's tau", "", baseline=FEATURES),
 }
 
@@ -83,109 +80,55 @@ def slope(x, forms):
 
 
 @dataclass
-class Test:
-    """One hypothesis about one value per seed, and how it came out.
-
-    The goal: the mean is "above" or "below" the margin; "not below" it (non-inferiority); "within" plus or minus it
-    (equivalence); "differs" from 0 (contradicted: within the margin); or, without statistics, every value is "all above" or
-    "all below" it."""
-
-    label: str
-    values: dict  # seed -> value, of runs above their baselines
-    every: dict  # the same, of all finished runs
-    goal: str
-    margin: float
-    unit: str
-    decides: bool = True  # the verdict of the claim hangs on it
-    p: tuple = ()  # (for, against) of a test that is not the paired t test
-    images: np.ndarray | None = None  # (seeds, images): what each test image adds
-    groups: np.ndarray | None = None  # (images,): equal for images that are not independent; None: all are
-    adjusted: tuple = ()  # p for and against, after Holm
-    verdict: str = "undecided"
-
-    @property
-    def n(self):
-        return len(self.values)
-
-    @property
-    def effect(self):
-        return stats.paired(list(self.values.values()))
-
-    @property
-    def hypothesis(self):
-        words = {"within": "within ±", "differs": "differs from 0", "above": "above ", "below": "below ",
-                 "not below": "not below ", "all above": "each above ", "all below": "each below "}[self.goal]  # fmt: skip
-        return (words if self.goal == "differs" else f"{words}{self.margin:g}") + (f" {self.unit}" if self.unit else "")
-
-    def p_values(self):
-        """(p for the goal, p against it): two-sided for above, below and differs, 1 on the wrong side; one-sided for not below
-        and within, as is usual there; NaN without pairs."""
-        x, margin = list(self.values.values()), self.margin
-        if self.p:
-            return self.p
-        if self.n < 2 or self.goal.startswith("all"):
-            return np.nan, np.nan
-        middle = float(np.mean(x))
-        if self.goal in ("above", "below"):
-            p = stats.paired(x, margin).p
-            good = middle > margin if self.goal == "above" else middle < margin
-            return (p, 1.0) if good else (1.0, p)
-        if self.goal == "not below":
-            return stats.not_inferior(x, -margin), stats.paired(x, margin).p if middle < margin else 1.0
-        equal = stats.equivalent(x, margin) if margin else 1.0
-        if self.goal == "differs":
-            return stats.paired(x).p, equal
-        return equal, stats.paired(x, np.copysign(margin, middle)).p if abs(middle) > margin else 1.0
-
-    def judge(self, adjusted):
-        """Take the verdict that the adjusted p values give."""
-        self.adjusted = adjusted
-        if self.goal.startswith("all"):
-            above = self.goal == "all above"
-            if not all(value > self.margin if above else value < self.margin for value in self.values.values()):
-                self.verdict = "contradicted"
-            else:
-                self.verdict = "supported" if self.n >= PAIRS else "undecided"
-        elif self.n >= PAIRS:
-            good, bad = (p <= LEVEL for p in adjusted)
-            self.verdict = "contradicted" if bad else "supported" if good else "undecided"
-
-
-@dataclass
 class Evidence:
-    """What one sweep says with one metric. `of` names runs, `test` makes hypotheses of their weighted sums."""
+    """What one sweep says with one metric. `of` names runs, `test` makes hypotheses of their weighted sums.
+
+    Every run that ended counts; one that diverged, with the values of its network at random init. With `strict`, as in a
+    sensitivity analysis, only the runs count that are above their floors by test values, whatever the others of their arm."""
 
     sweep: Sweep
     metric: str
     runs: pd.DataFrame  # the sweep's, by key
     records: dict = field(default_factory=dict)  # those that have been read, and what was made of them
+    strict: bool = False
     used: set = field(default_factory=set)
+    notes: list = field(default_factory=list)  # what a reader should know, in words
 
     def __post_init__(self):
         self.base = self.sweep.base()
-        done = self.runs.index[self.runs.status == "done"]
-        self.done = {key for key in done if not METRICS[self.metric].start or self.sweep.store.has(self.runs.at[key, "init"])}
         reasons = {run.key: self.excluded(run) for run in self.runs.itertuples()}
         self.out = {key: reason for key, reason in reasons.items() if reason}
+        self.counted = set(self.runs.index) - self.out.keys()
+
+    def strictly(self):
+        """The same, of the runs that are above their floors by test values."""
+        return replace(self, strict=True, used=set(), notes=[])
 
     def excluded(self, run):
         """Why a run does not count, or ''."""
         baseline, pixels = METRICS[self.metric].baseline, run.pretext == "bert"
-        if run.status != "done":
+        if run.status not in ("done", "diverged"):
             return run.status
-        if run.key not in self.done or (baseline == FEATURES and np.isnan(run.init_probe)):
+        needs_start = METRICS[self.metric].start and not self.sweep.store.has(run.init)
+        if needs_start or (np.isnan(run.init_probe) and (baseline == FEATURES or run.status == "diverged")):
             return "without the record of their random init"
         if self.metric in ("psnr", "loss") and np.isnan(getattr(run, self.metric)):
             return f"without a {self.metric} (pretext {run.pretext})"
         if np.isnan(run.baseline_probe) and (baseline == FEATURES or (baseline == PIXELS and pixels)):
             return "without the record of their baseline"
+        if not self.strict:
+            return ""
         best = self.metric == "probe_best"
         probe, start = (run.probe_best, run.init_probe_best) if best else (run.probe, run.init_probe)
+        if run.status == "diverged":
+            return "diverged"
         if baseline == FEATURES and not probe > max(start, run.baseline_probe):
-            return "untrained: probe not above random init and raw pixels"
+            return "probe not above random init and raw pixels"
         if baseline == PIXELS and pixels and not run.psnr > run.baseline_psnr:
-            return "untrained: PSNR not above the mean of visible neighbours"
+            return "PSNR not above the mean of visible neighbours"
         return ""
+
+    # ---- which runs
 
     def levels(self, name, least=1, most=None):
         """The levels of a field that were asked for, ascending, up to `most`. Raises Absent for fewer than `least`."""
@@ -204,6 +147,20 @@ class Evidence:
         self.used |= {run["key"] for run in chosen}
         return Form({run["seed"]: {run["key"]: 1.0} for run in chosen})
 
+    def arms(self, keys):
+        """What runs are called -> their keys: those that are equal in everything but the seed, named by what varies."""
+        runs, found = [run for run in self.sweep.runs if run["key"] in keys], {}
+        varied = []
+        for name in self.sweep.factors():
+            if name != "mixer" and len({run[name] for run in runs if name in run}) > 1:
+                varied.append(name)
+        for run in runs:
+            words = [f"{name} {run[name]}" for name in varied if name in run]
+            found.setdefault(", ".join([run["mixer"], *words]), []).append(run["key"])
+        return found
+
+    # ---- records
+
     def record(self, key):
         if key not in self.records:
             self.records[key] = self.sweep.store.load(key)
@@ -213,45 +170,49 @@ class Evidence:
         """The record at random init of a run."""
         return self.record(self.runs.at[key, "init"])
 
+    def diverged(self, key):
+        return self.runs.at[key, "status"] == "diverged"
+
+    def final(self, key):
+        """The record with the measures and the probe of a run: its own, or that of its random init if it diverged."""
+        return self.start(key) if self.diverged(key) else self.record(key)
+
     def choice(self, key):
-        """The penalties and the best layer of a finished run's probe, which all seeds of its setting share."""
+        """The penalties and the best layer of a run's probe, which all seeds of its setting share."""
         if "choices" not in self.records:
-            done = self.runs.index[self.runs.status == "done"]
-            self.records["choices"] = choices([self.record(key) for key in done], {})
-        return self.records["choices"][key][0]
+            ended = self.runs.index[self.runs.status.isin(("done", "diverged"))]
+            inits = self.sweep.inits() if any(map(self.diverged, ended)) else {}
+            self.records["choices"] = choices([self.record(key) for key in ended], inits)
+        chosen, at_init = self.records["choices"][key]
+        return chosen or at_init
+
+    # ---- values
 
     def value(self, key):
-        """The metric of a finished run, more is better."""
+        """The metric of a run, more is better."""
         return METRICS[self.metric].scale * self.runs.at[key, self.metric]
 
-    def values(self, of, value=None, baselines=True):
-        """{seed: weighted sum} of a Form over the seeds all of whose runs count; without `baselines`, all of whose runs are
-        finished; or what a function (baselines) -> {seed: value} gives. `value` is the metric, another function of a key, or a
-        column of the runs. A seed whose value is NaN, as of a metric that its runs do not have, is left out."""
+    def values(self, of, value=None):
+        """{seed: weighted sum} of a Form over the seeds all of whose runs count, or a dict as it is. `value` is the metric,
+        another function of a key, or a column of the runs. A seed whose value is NaN, as of a metric that its runs do not have,
+        is left out."""
+        found = of
         if isinstance(of, Form):
-            counted, found = self.done - self.out.keys() if baselines else self.done, {}
-            value = self.runs[value].get if isinstance(value, str) else value or self.value
+            value, found = self.runs[value].get if isinstance(value, str) else value or self.value, {}
             for seed, part in of.items():
-                if counted.issuperset(part):
+                if self.counted.issuperset(part):
                     found[seed] = float(sum(weight * value(key) for key, weight in part.items()))
-        else:
-            found = of(baselines)
         return {seed: number for seed, number in found.items() if not np.isnan(number)}
 
     def combined(self, combine, parts, value=None):
-        """The function (baselines) -> {seed: what `combine` makes of the list of the values of all parts}, for what is no
-        weighted sum. A part is a Form or such a function."""
-
-        def by_seed(baselines):
-            found, results = [self.values(part, value, baselines) for part in parts], {}
-            for seed in sorted(set.intersection(*map(set, found))):
-                results[seed] = float(combine([values[seed] for values in found]))
-            return results
-
-        return by_seed
+        """{seed: what `combine` makes of the list of the values of all parts}, for what is no weighted sum."""
+        found, results = [self.values(part, value) for part in parts], {}
+        for seed in sorted(set.intersection(*map(set, found))):
+            results[seed] = float(combine([values[seed] for values in found]))
+        return results
 
     def relative(self, change, whole):
-        """The function (baselines) -> {seed: change in % of the whole} of two forms."""
+        """{seed: change in % of the whole} of two forms."""
 
         def percent(values):
             return 100 * values[0] / abs(values[1])
@@ -278,21 +239,125 @@ class Evidence:
         """(test images,) how often the probe of a run is right at the penalties of its setting: over layers 1 to L, of
         "probe_best" at the best layer."""
         if (key, self.metric) not in self.records:
-            correct, choice = self.sweep.store.arrays(key)["correct"], self.choice(key)
+            correct, choice = self.sweep.store.arrays(self.final(key)["key"])["correct"], self.choice(key)
             layers = [choice.layer] if self.metric == "probe_best" else range(1, len(correct))
             right = [correct[layer] >> choice.penalties[layer] & 1 for layer in layers]
             self.records[key, self.metric] = np.mean(right, 0)
         return self.records[key, self.metric]
 
-    def test(self, label, of, goal, margin=0.0, value=None, unit=None, **rest):
-        """A Test of what `values` takes."""
-        counted, every = (self.values(of, value, baselines) for baselines in (True, False))
-        if isinstance(of, Form) and self.metric in ("probe", "probe_best") and value is None and len(counted) > 1:
+    # ---- trained or not, by validation values
+
+    def trained(self, form):
+        """Whether the arms of a Form, averaged as it says, are trained. Of features: the gain over random init is above 0 by a
+        one-sided paired t test over seeds, and the mean above raw pixels. Of reconstructions: the mean PSNR is above the
+        mean of visible neighbours."""
+        above, gain = self.floors(form)
+        if above is None:
+            return True
+        if not above or not np.mean(list(above.values())) > 0:
+            return False
+        return gain is None or stats.greater(list(gain.values())) <= LEVEL
+
+    def floors(self, form):
+        """(per seed how far above its floor, per seed how far above random init), None for what has no such floor."""
+        baseline, keys = METRICS[self.metric].baseline, {key for part in form.values() for key in part}
+        if not baseline or (baseline == PIXELS and any(self.runs.at[key, "pretext"] != "bert" for key in keys)):
+            return None, None
+        if baseline == PIXELS:
+            return self.values(form, "above_neighbours"), None
+        best = "_best" if self.metric == "probe_best" else ""
+        return self.values(form, f"above_pixels{best}"), self.values(form, f"above_init{best}")
+
+    def untrained(self, keys):
+        """The arms of these runs that are not trained, in words, with the number of seeds that are below a floor."""
+        found = []
+        for name, members in self.arms(keys).items():
+            form = Form({self.runs.at[key, "seed"]: {key: 1.0} for key in members})
+            above, gain = self.floors(form)
+            if above and not self.trained(form):
+                low = [seed for seed in above if not above[seed] > 0 or (gain and not gain[seed] > 0)]
+                if low or len(above) >= PAIRS:  # few seeds show little
+                    found.append(f"{name} ({len(low)} of {len(above)} seeds)")
+        return tuple(found)
+
+    # ---- hypotheses
+
+    def test(self, label, of, goal, margin=0.0, reference=None, value=None, unit=None, small=None, **rest):
+        """A Test of what `values` takes. `reference`: the Form of the arms that must be trained for it to say anything, those
+        that are said to be better or are left as they are. `small`: up to where an effect is negligible; the margin of above
+        and below unless given."""
+        features = isinstance(of, Form) and self.metric in ("probe", "probe_best") and value is None
+        if features and not self.strict and len(self.values(of)) > 1:
             rest |= {"images": self.correct(of), "groups": self.groups(of)}
-        return Test(label, counted, every, goal, margin, METRICS[self.metric].unit if unit is None else unit, **rest)
+        if reference is not None and not self.strict:
+            rest |= {"trained": self.trained(reference)}
+            if not rest["trained"]:
+                rest["untrained"] = self.untrained({key for part in reference.values() for key in part})
+        if small is None:
+            small = abs(margin) if goal in ("above", "below", "differs") else 0.0
+        unit = METRICS[self.metric].unit if unit is None else unit
+        return Test(label, self.values(of, value), goal, margin, unit, small, **rest)
+
+    def rank_test(self, label, groups, other, goal, reference, sign=1):
+        """A Test of the mean over groups of forms of Kendall's tau between the probe and another column of the runs, its sign
+        turned by -1. The forms' means over seeds are ranked; p by permuting them within groups. The values are the tau of all
+        forms per seed, to be counted."""
+
+        def tau(probes, others):
+            """(mean tau, p) of two lists over all forms."""
+            found, at = [], 0
+            for group in groups:
+                here = slice(at, at := at + len(group))
+                found.append((sign * np.array(others[here]), np.array(probes[here])))
+            return stats.mean_tau(found)
+
+        forms = [form for group in groups for form in group]
+        columns = [[self.values(form, column) for form in forms] for column in ("probe", other)]
+        seeds, values = sorted(set.intersection(*(set(part) for column in columns for part in column))), {}
+        for seed in seeds:
+            probes, others = ([part[seed] for part in column] for column in columns)
+            values[seed] = sign * stats.kendall(probes, others)[0]
+        if not seeds:
+            return self.test(label, {}, goal, reference=reference)
+        middle, p = tau(*([np.mean(list(part.values())) for part in column] for column in columns))
+        good = (p if middle > 0 else 1.0), (p if middle < 0 else 1.0)
+        if goal == "at most":
+            good = np.nan, good[0]
+        return self.test(label, values, goal, reference=reference, estimate=middle, p=good)
 
 
 def runs_of(sweep):
-    """The frame of a sweep by key, with the columns that baselines and metrics need; NaN for what a run does not have."""
-    names = ("psnr", "loss", "probe", "probe_best", "init_probe", "init_probe_best", "knn")
-    return with_columns(sweep.frame(), *names).astype(dict.fromkeys(names, float)).set_index("key", drop=False)
+    """The frame of a sweep by key, with the columns that floors and metrics need; NaN for what a run does not have. A run that
+    diverged has what its network has at random init, where the head is zero: the PSNR of the image mean, the loss of
+    predicting nothing (1 in standardised colours, the logarithm of the number of colours of a palette), and the probe of the
+    record of its random init."""
+    probes = [f"{split}probe{best}" for split in ("", "val_") for best in ("", "_best")]
+    names = ["psnr", "val_psnr", "loss", "knn", *probes, *(f"init_{name}" for name in probes)]
+    runs = with_columns(sweep.frame(), *names).astype(dict.fromkeys(names, float)).set_index("key", drop=False)
+    for key, start in starts_of_diverged(sweep, runs).items():
+        for name, value in start.items():
+            runs.at[key, name] = value
+    for best in ("", "_best"):
+        runs[f"above_init{best}"] = runs[f"val_probe{best}"] - runs[f"init_val_probe{best}"]
+        runs[f"above_pixels{best}"] = runs[f"val_probe{best}"] - runs.baseline_val_probe
+    runs["above_neighbours"] = runs.val_psnr - runs.baseline_val_psnr
+    return runs
+
+
+def starts_of_diverged(sweep, runs):
+    """Key of a run that diverged -> its columns at random init; no probe where the record of its random init is missing."""
+    lost = runs[runs.status == "diverged"]
+    if not len(lost):
+        return {}
+    ended = runs.index[runs.status.isin(("done", "diverged"))]
+    inits = sweep.inits()
+    chosen, found = choices([sweep.store.load(key) for key in ended], inits), {}
+    for run in lost.itertuples():
+        found[run.key] = {}
+        if run.pretext in ("bert", "ar", "denoise"):
+            nothing = float(np.log(run.colours)) if getattr(run, "target", "") == "palette" else 1.0
+            found[run.key] = {"psnr": run.image_mean_psnr, "val_psnr": run.image_mean_psnr, "loss": nothing}
+        if run.init in inits:
+            probe, at_init = inits[run.init]["probe"], chosen[run.key][1]
+            found[run.key] |= at_init.columns(probe) | at_init.columns(probe, "init_") | {"knn": knn(probe)}
+    return found

@@ -94,40 +94,28 @@ def sign_flip(values, against=0.0):
 
 
 def holm(ps):
-    """p values adjusted for their number by Holm's step-down method (1979), in the order given; a NaN stays, uncounted."""
+    """p values adjusted for their number by Holm's step-down method (1979), in the order given. A NaN, of a planned test
+    without data, stays and counts."""
     # statsmodels' multipletests collects all garbage on every call, 0.1 s of it
     adjusted = np.array(ps, float)
     order = np.argsort(adjusted)[: np.count_nonzero(~np.isnan(adjusted))]
-    adjusted[order] = np.maximum.accumulate(adjusted[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    steps = np.arange(len(adjusted), len(adjusted) - len(order), -1)
+    adjusted[order] = np.maximum.accumulate(adjusted[order] * steps).clip(max=1)
     return adjusted
 
 
-def not_inferior(values, margin):
-    """p of H0: mean of the per-seed differences <= -margin, by a one-sided paired t test. ValueError unless margin > 0."""
-    if not margin > 0:
-        raise ValueError(f"margin must be above 0, got {margin}")
-    t, *_, n = _t(values, -margin)
+def greater(values, against=0.0):
+    """p of H0: mean of the per-seed differences <= against, by a one-sided paired t test."""
+    t, *_, n = _t(values, against)
     return float(special.stdtr(n - 1, -t))
 
 
 def equivalent(values, margin):
     """p of H0: |mean of the per-seed differences| >= margin, the larger of two one-sided paired t tests (TOST, Schuirmann
     1987). ValueError unless margin > 0."""
-    return max(not_inferior(values, margin), not_inferior(-np.asarray(values, float), margin))
-
-
-def strongest(contrasts):
-    """Is any contrast above 0? {name: per-seed values}, the seeds in one order -> (name of the largest t, p adjusted for having
-    picked it): single-step max-T over sign flips of whole seeds (Westfall and Young 1993), which keep the contrasts'
-    correlation. Exact up to 16 seeds, so never below 1 / 2^n; from 10 000 flips above. A contrast of zeros has t = 0, one
-    without variance an infinite t. Needs one seed. ValueError for unequal lengths."""
-    x = present(np.array(list(contrasts.values()), float).T)
-    length = np.sqrt((x**2).sum(axis=0))
-    # Flips keep the sum of squares, and t rises with sum / length by the same function in every contrast.
-    sums = _flipped_sums(x / np.where(length > 0, length, 1), exact=16)
-    largest = sums.max(axis=1)
-    p = float(np.mean(largest >= largest[0] - 1e-9)) if len(x) else np.nan
-    return list(contrasts)[sums[0].argmax()], p
+    if not margin > 0:
+        raise ValueError(f"margin must be above 0, got {margin}")
+    return max(greater(values, -margin), greater(-np.asarray(values, float), -margin))
 
 
 def bootstrap(differences, draws=2000, seed=0, level=0.95, groups=None):
@@ -162,30 +150,50 @@ def slope_weights(x):
     return centred / (centred @ centred)
 
 
-def page(rows):
-    """p that values rise with the level, by Page's trend test (1963): (n blocks, k >= 3 ordered levels); page(-rows) is p that
-    they fall. Ties get mean ranks and the p of untied ones, which is approximate. ValueError for k < 3."""
-    from scipy import stats  # takes a while
-
-    rows = present(rows)
-    return float(stats.page_trend_test(rows).pvalue) if len(rows) > 1 else np.nan
-
-
 def kendall(x, y):
     """Kendall's tau-b -> (tau, low, high, n), the 95 % interval by Fisher's z with variance 0.437 / (n - 4) (Fieller, Hartley
     and Pearson 1957). z is that of tau clipped half a step of tau, 2 / (n (n - 1)), short of -1 and 1, and the interval is
-    widened to hold tau. The interval needs five pairs; tau is NaN too where x or y does not vary."""
+    widened to hold tau. The interval needs ten pairs; tau is NaN too where x or y does not vary."""
     from scipy import stats
 
     x, y = present(np.array([x, y], float).T).T
     n = len(x)
     tau = float(stats.kendalltau(x, y).statistic) if n > 1 else np.nan
-    if n < 5 or np.isnan(tau):
+    if n < 10 or np.isnan(tau):
         return tau, np.nan, np.nan, n
     most = 1 - 2 / (n * (n - 1))
     z, half = np.arctanh(np.clip(tau, -most, most)), special.ndtri(0.975) * np.sqrt(0.437 / (n - 4))
     low, high = np.tanh((z - half, z + half))
     return tau, float(min(low, tau)), float(max(high, tau)), n
+
+
+def mean_tau(groups):
+    """Mean over groups of Kendall's tau-b, and its two-sided p by permuting the second variable within every group, all
+    orders of it: [(x, y), ...] -> (tau, p). NaN where a variable of a group does not vary, or there is no group."""
+    taus, spread = [], {0.0: 1.0}  # value of the sum -> its probability under permutation
+    for x, y in groups:
+        pairs = list(itertools.combinations(range(len(x)), 2))
+        first, second = np.array(pairs, int).reshape(-1, 2).T
+        of_x = np.sign(np.subtract.outer(x, x))[first, second]
+        of_y = np.sign(np.subtract.outer(y, y))
+        length = np.sqrt(np.abs(of_x).sum() * np.abs(of_y[first, second]).sum())
+        if not length:
+            return np.nan, np.nan
+        orders = np.array(list(itertools.permutations(range(len(x)))))
+        sums = np.zeros(len(orders))
+        for sign, i, j in zip(of_x, first, second, strict=True):
+            sums += sign * of_y[orders[:, i], orders[:, j]]
+        taus.append(sums[0] / length)  # the first order is the one given
+        values, counts = np.unique((sums / length).round(9), return_counts=True)
+        wider = {}
+        for (sum_before, chance), (value, count) in itertools.product(spread.items(), zip(values, counts, strict=True)):
+            total = round(float(sum_before + value), 6)
+            wider[total] = wider.get(total, 0.0) + chance * count / len(orders)
+        spread = wider
+    if not taus:
+        return np.nan, np.nan
+    far = sum(chance for value, chance in spread.items() if abs(value) >= abs(sum(taus)) - 1e-5)
+    return float(np.mean(taus)), float(min(1.0, far))
 
 
 def detectable(n, power=0.8, level=0.05):

@@ -1,4 +1,4 @@
-"""From tests to a verdict on a claim, and the findings as frames."""
+"""From tests to verdicts on a claim, and the findings as frames."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from . import stats
-from .contrasts import METRICS, PAIRS
+from .contrasts import METRICS
+from .hypotheses import PAIRS
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one sweep says about one claim with one metric."""
+    """What one sweep says about one claim, or one row of it, with one metric."""
 
     claim: object
     profile: str
@@ -20,7 +21,9 @@ class Finding:
     why: str
     evidence: str = ""  # name of the sweep
     tests: tuple = ()
-    left_out: str = ""  # runs excluded, and why
+    row: str = ""
+    notes: str = ""  # runs that are missing or diverged, networks that are not trained, what records lack
+    earlier: str = ""  # the verdict if all runs below their floors, by test values, are dropped
 
     @property
     def n(self):
@@ -42,17 +45,16 @@ class Finding:
 
     @property
     def effect(self):
-        """'mean [95 % interval] unit' of the key test; of all finished runs, in brackets, if none is above its baseline."""
+        """'mean [95 % interval] unit' of the key test."""
         test = self.key_test
-        if not test or not test.every:
+        if not test or not test.values:
             return "—"
         if test.goal.startswith("all"):
             worst = max if test.goal == "all below" else min
-            return f"{test.label}: {worst(test.every.values()):.2g} {test.unit}".strip()
-        mean, low, high, n, *_ = stats.paired(list((test.values or test.every).values()))
-        interval = f" [{signed(low)}, {signed(high)}]" if n > 1 else ""
-        text = f"{test.label}: {signed(mean)}{interval} {test.unit}".strip()
-        return text if test.values else f"({text})"
+            return f"{test.label}: {worst(test.values.values()):.2g} {test.unit}".strip()
+        mean, low, high, *_ = test.effect
+        interval = "" if np.isnan(low) else f" [{signed(low)}, {signed(high)}]"
+        return f"{test.label}: {signed(mean)}{interval} {test.unit}".strip()
 
 
 def signed(value):
@@ -60,43 +62,88 @@ def signed(value):
 
 
 def find(claim, evidence):
-    """The Finding of a claim in a sweep. Raises Absent if the sweep was not made for it, StoreError for a broken record."""
-    tests = tuple(claim.tests(evidence))
-    deciding = [test for test in tests if test.decides]
-    holds, against = (stats.holm([test.p_values()[i] for test in deciding]) for i in (0, 1))
-    for test, adjusted in zip(deciding, zip(holds, against, strict=True), strict=True):
-        test.judge(adjusted)
-    for test in tests:
-        if not test.decides:
-            test.judge(test.p_values())
+    """The Findings of a claim in a sweep, one per row of the claim. Raises Absent if the sweep was not made for it, StoreError
+    for a broken record."""
+    tests, earlier = (judged(claim, given) for given in (evidence, evidence.strictly()))
+    for test, same in zip(tests, earlier, strict=True):
+        test.earlier = same
     used = [run for run in evidence.runs.itertuples() if run.key in evidence.used]
+    absent = absent_runs(evidence, used)
+    notes = "; ".join([*absent, *untrained_arms(evidence), *evidence.notes])
+    nothing = all(run.status in ("missing", "failed") for run in used)
+    found = []
+    for row in claim.rows or ("",):
+        part = tuple(test for test in tests if test.row == row)
+        before = tuple(test for test in earlier if test.row == row)
+        verdict, why = ("not run", "; ".join(absent)) if nothing else combine(claim, part, "; ".join(absent))
+        strict = "not run" if nothing else combine(claim, before, "")[0]
+        profile = evidence.sweep.content["profile"]
+        found.append(Finding(claim, profile, evidence.metric, verdict, why, evidence.sweep.name, part, row, notes, strict))
+    return found
+
+
+def judged(claim, evidence):
+    """The tests of a claim with their verdicts. Where any test suffices for a verdict, p values are adjusted by Holm's method
+    for the number that was planned: those for a claim that holds by any of its tests, those against one that fails by any."""
+    tests = tuple(claim.tests(evidence))
+    for test in tests:
+        test.adjusted = test.p_values()
+    deciding = [test for test in tests if test.decides]
+    if claim.any or claim.holm:
+        for test, p in zip(deciding, stats.holm([test.adjusted[0] for test in deciding]), strict=True):
+            test.adjusted = (float(p), test.adjusted[1])
+    for row in claim.rows or ("",):
+        part = [test for test in deciding if test.row == row and not claim.any]
+        for test, p in zip(part, stats.holm([test.adjusted[1] for test in part]), strict=True):
+            test.adjusted = (test.adjusted[0], float(p))
+    for test in tests:
+        test.judge(test.adjusted)
+    return tests
+
+
+def absent_runs(evidence, used):
+    """How many of the runs that were used do not count, and how many diverged, in words."""
     reasons = pd.Series([evidence.out[run.key] for run in used if run.key in evidence.out], dtype=object).value_counts()
-    left_out = "; ".join(f"{count} of {len(used)} runs {reason}" for reason, count in reasons.items())
-    verdict, why = combine(claim, tests, left_out)
-    if all(run.status in ("missing", "failed") for run in used):
-        verdict, why = "not run", left_out
-    profile = evidence.sweep.content["profile"]
-    return Finding(claim, profile, evidence.metric, verdict, why, evidence.sweep.name, tests, left_out)
+    words = [f"{count} of {len(used)} runs {reason}" for reason, count in reasons.items()]
+    lost = sum(run.status == "diverged" and run.key in evidence.counted for run in used)
+    return words + ([f"{lost} of {len(used)} runs diverged, counted with their random init"] if lost else [])
 
 
-def combine(claim, tests, left_out):
+def untrained_arms(evidence):
+    """The networks that were used and are not trained, in words."""
+    found = evidence.untrained(evidence.used)
+    return ["untrained: " + ", ".join(found)] if found else []
+
+
+def combine(claim, tests, absent):
     """(verdict, why) of a claim from its deciding tests: all must hold, or any where the claim says so."""
     deciding = [test for test in tests if test.decides]
     seen, n = [test.verdict for test in deciding], min(test.n for test in deciding)
-    first, second = ("supported", "contradicted") if not claim.any else ("contradicted", "supported")
-    if all(verdict == first for verdict in seen):
-        return first, "every test" if len(seen) > 1 else "the test"
-    if second in seen:
-        return second, ", ".join(test.label for test in deciding if test.verdict == second)
+    of = {verdict: ", ".join(test.label for test in deciding if test.verdict == verdict) for verdict in seen}
+    all_or_one = "every test" if len(seen) > 1 else "the test"
+    if all(test.lacks for test in deciding):
+        return "not run", deciding[0].lacks
+    if all(verdict == "supported" for verdict in seen):
+        directions = {test.direction for test in deciding if test.goal == "differs" and test.margin}
+        return "supported", " and ".join(directions) or all_or_one
+    if claim.any and "supported" in seen:
+        return "supported", of["supported"]
+    for verdict in ("contradicted", "negligible"):
+        if verdict in seen and (not claim.any or set(seen) <= {"contradicted", "negligible"}):
+            return verdict, of[verdict] if len(set(seen)) > 1 else all_or_one
     if n < PAIRS:
-        return "undecided", f"{n} pair{'s' * (n != 1)}, {PAIRS} needed" + (f" ({left_out})" if left_out else "")
-    return "undecided", "open: " + ", ".join(test.label for test in deciding if test.verdict == "undecided")
+        return "undecided", f"{n} pair{'s' * (n != 1)}, {PAIRS} needed" + (f" ({absent})" if absent else "")
+    if "uninformative" in seen and not (claim.any and "undecided" in seen):
+        arms = dict.fromkeys(arm for test in deciding for arm in test.untrained)
+        return "uninformative", "untrained: " + (", ".join(arms) or "the reference as a whole")
+    return "undecided", f"open: {of['undecided']}"
 
 
 def summary(found):
     """One row per finding, as a frame of words."""
-    rows = [{"claim": f.claim.id, "statement": f.claim.text, "metric": METRICS[f.metric].name, "profile": f.profile,
-             "verdict": f.verdict, "effect and 95 % interval": f.effect, "n": f.n, "why": f.why} for f in found]  # fmt: skip
+    rows = [{"claim": f.claim.id, "statement": f.claim.text, "row": f.row, "metric": METRICS[f.metric].name,
+             "profile": f.profile, "verdict": f.verdict, "effect and 95 % interval": f.effect, "n": f.n, "why": f.why,
+             "without runs below their floors": f.earlier} for f in found]  # fmt: skip
     return pd.DataFrame(rows, dtype=object)
 
 
@@ -105,16 +152,21 @@ def tests(found):
     rows = []
     for f in found:
         for t in f.tests:
-            x, every, effect = list(t.values.values()), list(t.every.values()), t.effect
+            x, effect, same = list(t.values.values()), t.effect, t.earlier
             against = 0.0 if t.goal in ("within", "differs") else t.margin
             low, high = stats.bootstrap(t.images, groups=t.groups) if t.images is not None and t.n > 1 else (np.nan, np.nan)
-            verdict, adjusted = (t.verdict, t.adjusted[0]) if t.decides else ("", np.nan)
-            row = {"claim": f.claim.id, "metric": f.metric, "profile": f.profile, "sweep": f.evidence, "test": t.label,
-                   "hypothesis": t.hypothesis, "decides": t.decides, "verdict": verdict, "mean": effect.mean,
-                   "low": effect.low, "high": effect.high, "unit": t.unit, "n": t.n, "p": t.p_values()[0],
-                   "p_adjusted": adjusted, "p_sign_flip": stats.sign_flip(x, against) if t.n > 1 else np.nan,
+            flips = t.n > 1 and t.estimate is None
+            verdict, adjusted = (t.verdict, t.adjusted) if t.decides else ("", (np.nan, np.nan))
+            row = {"claim": f.claim.id, "row": f.row, "metric": f.metric, "profile": f.profile, "sweep": f.evidence,
+                   "test": t.label, "hypothesis": t.hypothesis, "decides": t.decides, "verdict": verdict,
+                   "mean": effect.mean, "low": effect.low, "high": effect.high, "unit": t.unit, "n": t.n,
+                   "p": t.p_values()[0], "p_against": t.p_values()[1], "p_negligible": t.p_negligible(),
+                   "p_adjusted": adjusted[0], "p_against_adjusted": adjusted[1],
+                   "p_sign_flip": stats.sign_flip(x, against) if flips else np.nan,
                    "bootstrap_low": low, "bootstrap_high": high,
-                   "detectable": stats.detectable(t.n) * effect.sd if t.n > 1 else np.nan,
-                   "mean_all_runs": float(np.mean(every)) if every else np.nan, "n_all_runs": len(every)}  # fmt: skip
+                   "detectable": stats.detectable(t.n) * effect.sd if flips else np.nan,
+                   "reference": "trained" if t.trained else "untrained",
+                   "mean_dropped": same.effect.mean, "n_dropped": same.n, "p_dropped": same.p_values()[0],
+                   "verdict_dropped": same.verdict if t.decides else ""}  # fmt: skip
             rows.append(row)
     return pd.DataFrame(rows)

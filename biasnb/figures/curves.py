@@ -333,6 +333,6 @@ def loss_probe(sweep):
     ax.set_ylabel(METRICS["probe"])
     name_ends(ax, ends)
     words = f"{base_words(sweep, runs, *SAME_TASK)}one marker per run, over {', '.join(SAME_TASK)}; "
-    tau = "τ: Kendall's rank correlation of lower loss with better probe and its 95 % interval"
+    tau = "τ: Kendall's rank correlation of lower loss with better probe, from ten runs on with its 95 % interval"
     caption(figure, sweep, words + tau, spread="")
     return figure, table

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from ..config import fields_of
 from .files import to_json, write_atomic
 
-BASELINES = ("baseline_psnr", "baseline_probe")  # columns of `Sweep.frame`
+# Columns of `Sweep.frame`.
+BASELINES = ("baseline_psnr", "baseline_probe", "baseline_val_psnr", "baseline_val_probe", "image_mean_psnr")
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ class Sweep:
 
     def frame(self):
         """One row per run that was asked for; a run without a record has the status 'failed' if it left an error, else
-        'missing', and no metrics. The baselines' metrics are columns too: baseline_psnr (dB, visible-neighbour mean) and
-        baseline_probe (accuracy on raw pixels, 0 to 1); those of the same network at random init too, see `frame`. Raises
-        StoreError for a broken record."""
+        'missing', and no metrics. The baselines' metrics are columns too: baseline_psnr (dB, visible-neighbour mean),
+        baseline_probe (accuracy on raw pixels, 0 to 1), both again on the validation split, and image_mean_psnr; those of
+        the same network at random init too, see `frame`. Raises StoreError for a broken record."""
         import pandas as pd
 
         asked = pd.DataFrame(self.runs)
         baselines = self._baselines()
-        for i, name in enumerate(BASELINES):
-            asked[name] = [baselines[run["baseline"]][i] for run in self.runs]
+        for name in BASELINES:
+            asked[name] = [baselines[run["baseline"]].get(name, math.nan) for run in self.runs]
         saved = {key for key in asked["key"] if self.store.has(key)}
         failed = {key for key in asked["key"] if key not in saved and self.store.status(key)[0] == "failed"}
         asked["status"] = ["failed" if key in failed else "missing" for key in asked["key"]]
@@ -80,13 +81,18 @@ class Sweep:
         return rows.assign(status=rows["status"].fillna(asked["status"]), **asked.drop(columns="status"))
 
     def _baselines(self):
-        """Key of a baseline record -> its two metrics, NaN if it is missing."""
+        """Key of a baseline record -> the columns `BASELINES`, {} if it is missing. Where the record has no PSNR of the
+        validation split, that of the test split stands for it."""
         found = {}
         for key in {run["baseline"] for run in self.runs}:
-            found[key] = (math.nan, math.nan)
+            found[key] = {}
             if self.store.has(key):
                 record = self.store.load(key)
-                found[key] = (record["psnr"]["neighbour_mean"], pixel_accuracy(record))
+                psnr, val_psnr = record["psnr"], record.get("psnr_val", record["psnr"])
+                accuracies = {name: pixel_accuracy(record, split) for name, split in (("", "test"), ("val_", "val"))}
+                found[key] = {"baseline_psnr": psnr["neighbour_mean"], "baseline_val_psnr": val_psnr["neighbour_mean"],
+                              "baseline_probe": accuracies[""], "baseline_val_probe": accuracies["val_"],
+                              "image_mean_psnr": psnr["image_mean"]}  # fmt: skip
         return found
 
     def baseline(self):
@@ -135,14 +141,22 @@ class Choice:
         """The accuracies of a probe's table at these penalties, 0 to 1, layers 0 to L."""
         return [row[place] for row, place in zip(probe[split], self.penalties, strict=True)]
 
-    def mean(self, probe):
-        """The mean test accuracy over layers 1 to L, which is what contrasts compare."""
-        accuracies = self.by_layer(probe)[1:]
+    def mean(self, probe, split="test"):
+        """The mean accuracy over layers 1 to L; that of the test split is what contrasts compare."""
+        accuracies = self.by_layer(probe, split)[1:]
         return sum(accuracies) / len(accuracies)
 
-    def best(self, probe):
-        """The test accuracy at the best layer."""
-        return self.by_layer(probe)[self.layer]
+    def best(self, probe, split="test"):
+        """The accuracy at the best layer."""
+        return self.by_layer(probe, split)[self.layer]
+
+    def columns(self, probe, prefix=""):
+        """The columns that `frame` has of a probe's table."""
+        found = {}
+        for name, split in (("", "test"), ("val_", "val")):
+            found[f"{prefix}{name}probe"] = self.mean(probe, split)
+            found[f"{prefix}{name}probe_best"] = self.best(probe, split)
+        return found
 
 
 def choose(probes):
@@ -159,25 +173,27 @@ def choose(probes):
 
 
 def choices(records, inits):
-    """Key of a finished run -> (its Choice, that of its random init or None where the record is missing). An arm is the runs
-    that are equal in everything but the seed; `inits` has the records at random init by key."""
+    """Key of a run that ended -> (its Choice, None if it diverged; that of its random init, None where the record is missing).
+    An arm is the runs that are equal in everything but the seed; `inits` has the records at random init by key."""
     arms = {}
     for record in records:
-        if record["status"] == "done":
-            settings = {name: value for name, value in record["config"].items() if name != "seed"}
-            arms.setdefault((record["data"]["fingerprint"], str(sorted(settings.items()))), []).append(record)
+        settings = {name: value for name, value in record["config"].items() if name != "seed"}
+        arms.setdefault((record["data"]["fingerprint"], str(sorted(settings.items()))), []).append(record)
     found = {}
     for arm in arms.values():
         starts = {record["init"]: inits[record["init"]]["probe"] for record in arm if record["init"] in inits}
-        chosen = choose([record["probe"] for record in arm])
+        finished = [record["probe"] for record in arm if record["status"] == "done"]
+        chosen = choose(finished) if finished else None
         at_init = choose(list(starts.values())) if starts else None
-        found |= {record["key"]: (chosen, at_init if record["init"] in starts else None) for record in arm}
+        for record in arm:
+            done, started = record["status"] == "done", record["init"] in starts
+            found[record["key"]] = (chosen if done else None, at_init if started else None)
     return found
 
 
-def pixel_accuracy(baseline):
-    """The test accuracy of the probe on raw pixels, 0 to 1, at the penalty of its own validation accuracy."""
-    return choose([baseline["pixel_probe"]]).best(baseline["pixel_probe"])
+def pixel_accuracy(baseline, split="test"):
+    """The accuracy of the probe on raw pixels, 0 to 1, at the penalty of its own validation accuracy."""
+    return choose([baseline["pixel_probe"]]).best(baseline["pixel_probe"], split)
 
 
 # ---- frames ---------------------------------------------------------------------------------------------------------
@@ -187,8 +203,8 @@ def frame(records):
     """Records of runs as a pandas frame: config fields, then metrics. PSNR in dB; bits_per_pixel of networks that predict
     palette indices. The columns of the probe are test accuracies, 0 to 1, at the penalties and the layer that `choose` takes
     for each arm: `probe` is the mean over layers 1 to L, `probe_best` the best layer, `probe_layer`; `init_probe` and
-    `init_probe_best` the same of the records at random init, where they are among the records; `knn` the mean of k-nearest
-    neighbours over layers 1 to L."""
+    `init_probe_best` the same of the records at random init, where they are among the records; `val_probe`,
+    `init_val_probe` and so on are validation accuracies; `knn` the mean of k-nearest neighbours over layers 1 to L."""
     import pandas as pd  # takes a while, and nothing that trains needs it
 
     runs = [record for record in records if record["kind"] == "run"]
@@ -204,6 +220,7 @@ def _row(record):
         return row
     row |= {name: record[name] for name in ("flop_per_image", "flop_per_image_dense", "images_per_second", "wall_seconds")}
     row |= {"loss": record["loss"]["test"], "val_loss": record["loss"]["val"], "psnr": record["psnr"]["test"]}
+    row["val_psnr"] = record["psnr"]["val"]
     if record["config"].get("target") == "palette":
         row["bits_per_pixel"] = record["loss"]["test"] / math.log(2)
     row |= {"accuracy": record["accuracy"]["test"], "context_coverage": record["context_coverage"]}
@@ -212,15 +229,18 @@ def _row(record):
 
 def _probes(record, inits, chosen):
     """The columns of the probe of a run; none of one that diverged."""
-    if record["key"] not in chosen:
-        return {}
     choice, at_init = chosen[record["key"]]
-    probe = record["probe"]
-    row = {"probe": choice.mean(probe), "probe_best": choice.best(probe), "probe_layer": choice.layer}
+    if not choice:
+        return {}
+    row = choice.columns(record["probe"]) | {"probe_layer": choice.layer}
     if at_init:
-        start = inits[record["init"]]["probe"]
-        row |= {"init_probe": at_init.mean(start), "init_probe_best": at_init.best(start)}
-    return row | {"knn": sum(probe["knn"][1:]) / len(probe["knn"][1:])}
+        row |= at_init.columns(inits[record["init"]]["probe"], "init_")
+    return row | {"knn": knn(record["probe"])}
+
+
+def knn(probe):
+    """The mean accuracy of k-nearest neighbours over layers 1 to L."""
+    return sum(probe["knn"][1:]) / len(probe["knn"][1:])
 
 
 def with_columns(table, *names):

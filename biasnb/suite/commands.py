@@ -285,7 +285,8 @@ def claims(profile, runs):
     paths = board.write(found, folder)
     for f in found:
         if profile in (None, f.profile):
-            print(f"{f.claim.id:3} {f.metric:10} {f.profile:7} {f.verdict:12} {f.effect}; n {f.n}; {f.why}")
+            name = f"{f.claim.id:3} {f.metric:10} {f.profile:7} {f.verdict:13}"
+            print(f"{name} {f.row + ': ' if f.row else ''}{f.effect}; n {f.n}; {f.why}")
     print("\n".join(str(path) for path in paths if path.suffix in (".md", ".png")))
     check_complete(stores)
 

@@ -13,7 +13,8 @@ from itertools import chain, groupby, takewhile
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from ..evidence.contrasts import MARKS, METRICS
+from ..evidence.contrasts import METRICS
+from ..evidence.hypotheses import MARKS
 from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..sweep import manifest

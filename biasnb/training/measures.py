@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.datasets import generator
 from ..networks.model import features, per_pass
+from ..networks.positions import masked_softmax
 from ..records.sweep import choose
 from .evaluation import layer_features, probe_network
 
@@ -199,18 +200,39 @@ def mixing_distance(model, images):
     For attention it is the attention distance (Dosovitskiy et al., arXiv 2010.11929, section 4.5). An operator without
     a `matrix` counts as one head with the |A_ij| of `jacobian_rows`, of the first four images or, of large grids, fewer."""
     _, calls = observe(model, encoded(model, images), [block.mix for block in model.stack])
-    distance = distances(model.cfg.grid, model.cfg.circular).to(images.device)
-    chunk = max(1, 2**22 // len(distance) ** 2)
-    result = []
+    distance, result = distances(model.cfg.grid, model.cfg.circular).to(images.device), []
     for mix, arguments, _ in calls:
         if hasattr(mix, "matrix"):
-            parts = zip(*(x.split(chunk) for x in arguments), strict=True)
-            means = torch.cat([mean_distance(mix.matrix(*part).abs(), distance) for part in parts])
+            result.append(distance_by_head(mix.matrix, arguments, distance))
         else:
             weights = jacobian_rows(mix, arguments, len(images))
-            means = mean_distance(weights[:, None], distance)
-        result.append(means.double().mean(0).tolist())
+            result.append(mean_distance(weights[:, None], distance).double().mean(0).tolist())
     return result
+
+
+@torch.no_grad()
+def content_distance(model, images):
+    """`mixing_distance` of what attention reads by its content alone, without its table of positions: of softmax(q_i . k_j /
+    sqrt(d)) over what is allowed. None for a network whose layers do not all have content."""
+    _, calls = observe(model, encoded(model, images), [block.mix for block in model.stack])
+    distance, result = distances(model.cfg.grid, model.cfg.circular).to(images.device), []
+    for mix, arguments, _ in calls:
+        if not hasattr(mix, "content"):
+            return None
+
+        def weights(*part, mix=mix):
+            return masked_softmax(mix.content(*part), mix.allowed)
+
+        result.append(distance_by_head(weights, arguments, distance))
+    return result
+
+
+def distance_by_head(matrix, arguments, distance):
+    """Mean distances of the heads of the |A| that `matrix` makes of the arguments of an operator, averaged over images."""
+    chunk = max(1, 2**22 // len(distance) ** 2)
+    parts = zip(*(x.split(chunk) for x in arguments), strict=True)
+    means = torch.cat([mean_distance(matrix(*part).abs(), distance) for part in parts])
+    return means.double().mean(0).tolist()
 
 
 def jacobian_rows(mix, arguments, b):
@@ -238,12 +260,25 @@ def spectrum(model, images):
     """Delta log amplitude per layer (Park & Kim, arXiv 2202.06709): natural logarithm of |2-D Fourier transform of h| at
     frequencies (k, k), k = 0 ... H // 2, of 2 pi k / H per token, less that at k = 0, averaged over images and channels.
     White noise gives ln(2) / 2 = .35 between the two ends, where the transform is real, and 0 at them."""
-    result = []
-    for h in observe(model, encoded(model, images))[0]:
-        amplitude = torch.fft.fft2(h, dim=(1, 2)).abs().clamp(min=1e-6)
-        curve = amplitude.log().double().mean((0, 3)).diagonal()[: h.shape[1] // 2 + 1]
-        result.append((curve - curve[0]).tolist())
-    return result
+    return [log_amplitude(h) for h in observe(model, encoded(model, images))[0]]
+
+
+def log_amplitude(h):
+    """The curve of `spectrum` of one token grid (B, H, W, D), as a list."""
+    amplitude = torch.fft.fft2(h, dim=(1, 2)).abs().clamp(min=1e-6)
+    curve = amplitude.log().double().mean((0, 3)).diagonal()[: h.shape[1] // 2 + 1]
+    return (curve - curve[0]).tolist()
+
+
+@torch.no_grad()
+def mixing_spectrum(model, images):
+    """By how much the mixing sub-block of each layer, its skip connection included, changes the last number of `spectrum`:
+    below 0 it is low-pass, above 0 high-pass (Park & Kim, arXiv 2202.06709, figure 8). One number per layer."""
+    blocks = set(model.stack)
+    _, calls = observe(model, encoded(model, images), [*blocks, *(block.norm2 for block in blocks)])
+    before = [arguments[0] for module, arguments, _ in calls if module in blocks]
+    after = [arguments[0] for module, arguments, _ in calls if module not in blocks]
+    return [log_amplitude(u)[-1] - log_amplitude(x)[-1] for x, u in zip(before, after, strict=True)]
 
 
 # ---- features compared: between layers and networks (CKA), with the labels of another data set (LogME, transfer) --------
@@ -335,8 +370,10 @@ def network(model, images):
         "lie_error": lie_error(model, few[:8]),
         "receptive_field": {name: field[name] for name in ("side50", "side99", "distance")},
         "mixing_distance": mixing_distance(model, few),
+        "content_distance": content_distance(model, few),
         "uniform_distance": uniform_distance(model.cfg.grid, model.cfg.circular),
         "spectrum": spectrum(model, few),
+        "mixing_spectrum": mixing_spectrum(model, few),
         "cka": cka_layers(model, images).tolist(),
     }
     return rounded(measures), field["map"].cpu().numpy()

@@ -156,6 +156,7 @@ def make_baseline(cfg, store):
         "data": data.summary(),
         "environment": stamp(device),
         "psnr": baseline_psnr(data, cfg, "test"),
+        "psnr_val": baseline_psnr(data, cfg, "val"),
         "pixel_probe": probe,
     }
     return store.save(record, None if data.groups is None else {"groups": data.groups})
