@@ -23,7 +23,12 @@ CLASSES = ["a", "b"]
 SIZES = {"train": 40, "val": 5, "test": 10, "pool": 40}
 
 
-MEASURED = ("wall_seconds", "images_per_second", "evaluation_seconds", "environment")  # what differs whenever and wherever a run is trained
+MEASURED = (
+    "wall_seconds",
+    "images_per_second",
+    "evaluation_seconds",
+    "environment",
+)  # what differs whenever and wherever a run is trained
 
 
 def results(store, configs=None):

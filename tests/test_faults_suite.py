@@ -754,7 +754,13 @@ def test_locale_time_zone_path_and_hash_seed_change_neither_key_nor_result(tmp_p
         store = store_of(tmp_path / name)
         (path,) = (path for path in store.folder.glob("*.json") if "-" not in path.stem)
         record = store.load(path.stem)
-        found.append({k: v for k, v in record.items() if k not in ("wall_seconds", "images_per_second", "evaluation_seconds", "environment")})
+        found.append(
+            {
+                k: v
+                for k, v in record.items()
+                if k not in ("wall_seconds", "images_per_second", "evaluation_seconds", "environment")
+            }
+        )
     assert found[0] == found[1] == found[2] and len(found[0]["history"]) == 3
 
 
