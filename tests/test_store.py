@@ -46,7 +46,7 @@ def test_frame_has_one_row_per_run_with_config_and_metrics(root):
         (lambda r: r.pop("psnr"), "lacks psnr"),
         (lambda r: r.pop("measures"), "lacks measures"),
         (lambda r: r.update(schema=1), "schema 1, this version reads 3"),
-        (lambda r: r.update(protocol=0), "protocol 0, this version reads 1; run `biasnb evaluate`"),
+        (lambda r: r.update(protocol=0), "protocol 0, this version reads 1; run `biasnb evaluate --profile smoke`"),
         (lambda r: r["probe"].pop("knn"), "probe is no table"),
         (lambda r: r.update(kind="walk"), "not a record"),
         (lambda r: r.update(status="finished"), "status 'finished'"),
@@ -294,9 +294,10 @@ def test_penalties_and_layer_are_chosen_on_the_mean_over_seeds():
 
 
 def test_ties_go_to_the_strongest_penalty_and_the_earlier_layer():
-    """Less than a tenth of a point is a tie."""
+    """A difference of .2 points or less is a tie."""
     assert choose([table((0.1, 0.2, 0.2, 0.1), (0.2, 0.1, 0.1, 0.1), (0.2, 0.2, 0.2, 0.2))]) == Choice((2, 0, 3), 0)
-    assert choose([table((0.3004, 0.3), (0.302, 0.3))]) == Choice((1, 0), 1)
+    assert choose([table((0.3019, 0.3), (0.3021, 0.3))]) == Choice((1, 0), 0)
+    assert choose([table((0.3001, 0.3), (0.3022, 0.3))]) == Choice((1, 0), 1)
 
 
 def test_runs_that_differ_in_more_than_the_seed_have_choices_of_their_own(root):
