@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 import torch
+from forked import python
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from threadpoolctl import threadpool_limits
 
 from biasnb.records.sweep import TIE, choose
 from biasnb.training import evaluation
@@ -99,16 +101,22 @@ def test_rounding_noise_in_the_features_changes_no_accuracy_by_half_a_point():
         assert largest_difference(evaluation.linear_probe(*noisy, classes)[0], known) <= 0.5
 
 
-def test_another_number_of_threads_changes_no_accuracy_by_half_a_point():
-    splits, classes = network_features()
-    splits = [(x[2:], y) for x, y in splits]
-    found, before = [], torch.get_num_threads()
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        with threadpool_limits(count):
-            found.append(evaluation.linear_probe(*splits, classes)[0])
-    torch.set_num_threads(before)
-    assert largest_difference(*found) <= 0.5
+PROBED = """
+import json
+from biasnb.config import configure
+from biasnb.training import evaluation, run
+data, net = run.prepare(configure("quick", depth=1, labelled=200))
+print(json.dumps(evaluation.probe_network(net, data)[0]))
+"""
+
+
+def test_other_threads_and_instructions_change_no_accuracy_by_half_a_point(root):
+    """Features included: of a whole network, on the data of profile quick."""
+    known = json.loads(python(root, "-c", PROBED))
+    for other in ({"OMP_NUM_THREADS": "2"}, {"ATEN_CPU_CAPABILITY": "avx2"}):
+        found = json.loads(python(root, "-c", PROBED, **other))
+        assert largest_difference(found, known) <= 0.5, other
+        assert abs(choose([found]).mean(found) - choose([known]).mean(known)) <= 0.005, other
 
 
 def test_the_table_and_the_bits_say_the_same(clusters):
