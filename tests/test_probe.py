@@ -105,7 +105,7 @@ PROBED = """
 import json
 from biasnb.config import configure
 from biasnb.training import evaluation, run
-data, net = run.prepare(configure("quick", depth=1, labelled=200))
+data, net = run.prepare(configure("quick", depth=1))
 print(json.dumps(evaluation.probe_network(net, data)[0]))
 """
 
@@ -122,8 +122,8 @@ def test_other_threads_and_instructions_change_no_accuracy_by_half_a_point(root)
 def test_the_table_and_the_bits_say_the_same(clusters):
     train, val, test = clusters(300), clusters(90, seed=1), clusters(90, seed=2)
     table, correct = evaluation.linear_probe(train, val, test, 3)
-    assert table["penalties"] == sorted(table["penalties"]) and len(table["penalties"]) <= 16
-    assert correct.shape == (2, 90) and correct.dtype == np.uint16
+    assert table["penalties"] == sorted(table["penalties"]) and len(table["penalties"]) <= 8
+    assert correct.shape == (2, 90) and correct.dtype == np.uint8
     for layer, row in enumerate(table["test"]):
         for place, accuracy in enumerate(row):
             assert (correct[layer] >> place & 1).mean() == pytest.approx(accuracy)

@@ -127,7 +127,7 @@ class Sweep:
 
 # ---- the probe's penalties and layer --------------------------------------------------------------------------------
 
-TIE = 0.002 + 1e-9  # accuracies that differ by less are equal: two of a thousand images
+TIE = 0.005 + 1e-9  # accuracies that differ by no more are equal: five of a thousand images
 
 
 @dataclass(frozen=True)

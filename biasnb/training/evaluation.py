@@ -12,7 +12,7 @@ from ..networks.embed import arrange, pixel_order
 from ..networks.model import features, per_pass
 from .pretext import evaluation_masks, pixel_mask, psnr
 
-PENALTIES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean entropy; scikit-learn's C = 1 / (n * penalty)
+PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean entropy; scikit-learn's C = 1 / (n * penalty)
 GRADIENT, EVALUATIONS = 1e-6, 5000  # where the search for a minimum ends
 STEEP = 1e-3  # a gradient at the end of a search that found no minimum
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
@@ -91,7 +91,7 @@ def linear_probe(train, val, test, classes):
     """Probe every layer at every penalty. Arguments are (features (L, n, F), labels (n,)) per split, on one device.
 
     Features are whitened by the training split, see `whitening`. Returns ({"penalties": P of them, ascending; "train", "val",
-    "test": L x P accuracies, 0 to 1}, (L, n_test) uint16 array whose bit p is set where the image is classified right at
+    "test": L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set where the image is classified right at
     penalty p). Which layer and penalty count is chosen later, from the records of all seeds: `records.sweep.choose`."""
     splits = {"train": train, "val": val, "test": test}
     table = {"penalties": list(PENALTIES), **{name: [] for name in splits}}
@@ -107,7 +107,7 @@ def linear_probe(train, val, test, classes):
             right = logits.view(len(z), len(w), classes).argmax(2) == y[:, None]
             table[name].append(right.double().mean(0).tolist())
         correct.append((right * bits).sum(1))  # of the test split, the last
-    return table, torch.stack(correct).cpu().numpy().astype(np.uint16)
+    return table, torch.stack(correct).cpu().numpy().astype(np.uint8)
 
 
 def knn(train, test, classes, chunk=500):
