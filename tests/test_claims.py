@@ -883,7 +883,7 @@ def test_l5_is_tested_for_pixels_and_for_patches_two_sided(root):
 
 def test_d2_needs_both_signs_in_a_pair_of_cells(root):
     """Sharing helps less on the twin, but does not harm."""
-    found = shifted("D2", lambda cfg: MIXERS[cfg.mixer].shared * {"leaves": 2, "leaves_coded": 1}.get(cfg.dataset, 0))
+    found = shifted("D2", lambda cfg: MIXERS[cfg.mixer].shared * {"digits": 2, "digits_coded": 1}.get(cfg.dataset, 0))
     assert {f.verdict for f in found.values()} == {"contradicted"}
 
 
