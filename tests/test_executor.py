@@ -69,7 +69,7 @@ def test_a_run_that_fails_is_named_in_a_line_and_the_others_are_done(made):
     store, error, good, bad = made
     assert all(store.status(key(cfg))[0] == "done" for cfg in good) and store.has(baseline_key(good[0]))
     assert all(store.has(init_key(cfg)) for cfg in good)
-    assert re.match(r"4 of 15 runs failed: ", error) and "\n" not in error
+    assert re.match(r"4 of 15 records failed: ", error) and "\n" not in error
     assert "batch: 4096 images, but pictures has" in error and "baselines of folder: " in error
     assert [store.status(key(cfg))[0] for cfg in bad] == ["failed", "failed"]
     assert "a/0.png: not readable as a JPEG" in store.status(key(bad[1]))[1]

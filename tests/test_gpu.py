@@ -47,7 +47,7 @@ def test_a_box_with_two_gpus_has_a_worker_for_each_trains_seeds_together_and_nam
     monkeypatch.setattr(executor, "client", client)
     configs = [configure("smoke", steps=3, mixer=mixer, seed=seed) for mixer in ("conv", "lc") for seed in (0, 1)]
     store, bad = Store("smoke"), configure("smoke", steps=3, labelled=10**6)
-    with pytest.raises(executor.BiasnbError, match=r"runs failed: .*labelled: 1000000"):
+    with pytest.raises(executor.BiasnbError, match=r"records failed: .*labelled: 1000000"):
         executor.train([bad, *configs], store)
     assert seen == [["0", "1"], [{executor.GPU: 1}] * 2]
     assert [store.load(key(cfg))["seeds_together"] for cfg in configs] == [2] * 4 and store.status(key(bad))[0] == "failed"

@@ -48,7 +48,7 @@ def test_run_all_of_the_trio_ends_with_its_tables_and_figures(page, place):
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 5
     assert sum("text/html" in o.get("data", {}) for o in outputs) >= 5  # tables
     progress = [o["data"]["text/plain"] for o in outputs if "training: " in str(o.get("data", {}).get("text/plain"))]
-    assert len(progress) == 1 and "training: 13 runs done in " in "".join(progress[0])
+    assert len(progress) == 1 and "training: 25 records done in " in "".join(progress[0])
     browser.show(page, ".jp-OutputArea-output img", last=False)
     page.screenshot(path=KEPT / "20_trio.png")
     assert len(list((place / "runs/smoke").glob("*.json"))) == 13 and not page.trouble

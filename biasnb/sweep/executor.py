@@ -150,7 +150,7 @@ def train(configs, store):
     if failed:
         named = "; ".join(failed[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-        raise BiasnbError(f"{len(failed)} of {len(tasks)} runs failed: {named}{more}")
+        raise BiasnbError(f"{len(failed)} of {len(tasks)} records failed: {named}{more}")
 
 
 def grouped(wanted, by_seed):
@@ -228,7 +228,7 @@ def follow(dask, futures, store):
         rows = [{name: row[name] for name in ("run", "step", "loss", "left")} for row in under_way]
         note = "; ".join(f"{row['run']} {row['step']}".strip() for row in rows)
         report(len(futures) - len(pending), note, rows, left)
-    report.finish(f"{len(futures) - len(failed)} runs done" + (f", {len(failed)} failed" if failed else ""))
+    report.finish(f"{len(futures) - len(failed)} records done" + (f", {len(failed)} failed" if failed else ""))
     return failed
 
 
