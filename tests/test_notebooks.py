@@ -153,7 +153,7 @@ def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_reco
         python(tmp_path / way, "-m", *command, BIASNB_SCHEDULER=cluster)
         monkeypatch.setenv("BIASNB_ROOT", str(tmp_path / way))
         found[way] = results(Store("smoke"))
-    assert len(found["strict"]) == 7 and found["papermill"] == found["strict"] == found["kernel"]
+    assert len(found["strict"]) == 13 and found["papermill"] == found["strict"] == found["kernel"]
 
 
 def test_papermill_lists_the_factors_with_their_comments():
@@ -189,7 +189,7 @@ def test_papermill_lists_the_factors_with_their_comments():
         (["20_trio", 'settings={"kernel": [[], []]}'], "settings: kernel: "),
         (["20_trio", 'settings={"lr": "x"}'], "lr: "),
         (["20_trio", 'settings={"seed": 1}', "seeds=0"], "settings: seed is a factor of this notebook"),
-        (["20_trio", "mixer=igpt", "heads=3"], "heads: 3 does not divide width 64"),
+        (["20_trio", "mixer=igpt", "heads=3"], "heads: 3 does not divide width 32"),
         (["90_paper", "steps=3"], "steps: no such parameter"),
         (["20_trio", "depth"], "'depth': not FIELD=VALUE"),
         (["20_trio", "seed=0,0"], "names a level twice"),
@@ -211,7 +211,7 @@ sweep = study.plan(study.every_combination(mixer=["conv", "attn"]))"""
 
 
 @pytest.mark.parametrize(
-    ("cell", "message"), [("exit()", "did not run|records are missing"), ("x = 1", "3 of 3 records are missing")]
+    ("cell", "message"), [("exit()", "did not run|records are missing"), ("x = 1", "5 of 5 records are missing")]
 )
 def test_success_means_the_promised_records(root, cell, message):
     write_notebook(root, "20_trio", cell, "y = 2", sweep=RUNS)
