@@ -142,7 +142,8 @@ def switch(sweep):
     plain = CODED[twin]
     twins = {plain: f"{plain}\n(prior true)", twin: "twin with a code by place\n(prior false)"}
     runs = done_runs(sweep)
-    runs = runs[runs.dataset.isin(twins)]
+    asked = {run["mixer"] for run in sweep.runs if run["dataset"] == twin}
+    runs = runs[runs.dataset.isin(twins) & runs.mixer.isin(asked) & (runs.padding != "circular")]
     table = runs[["mixer", "dataset", "seed", "psnr", "probe", "init_probe"]]
     if not any(run["dataset"] in twins for run in sweep.runs):
         return None, table
