@@ -19,6 +19,7 @@ from scipy import stats
 CUBE = {"conv": "ls", "gconv": "s", "lc": "l", "full": "", "lattn": "lsd", "gattn": "sd", "lattn_abs": "ld", "attn": "d"}
 TRIO = ["convmixer", "mixer", "igpt"]
 SIMPLEX = {"attn": "static_softmax", "gattn": "static_softmax_shared"}
+TIE = 0.005 + 1e-9
 NUMBERS = ["mean", "low", "high", "p", "p_against", "p_negligible", "p_adjusted", "p_against_adjusted", "p_sign_flip"]
 
 
@@ -79,11 +80,12 @@ class Study:
             same = other["record"] and settings(other["record"]) == settings(run["record"])
             if same and (start or other["record"]["status"] == "done"):
                 alike.append((other["start"] if start else other["record"])["probe"]["val"])
-        mean = np.round(np.mean(alike, axis=0), 3)  # layers x penalties
-        place = [max(np.flatnonzero(row == row.max())) for row in mean]
+        mean = np.mean(alike, axis=0)  # layers x penalties; what is within half a point of the best is as good
+        place = [max(np.flatnonzero(row >= row.max() - TIE)) for row in mean]
         own = (run["start"] if start else run["record"])["probe"]
         splits = {split: [row[at] for row, at in zip(own[split], place, strict=True)] for split in ("val", "test")}
-        return splits, int(np.argmax(mean.max(axis=1)))
+        by_layer = mean.max(axis=1)
+        return splits, int(np.argmax(by_layer >= by_layer.max() - TIE))
 
 
 def settings(record):

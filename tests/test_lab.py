@@ -51,7 +51,7 @@ def test_run_all_of_the_trio_ends_with_its_tables_and_figures(page, place):
     assert len(progress) == 1 and "training: 25 records done in " in "".join(progress[0])
     browser.show(page, ".jp-OutputArea-output img", last=False)
     page.screenshot(path=KEPT / "20_trio.png")
-    assert len(list((place / "runs/smoke").glob("*.json"))) == 13 and not page.trouble
+    assert len(list((place / "runs/smoke").glob("*.json"))) == 25 and not page.trouble
 
 
 def click(page, element, x, y):
