@@ -1,16 +1,17 @@
 """Muon: torch's own as reference, what it updates, and that it can be stacked, stopped and resumed."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from test_seeds import alone, apart, jobs_of
+from test_seeds import alone, apart, die_in_step, jobs_of
 
 from biasnb.config import configure
 from biasnb.networks import model
 from biasnb.operators import MIXERS
-from biasnb.training import checkpoint, seeds
 from biasnb.training import loop as train
+from biasnb.training import seeds
 
 FIELDS = {"image_size": 8, "width": 8, "heads": 2, "kernel": 3, "depth": 2, "optimizer": "muon"}
 STATS = torch.full((3,), 120.0), torch.full((3,), 60.0)
@@ -98,10 +99,6 @@ def test_seeds_trained_together_under_muon_are_what_each_is_alone(images, mixer)
         assert [row["loss"] for row in other["history"]] == pytest.approx([row["loss"] for row in log["history"]], rel=1e-4)
 
 
-class Died(BaseException):
-    """What stands for a signal in this process."""
-
-
 @pytest.mark.parametrize("together", [False, True])
 def test_killed_under_muon_a_run_goes_on_to_the_same_end(images, tmp_path, monkeypatch, together):
     def trained(jobs):
@@ -110,20 +107,7 @@ def test_killed_under_muon_a_run_goes_on_to_the_same_end(images, tmp_path, monke
     fields = {"optimizer": "muon", "lr": 0.02, "mixer": "mixer", "n": 2 if together else 1}
     undisturbed = jobs_of(images, tmp_path / "calm", **fields)
     expected = trained(undisturbed)
-    monkeypatch.setenv("BIASNB_CHECKPOINT_SECONDS", "0")
-    monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every step
-    gradients, calls = train.gradients, []
-
-    def die(*given):
-        calls.append(1)
-        if len(calls) == 6:
-            raise Died
-        return gradients(*given)
-
-    monkeypatch.setattr(train, "gradients", die)
-    with pytest.raises(Died):
-        trained(jobs_of(images, tmp_path / "killed", **fields))
-    monkeypatch.setattr(train, "gradients", gradients)
+    die_in_step(monkeypatch, 6, partial(trained, jobs_of(images, tmp_path / "killed", **fields)))
     jobs = jobs_of(images, tmp_path / "killed", **fields)
     found = trained(jobs)
     for job, other, log, wanted in zip(jobs, undisturbed, found, expected, strict=True):

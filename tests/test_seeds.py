@@ -155,25 +155,28 @@ class Died(BaseException):
     """What stands for a signal in this process: nothing is done on the way out."""
 
 
-def test_killed_together_they_go_on_together_or_apart_to_the_same_end(images, tmp_path, monkeypatch):
-    undisturbed = jobs_of(images, tmp_path / "calm")
-    train.pretrain_together(undisturbed)
-    monkeypatch.setenv("BIASNB_CHECKPOINT_SECONDS", "0")
-    monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every step
+def die_in_step(monkeypatch, number, call):
+    """Call what trains, with a state after every step, and let it die in this step."""
     gradients, calls = train.gradients, []
 
     def die(*given):
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == number:
             raise Died
         return gradients(*given)
 
+    monkeypatch.setenv("BIASNB_CHECKPOINT_SECONDS", "0")
+    monkeypatch.setattr(checkpoint, "SHARE", math.inf)
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(train, "gradients", die)
+        call()
+
+
+def test_killed_together_they_go_on_together_or_apart_to_the_same_end(images, tmp_path, monkeypatch):
+    undisturbed = jobs_of(images, tmp_path / "calm")
+    train.pretrain_together(undisturbed)
     for name, again in (("together", train.pretrain_together), ("apart", lambda jobs: [alone(job) for job in jobs])):
-        calls.clear()
-        monkeypatch.setattr(train, "gradients", die)
-        with pytest.raises(Died):
-            train.pretrain_together(jobs_of(images, tmp_path / name))
-        monkeypatch.setattr(train, "gradients", gradients)
+        die_in_step(monkeypatch, 6, partial(train.pretrain_together, jobs_of(images, tmp_path / name)))
         assert all(len(list((tmp_path / name / str(seed)).glob("00000005-*"))) == 1 for seed in range(3))
         jobs = jobs_of(images, tmp_path / name)
         again(jobs)
