@@ -226,7 +226,7 @@ class Started:
 def make_record(cfg, store):
     """Train, evaluate and save one run; returns its record."""
     started = start(cfg, store)
-    log = {"history": [], "speeds": [], "seconds": 0.0}
+    log = {"history": [], "psnr_by_step": [], "speeds": [], "seconds": 0.0}
     try:
         if cfg.pretext != "none":
             (log,) = train([started], describe(cfg))
@@ -288,11 +288,12 @@ def finish(started, log, together=1):
     """Evaluate a trained network and save its weights, arrays and record, which is returned. `together`: with how many seeds
     it was trained. Raises Diverged for a network whose numbers are not finite."""
     found, arrays = evaluated(started, log["history"])
-    store = started.store
+    store, last = started.store, {"step": started.budget.steps, "psnr": found["psnr"]["test"]}
     record = started.record | {
         "status": "done",
         "steps": started.budget.steps if started.cfg.pretext != "none" else 0,
         "history": log["history"],
+        "psnr_by_step": [*log["psnr_by_step"], last] if started.cfg.predicts else [],
         **found,
         "images_per_second": statistics.median(log["speeds"][1:] or log["speeds"] or [0.0]),
         "wall_seconds": log["seconds"],
