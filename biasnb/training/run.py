@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -36,7 +37,18 @@ def pick_device(cfg):
     """The torch device of a Config. Raises BiasnbError if a GPU is asked for and there is none."""
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise BiasnbError("device: 'cuda', but torch sees no GPU; choose 'cpu' or 'auto'")
-    return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if cfg.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    repeatable()
+    return "cuda"
+
+
+def repeatable():
+    """Have GPUs compute float32 as a CPU does, not in TF32, and the same bits every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def stamp(device):
