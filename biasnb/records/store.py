@@ -23,6 +23,7 @@ from .files import (
 from .progress import clock
 from .sweep import Sweep, frame
 
+FROM_SCRATCH = "BIASNB_FROM_SCRATCH"
 SCHEMA = 3
 PROTOCOL = 1  # of the evaluation: raise it when the probe or a measure changes; `biasnb evaluate` then evaluates again
 REQUIRED = {
@@ -68,10 +69,11 @@ def check(record, where="record", outdated=False):
 
 
 class Store:
-    """The records of one profile in one folder: `runs/<profile>` (yours) or `results/<profile>` (reference)."""
+    """The records of one profile in one folder: `runs/<profile>` (yours) or `results/<profile>` (reference). What it has not is
+    read from the Store `behind` it, if there is one."""
 
-    def __init__(self, profile, base="runs"):
-        self.profile, self.base = profile, base
+    def __init__(self, profile, base="runs", behind=None):
+        self.profile, self.base, self.behind = profile, base, behind
         self.folder = (places.results() if base == "results" else places.root() / base) / profile
 
     def path(self, key, suffix=".json"):
@@ -106,9 +108,13 @@ class Store:
         """The folder of the states of a run."""
         return self.folder / "checkpoints" / key
 
-    def has(self, key):
-        """Whether there is a record."""
+    def own(self, key):
+        """Whether this folder has the record."""
         return self.path(key).is_file()
+
+    def has(self, key):
+        """Whether there is a record, here or behind."""
+        return self.own(key) or (self.behind is not None and self.behind.has(key))
 
     def save(self, record, arrays=None):
         """Arrays first, then the record that names their digest: a record that exists is complete."""
@@ -123,6 +129,8 @@ class Store:
 
     def load(self, key, outdated=False):
         """The validated record of this key, see `check`. Raises StoreError."""
+        if self.behind and not self.own(key) and self.behind.has(key):
+            return self.behind.load(key, outdated)
         record = check(read_json(self.path(key)), self.path(key), outdated)
         if record["key"] != key:
             raise StoreError(f"{self.path(key)}: holds the record of {record['key']}")
@@ -130,6 +138,8 @@ class Store:
 
     def arrays(self, key):
         """The arrays beside a record, checked against its digest. Raises StoreError."""
+        if self.behind and not self.own(key) and self.behind.has(key):
+            return self.behind.arrays(key)
         arrays = read_arrays(self.path(key, ".npz"))
         if arrays_digest(arrays) != self.load(key).get("arrays"):
             raise StoreError(f"{self.path(key, '.npz')}: does not match the digest in its record; delete both")
@@ -204,6 +214,12 @@ def read_text(path):
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def shown(profile):
+    """What notebooks show: your own records of a profile and, where there are none, the committed ones. With the environment
+    variable BIASNB_FROM_SCRATCH only your own, so that everything is trained here."""
+    return Store(profile, behind=None if os.environ.get(FROM_SCRATCH) else Store(profile, "results"))
 
 
 def load(profile, base="results"):

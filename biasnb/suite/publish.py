@@ -8,7 +8,7 @@ from ..config import PROFILES, Config, ConfigError
 from ..operators import CUBE, TRIO
 from ..records import places
 from ..records.files import StoreError, read_json, to_json, write_atomic
-from ..records.store import Store
+from ..records.store import Store, shown
 from ..records.sweep import choose
 
 # ---- comparison -----------------------------------------------------------------------------------------------------
@@ -124,9 +124,9 @@ def published(*asked):
 
 
 def newest(profile):
-    """The store to show: your own runs of the profile if there are any, else the committed reference."""
-    own = Store(profile)
-    return own if own.sweeps() else Store(profile, "results")
+    """The store to show: what notebooks show if you have run any with the profile, else the committed reference."""
+    store = shown(profile)
+    return store if store.sweeps() else Store(profile, "results")
 
 
 def reference(profile):
@@ -152,17 +152,18 @@ def chosen_sweeps(store, names=()):
 
 
 def publish(profile, names=()):
-    """Copy the records that `chosen_sweeps` ask for from runs/<profile> to results/<profile>. Everything is read and checked
-    before anything is written; what was published before stays. Raises StoreError if a record is missing or broken.
+    """Copy the records that `chosen_sweeps` ask for from runs/<profile> to results/<profile>, but for those that are there
+    only. Everything is read and checked before anything is written; what was published before stays. Raises StoreError if a
+    record is missing or broken.
 
     Returns (number of records, sweeps left out, records made from uncommitted code)."""
-    here, there = Store(profile), reference(profile)
+    here, there = shown(profile), reference(profile)
     chosen, left_out = chosen_sweeps(here, names)
     records, files = {}, {}
     for sweep in chosen:
         if missing := sweep.missing():
             raise StoreError(f"{sweep.name}: {len(missing)} records are missing, first {missing[0]}; finish the run first")
-        records |= {key: here.load(key) for key in (*sweep.keys, *sweep.searches)}
+        records |= {key: here.load(key) for key in (*sweep.keys, *sweep.searches) if here.own(key)}
     for key, record in records.items():
         files[f"{key}.json"] = here.path(key).read_bytes()
         if "arrays" in record:
