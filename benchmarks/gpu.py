@@ -302,8 +302,7 @@ def timed_work(task, profile):
 
 def archive(store, out):
     """Pack the records of a store, and as many weights of seed 0 as fit; returns (records, files of weights)."""
-    names = sorted(path for path in store.folder.glob("*.json"))
-    done = [path for path in names if store.has(path.stem)]
+    done = [store.path(key) for key in store.keys()]
     arrays = [path.with_suffix(".npz") for path in done]
     first = [path.stem for path in done if store.load(path.stem)["config"].get("seed") == 0]
     weights = [store.path(key, ".safetensors") for key in first]
