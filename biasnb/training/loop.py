@@ -107,19 +107,22 @@ class Muon(torch.optim.AdamW):
     def update_matrices(self, group):
         lost = getattr(self, "found_inf", None)
         matrices = [p for p in group["params"] if p.grad is not None]
-        updates = []
         for p in matrices:
             if p not in self.state:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            momentum = self.state[p]["momentum_buffer"]
-            changed = momentum.lerp(p.grad, 1 - self.MOMENTUM)
-            momentum.copy_(changed if lost is None else torch.where(lost > 0, momentum, changed))
-            updates.append(p.grad.lerp(momentum, self.MOMENTUM))
-        for p, update in zip(matrices, orthogonalised(updates), strict=True):
-            rows, columns = p.shape[-2:]
-            rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
-            changed = (p * (1 - group["lr"] * group["weight_decay"])).sub_(update, alpha=rate)
-            p.copy_(changed if lost is None else torch.where(lost > 0, p, changed))
+        momenta, gradients = [self.state[p]["momentum_buffer"] for p in matrices], [p.grad for p in matrices]
+        replace(momenta, torch._foreach_lerp(momenta, gradients, 1 - self.MOMENTUM), lost)
+        updates = orthogonalised(torch._foreach_lerp(gradients, momenta, self.MOMENTUM))
+        updates = torch._foreach_mul(updates, [math.sqrt(max(1.0, p.shape[-2] / p.shape[-1])) for p in matrices])
+        decayed = torch._foreach_mul(matrices, 1 - group["lr"] * group["weight_decay"])
+        replace(matrices, torch._foreach_sub(decayed, updates, alpha=group["lr"]), lost)
+
+
+def replace(tensors, values, lost):
+    """Give tensors new values, or leave them as they are where the number `lost` is above 0."""
+    if lost is not None:
+        values = [torch.where(lost > 0, tensor, value) for tensor, value in zip(tensors, values, strict=True)]
+    torch._foreach_copy_(tensors, values)
 
 
 def orthogonalised(matrices):
