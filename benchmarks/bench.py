@@ -3,7 +3,9 @@
     python benchmarks/bench.py [operators] [sizes] [seeds] [run] [suite] [--profile PROFILE]
 
 prints tables, of all parts by default, and writes runs/bench.json. Every rate is the median over windows that take turns, after
-a warm-up; a ratio is the median of those of windows side by side, with the smallest and the largest in brackets."""
+a warm-up; a ratio is the median of those of windows side by side, with the smallest and the largest in brackets. On a CPU
+everything is computed by one thread, as runs are, and times of training are core-seconds of this process, which others disturb
+little."""
 
 import argparse
 import statistics
@@ -50,11 +52,9 @@ def rates(steps, windows=WINDOWS, seconds=SECONDS):
     for _ in range(windows):
         order.reverse()
         for name, step in order:
-            synchronise()
-            count, start = 0, time.perf_counter()
-            while (passed := time.perf_counter() - start) < seconds:
+            count, start = 0, now()
+            while (passed := now() - start) < seconds:
                 step()
-                synchronise()
                 count += 1
             found[name].append(count / passed)
     return found
@@ -68,6 +68,12 @@ def ratio(ones, others, factor=1):
 
 def medians(speeds):
     return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def now():
+    """Seconds: on a CPU those that this process has computed for."""
+    synchronise()
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def synchronise():
@@ -286,11 +292,9 @@ def phases(cfg):
 
 def seconds(call):
     """Seconds that one call takes."""
-    synchronise()
-    start = time.perf_counter()
+    start = now()
     call()
-    synchronise()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def suite(device, ceiling):
@@ -347,9 +351,10 @@ PARTS = {"operators": operators, "sizes": sizes, "seeds": seeds, "run": run, "su
 def bench(names, stream=sys.stdout, profile="quick"):
     """Measure these parts of PARTS, print each row as it comes, and write runs/bench.json; returns its path."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)
     instructions = bf16_instructions()
     known = "not known" if instructions is None else ", ".join(instructions) or "none"
-    print(f"threads: {torch.get_num_threads()}; instructions for bf16: {known}", file=stream)
+    print(f"instructions for bf16: {known}", file=stream)
     ceiling = {name: round(value, 1) for name, value in ceilings(device).items()}
     print("ceilings: " + "; ".join(f"{name} {value:g}" for name, value in ceiling.items()), file=stream, flush=True)
     stamp = environment(device, None, torch.get_num_threads())

@@ -110,9 +110,11 @@ def test_sizes_of_downloaded_sets_are_known_without_the_data_and_large_images_ke
     ("flags", "instructions"),
     [("fpu avx512f avx512_bf16", ["avx512_bf16"]), ("fpu avx2", []), ("amx_bf16 avx512_bf16", ["avx512_bf16", "amx_bf16"])],
 )
-def test_runs_in_bf16_are_said_to_be_slow_where_the_processor_has_no_instructions_for_it(flags, instructions, monkeypatch):
-    text = f"model name\t: A\nflags\t\t: {flags}\nmodel name\t: B\n"
-    monkeypatch.setattr(provenance.Path, "read_text", lambda self: text)
+def test_runs_in_bf16_are_said_to_be_slow_where_the_processor_has_no_instructions_for_it(
+    flags, instructions, tmp_path, monkeypatch
+):
+    (tmp_path / "cpuinfo").write_text(f"model name\t: A\nflags\t\t: {flags}\nmodel name\t: B\n")
+    monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
     assert provenance.environment()["cpu"] == "A" and provenance.bf16_instructions() == instructions
     fp32, bf16 = configure("smoke"), configure("smoke", precision="bf16")
     line = executor.slow_bf16([fp32, bf16, bf16])
@@ -121,6 +123,6 @@ def test_runs_in_bf16_are_said_to_be_slow_where_the_processor_has_no_instruction
 
 
 def test_where_the_system_does_not_say_what_the_processor_has_nothing_is_said(monkeypatch):
-    monkeypatch.setattr(provenance, "_cpuinfo", lambda names: None)
+    monkeypatch.setattr(provenance, "CPUINFO", provenance.Path("none"))
     assert provenance.bf16_instructions() is None and provenance.environment()["cpu"]
     assert executor.slow_bf16([configure("smoke", precision="bf16")]) is None

@@ -11,6 +11,7 @@ from pathlib import Path
 from . import places
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
 
 
 def environment(device="cpu", gpu=None, threads=None):
@@ -60,6 +61,6 @@ def bf16_instructions():
 def _cpuinfo(names):
     """What Linux says of the first processor under one of these names, a regular expression; None if it does not."""
     with contextlib.suppress(OSError):
-        if found := re.search(rf"^(?:{names})\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if found := re.search(rf"^(?:{names})\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE):
             return found[1].strip()
     return None
