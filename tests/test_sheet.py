@@ -1,12 +1,14 @@
-"""REPRODUCIBILITY.md: what it says is what the committed records say, and what it points to exists."""
+"""Numbers in prose are what the committed records say: REPRODUCIBILITY.md, and the first cells of notebooks."""
 
+import json
 import re
+import shutil
 from collections import Counter
 from functools import partial
 from string import Formatter
 
 import pytest
-from synthetic import run_record
+from synthetic import run_record, saved_sweep
 
 from biasnb.config import PROFILES, Config, configure
 from biasnb.records import places
@@ -14,6 +16,7 @@ from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
 from biasnb.records.sweep import Sweep
 from biasnb.suite import sheet
+from biasnb.sweep import manifest
 
 ROOT = places.CHECKOUT
 PAGE = (ROOT / sheet.PAGE).read_text(encoding="utf-8")
@@ -27,7 +30,31 @@ def empty(root):
 
 
 def test_the_committed_page_is_what_the_committed_records_give():
-    assert sheet.fill() == PAGE, "run `biasnb sheet`"
+    assert sheet.fill() == PAGE and not sheet.notebooks(), "run `biasnb sheet`"
+
+
+def test_notebooks_hold_no_number_of_a_record_that_no_command_puts_there():
+    number = re.compile(r"\d (?:dB|%|points)|± ?\d")
+    for name in manifest.names():
+        for cell in manifest.read(name)["cells"]:
+            words = re.sub(r"95 %|1 % of the loss|99 % side", "", sheet.VERDICTS.sub("", cell["source"]))
+            assert cell["cell_type"] != "markdown" or not number.search(words), (name, number.search(words))
+
+
+def test_the_verdicts_of_a_notebook_are_replaced_and_nothing_else(root, monkeypatch):
+    saved_sweep(Store("smoke", "results"), seed=[0, 1, 2]).save()
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    path = root / "notebooks" / "20_trio.ipynb"
+    changed = sheet.notebooks()
+    assert path in changed and path.read_text() == (ROOT / "notebooks" / path.name).read_text(), "nothing is written yet"
+    path.write_text(changed[path])
+    before, after = (cells(folder / path.name) for folder in (ROOT / "notebooks", root / "notebooks"))
+    assert before[1:] == after[1:] and sheet.VERDICTS.sub("", before[0]) == sheet.VERDICTS.sub("", after[0])
+    assert "| smoke | PSNR | ? undecided | convmixer − igpt: +4." in after[0] and path not in sheet.notebooks()
+
+
+def cells(path):
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
 
 
 def test_every_departure_that_the_code_marks_is_listed():
@@ -77,7 +104,7 @@ def test_numbers_are_those_of_the_records_that_sweeps_ask_for(empty):
 
     def row(field):
         empty.write_text(f"{{{field}}}")
-        return [cell.strip() for cell in sheet.write().read_text().splitlines()[2].split("|")[1:-1]]
+        return [cell.strip() for cell in sheet.fill().splitlines()[2].split("|")[1:-1]]
 
     flop = 3 * 12345 * 4 * configure("smoke").batch * 4
     assert row("compute")[1:6] == ["5", "0, 1", "4", "60", "0.0"]

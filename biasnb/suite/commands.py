@@ -409,10 +409,11 @@ def verify(profile, data_dir):
 
 @command("sheet", "sheet")
 def sheet():
-    """Fill REPRODUCIBILITY.md from the committed records."""
+    """Fill REPRODUCIBILITY.md and the verdicts in notebooks from the committed records."""
     from .sheet import write
 
-    print(write())
+    for path in write():
+        print(path)
 
 
 @command("proofs", "proofs")

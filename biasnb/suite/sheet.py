@@ -1,6 +1,9 @@
-"""REPRODUCIBILITY.md: a template whose fields are filled with numbers from the committed records. Imports no torch."""
+"""Numbers in prose, from the committed records: REPRODUCIBILITY.md, a template whose fields are filled, and the verdicts in
+the first cells of notebooks. Imports no torch."""
 
 import ast
+import json
+import re
 import statistics
 from collections import Counter
 from functools import partial, wraps
@@ -9,9 +12,13 @@ from string import Formatter
 from typing import NamedTuple
 
 from ..config import PROFILES, Config, fields_of, nearest
+from ..evidence import claims
+from ..evidence.contrasts import METRICS as MEASURED
+from ..evidence.hypotheses import MARKS
 from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.store import Store
+from ..sweep import manifest
 from .publish import METRICS, published
 
 TEMPLATE, PAGE = "docs/reproducibility.in.md", "REPRODUCIBILITY.md"
@@ -56,9 +63,44 @@ def fill():
 
 
 def write():
-    """Write the page; returns its path. Raises StoreError as `fill` does."""
-    write_atomic(places.root() / PAGE, fill())
-    return places.root() / PAGE
+    """Write the page and the notebooks whose verdicts have changed; returns their paths. Raises StoreError as `fill` does."""
+    texts = {places.root() / PAGE: fill(), **notebooks()}
+    for path, text in texts.items():
+        write_atomic(path, text)
+    return list(texts)
+
+
+# ---- verdicts in notebooks ----------------------------------------------------------------------------------------
+
+VERDICTS = re.compile("(<!-- verdicts: biasnb sheet -->).*?(<!-- end of the verdicts -->)", re.S)
+
+
+def notebooks():
+    """{path: content} of the notebooks whose first cell holds other verdicts than the committed records give. Raises
+    StoreError for a broken record."""
+    found, texts = claims.findings([Store(profile, "results") for profile in published()]), {}
+    for name in manifest.names():
+        path = manifest.path_of(name)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        first = content["cells"][0]
+        text, table = "".join(first["source"]), verdicts(name, found)
+        filled = VERDICTS.sub(lambda marks, table=table: f"{marks[1]}\n\n{table}\n\n{marks[2]}", text)
+        if filled != text:
+            first["source"] = filled.splitlines(keepends=True)
+            texts[path] = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return texts
+
+
+def verdicts(name, found):
+    """The findings of a notebook's own runs as a Markdown table, the largest profile first."""
+    rows = []
+    for f in sorted(found, key=lambda f: list(PROFILES).index(f.profile), reverse=True):
+        if f.evidence == name and f.verdict != "not run":
+            text = f"**{f.claim.id}** {f.claim.text}" + (f" *{f.row}*" if f.row else "")
+            metric = MEASURED[f.metric].name
+            rows.append({"claim": text, "profile": f.profile, "metric": metric, "verdict": f"{MARKS[f.verdict]} {f.verdict}",
+                         "effect and 95 % interval": f.effect, "seeds": f.n})  # fmt: skip
+    return markdown(rows)
 
 
 # ---- fields: published profiles -> Markdown -----------------------------------------------------------------------
