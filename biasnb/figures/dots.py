@@ -65,7 +65,7 @@ def label_dots(ax, places):
         width, height = text.get_window_extent().size
         text.remove()
         places_around = []
-        for distance in (10, 18, 28, 42, 60, 85):
+        for distance in (13, 20, 30, 44, 62, 88):
             for angle in angles:
                 x, y = dots[mixer] + distance * np.array((math.cos(angle), math.sin(angle)))
                 left = x - width if math.cos(angle) < 0 else x

@@ -317,9 +317,7 @@ def levels(sweep, only=()):
         ax.set_xlabel(", ".join(map(field_name, factors)))
     _, names, rows, metric = panels[0]
     title(figure, largest_change(rows, metric, names))
-    words = (
-        "each pretext predicts other pixels, so PSNR compares operators within one; " if "pretext" in sweep.factors() else ""
-    )
+    words = "PSNR compares operators within a pretext; " if "pretext" in sweep.factors() else ""
     caption(figure, sweep, words + (base_words(sweep, runs, *only) if only else "") + f"{START}{KEY}; ")
     return figure, table
 
@@ -336,8 +334,10 @@ def numeric(level):
 
 def switch(sweep):
     """Cells on a data set where the translation prior is true and on its twin where it is false."""
-    twins = {run["mixer"] for run in sweep.runs if run["dataset"] in CODED}
-    runs = [run for run in sweep.runs if run["mixer"] in twins and run.get("padding") != "circular"]
+    coded = [run for run in sweep.runs if run["dataset"] in CODED]
+    cells, twins = {run["mixer"] for run in coded}, {CODED[run["dataset"]] for run in coded} | {run["dataset"] for run in coded}
+    asked = [run for run in sweep.runs if run["mixer"] in cells and run["dataset"] in twins]
+    runs = [run for run in asked if run.get("padding") != "circular"]
     if not runs:
         return None, pd.DataFrame(columns=["mixer", "dataset", *COLUMNS])
     return levels(replace(sweep, content={**sweep.content, "runs": runs}), ("dataset",))
