@@ -81,7 +81,7 @@ def cell(ax, x, y, findings):
     if f.key_test and f.n and not f.key_test.goal.startswith("all"):
         forest(ax, x, y, f.key_test, colour)
     said = f"{MARKS[f.verdict]} {f.verdict}" + (f", n {f.n}" if f.n else "")
-    if len(findings) > 1:
+    if len(findings) > 1 and f.verdict != "not run":
         said += f"; {sum(one.verdict == 'supported' for one in findings)} of {len(findings)} supported"
     ax.text(x + FOREST + 0.1, y - 0.2, said, va="center", fontsize=7, weight="bold", color=colour if strong else "0.4")
     words = f.why if f.verdict == "not run" else f.effect if len(f.effect) < 56 else f.effect.rpartition(": ")[2]

@@ -39,7 +39,6 @@ def psnr_probe(sweep):
     for name in [name for name in HUES if HUES[name] in set(map(hue, places))]:
         ax.plot([], [], color=HUES[name], linewidth=4, label=name)
     ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(HUES), frameon=False)
-    label_dots(ax, places)
     most = [mixer for mixer in places if counts[mixer] == counts.max()]
     best = [max(most, key=lambda mixer: places[mixer][i]) for i in (0, 1)]
     words = [f"{short(mixer)} ({places[mixer][i]:.1f} {('dB', '%')[i]})" for i, mixer in enumerate(best)]
@@ -47,6 +46,7 @@ def psnr_probe(sweep):
     title(figure, f"Best of the {len(most)} operators with {seeds}: PSNR {words[0]}, probe {words[1]}")
     words = f"{base_words(sweep, runs)}{KEY}; dashes: visible-neighbour mean and raw pixels; mean and 95 % t interval over "
     caption(figure, sweep, f"{words}n = {span(counts)} seeds", spread="")
+    label_dots(ax, places)
     return figure, table
 
 

@@ -241,7 +241,7 @@ def probe_by_layer(sweep):
         return rows
 
     def draw(ax, mixer, rows):
-        shift = 0.02 * table.layer.max() * mixers(sweep).index(mixer)
+        shift = 0.02 * rows.layer.max() * mixers(sweep).index(mixer)
         start = rows[rows.network == "random init"].groupby("layer").accuracy.mean()
         ax.plot(start.index, start, ":", color=hue(mixer), linewidth=1)
         return line(ax, rows[rows.network == "trained"], "layer", "accuracy", mixer, shift)
@@ -274,7 +274,7 @@ def by_depth(sweep):
     rows, depths = percent(runs), depths_of(sweep)
     metrics = with_values(rows)
     if not metrics:
-        return None, table
+        return None, table[:0]
     figure, (axes,) = canvas(1.0 + 5.0 * len(metrics), 4.3, 1, len(metrics))
     for ax, metric in zip(axes, metrics, strict=True):
         depth_axis(ax, depths)
