@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from matplotlib.patheffects import withStroke
 
 from ..evidence.stats import kendall, mean_interval
 from ..records.sweep import with_columns
@@ -77,7 +76,7 @@ def label_dots(ax, places):
         leader = {"arrowstyle": "-", "color": hue(mixer), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
         ax.annotate(LABELS[mixer], places[mixer], end * 72 / figure.dpi, textcoords="offset points", fontsize=7.5, va="center",
                     ha="left" if right else "right", color=hue(mixer), arrowprops=leader if math.hypot(*end) > 13 else None,
-                    path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=5)  # fmt: skip
+                    bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.4}, zorder=5)  # fmt: skip
 
 
 def overlap(box, taken, panel):
@@ -178,19 +177,15 @@ def distance(sweep):
         ax.axvline(table.uniform.iloc[0], **DASHES)
         ax.set_title(f"layer {layer}")
         ax.set_xlabel("mean mixing distance, tokens")
-    if changes[1]:
-        title(figure, f"Layer 1: training {shortened(changes[1])}")
+    falls = {mixer: start - end for mixer, (start, end) in changes[1].items()}
+    if falls:
+        most, count = max(falls, key=falls.get), sum(fall > 0 for fall in falls.values())
+        ends = " to ".join(f"{value:.1f}" for value in changes[1][most])
+        said = f"Layer 1: training shortens the mixing distance of {count} of {len(falls)} networks"
+        title(figure, f"{said}, most of {short(most)}, from {ends} tokens")
     words = f"bar: random init, marker: trained; small dots: its heads and seeds; dashes: uniform mixing; {KEY}; "
     caption(figure, sweep, words, spread="mean over heads and")
     return figure, table
-
-
-def shortened(changes):
-    """'shortens the mixing distance of 6 of 8 networks, most of global convolution, from 4.1 to 3.2 tokens'."""
-    falls = {mixer: start - end for mixer, (start, end) in changes.items()}
-    most = max(falls, key=falls.get)
-    words = f"shortens the mixing distance of {sum(fall > 0 for fall in falls.values())} of {len(falls)} networks"
-    return words + f", most of {short(most)}, from {changes[most][0]:.1f} to {changes[most][1]:.1f} tokens"
 
 
 def last_errors(measures):

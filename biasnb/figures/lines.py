@@ -138,14 +138,6 @@ def means_of(table, metric):
     return table.astype({metric: float}).dropna(subset=[metric]).groupby("mixer", sort=False)[metric].mean().to_dict()
 
 
-def depth_axis(ax, depths):
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(depths, [str(depth) for depth in depths])
-    ax.minorticks_off()
-    ax.set_xlim(depths[0] / 1.25, depths[-1] * 1.25)
-    ax.set_xlabel("depth, blocks")
-
-
 def depth_panels(sweep, table, draw, height, xlabel, ylabel):
     """A figure of this height with a panel per depth, in which draw(ax, mixer, its rows of the table) shows each mixer and
     returns where its line ends; and its axes with these ends."""
@@ -277,7 +269,10 @@ def by_depth(sweep):
         return None, table[:0]
     figure, (axes,) = canvas(1.0 + 5.0 * len(metrics), 4.3, 1, len(metrics))
     for ax, metric in zip(axes, metrics, strict=True):
-        depth_axis(ax, depths)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(depths, [str(depth) for depth in depths])
+        ax.minorticks_off()
+        ax.set(xlim=(depths[0] / 1.25, depths[-1] * 1.25), xlabel="depth, blocks")
         metric_lines(ax, rows, "depth", metric, mixers(sweep), 0.05)
     deepest = rows[rows.depth == max(depths)]
     words = [ranking(means_of(deepest, metric), UNITS[metric]) for metric in metrics]
