@@ -127,7 +127,7 @@ def metric_lines(ax, rows, x, metric, names, shift):
     compared = rows[rows.pretext == "bert"] if metric == "psnr" else rows
     baseline = compared.dropna(subset=[f"baseline_{metric}"]).groupby(x)[f"baseline_{metric}"].first()
     if len(baseline):
-        ax.plot(baseline.index, baseline, marker="_" if len(baseline) > 1 else "", **DASHES)
+        ax.plot(baseline.index, baseline, marker="_", markersize=14, **DASHES)
         ends.append((baseline.index[-1], baseline.iloc[-1], BASELINE_NAMES[metric], GREY))
     ax.set_ylabel(METRICS[metric])
     name_ends(ax, ends)
