@@ -100,7 +100,7 @@ def canvas(width, height, rows=1, columns=1, **more):
 
 def title(figure, words):
     """The line above a figure that says what is seen."""
-    figure.suptitle(textwrap.fill(words, int(12 * figure.get_figwidth())), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(textwrap.fill(words, int(13 * figure.get_figwidth())), fontsize=11, x=0.01, ha="left")
 
 
 def caption(figure, sweep, words="", data=None, spread="mean and 95 % t interval over"):
