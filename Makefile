@@ -9,7 +9,7 @@ KILLS ?= 100
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1
 
-.PHONY: reproduce test faults chaos audit lint figures report bench lab tour docs clean install
+.PHONY: reproduce test faults chaos audit lint figures report bench gpu lab tour docs clean install
 
 reproduce: $(READY)  ## every notebook with PROFILE=quick; FRESH=1 starts anew; SET="field=value ..." changes settings
 	$(BIN)/python -m biasnb reproduce --profile $(PROFILE) $(if $(FRESH),--fresh) $(SET)
@@ -50,6 +50,9 @@ report: $(READY)  ## runs/PROFILE/report: the executed notebooks and the claims 
 
 bench: $(READY)  ## how fast this machine trains, beside the same networks from timm's parts
 	$(BIN)/python benchmarks/bench.py
+
+gpu:  ## what only a GPU can show, in eight minutes: correctness, speed, runs; needs torch but not the environment
+	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --profile $(if $(filter quick,$(PROFILE)),full,$(PROFILE))
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -40,7 +40,7 @@ def arms():
 
 def table(store):
     """One row per arm: means over its seeds, and how far its PSNR is below that of the operator's best rate."""
-    saved = [cfg for cfg in arms() if store.has(key(cfg))]
+    saved = [cfg for cfg in arms() if store.has(key(cfg)) and store.has(init_key(cfg))]
     runs = frame([store.load(k) for cfg in saved for k in (key(cfg), init_key(cfg))])
     rows = []
     for (batch, mixer, optimizer, lr), arm in runs.groupby(["batch", "mixer", "optimizer", "lr"], sort=False):

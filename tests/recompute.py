@@ -6,6 +6,7 @@ only the names of fields and tests, and the rules that figures/claims.md states.
 The bootstrap, which draws at random, is left out."""
 
 import itertools
+import functools
 import json
 import math
 import sys
@@ -24,6 +25,15 @@ NUMBERS = ["mean", "low", "high", "p", "p_against", "p_negligible", "p_adjusted"
 
 
 # ---- records ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def records(folder):
+    """Key -> record: a file each, or a line of records.jsonl."""
+    lines = [path.read_text() for path in folder.glob("*.json")]
+    if (folder / "records.jsonl").is_file():
+        lines += (folder / "records.jsonl").read_text().splitlines()
+    return {record["key"]: record for record in map(json.loads, lines)}
 
 
 class Study:
@@ -57,8 +67,7 @@ class Study:
             self.base.setdefault("mixer", self.runs[0]["mixer"])
 
     def read(self, key):
-        path = self.folder / f"{key}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return records(self.folder).get(key)
 
     def levels(self, name, mixers=TRIO):
         return sorted({run[name] for run in self.runs if name in run and run["mixer"] in mixers})

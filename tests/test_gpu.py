@@ -1,11 +1,14 @@
-"""Several GPUs in one machine, as far as that can be seen without one: which devices are found, what each worker gets."""
+"""GPUs, as far as that can be seen without one: which are found, what each worker gets, the program that measures one."""
 
 import contextlib
 import os
+import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import gpu
 from biasnb.config import configure
 from biasnb.records.keys import key
 from biasnb.records.store import Store
@@ -51,3 +54,30 @@ def test_a_box_with_two_gpus_has_a_worker_for_each_trains_seeds_together_and_nam
         executor.train([bad, *configs], store)
     assert seen == [["0", "1"], [{executor.GPU: 1}] * 2]
     assert [store.load(key(cfg))["seeds_together"] for cfg in configs] == [2] * 4 and store.status(key(bad))[0] == "failed"
+
+
+def test_the_program_for_a_gpu_runs_on_the_cpu_at_toy_size_and_leaves_a_report_and_records(root, tmp_path):
+    parts, mixers = ["right", "speed", "runs"], ("igpt", "attn")
+    found = gpu.measure(tmp_path, parts, "smoke", ["10_one_run"], minutes=2, workers=1, mixers=mixers, seconds=0.01)
+    assert len(found["agreement"]) == 2 * 2 * 4 and all(row["passed"] for row in found["agreement"]), found["agreement"]
+    assert len(found["behaviour"]) == 8 and all(row["passed"] for row in found["behaviour"]), found["behaviour"]
+    assert {row["operator"] for row in found["speed"]} >= {"igpt", "attn", "igpt, timm"}
+    assert not any(row["error"] for row in found["runs"])
+    assert found["records"] == len(list(Store("smoke").folder.glob("*.json"))) == 3
+    page = (tmp_path / "gpu.md").read_text()
+    assert "16 of 16 comparisons agree" in page and "3 records in" in page
+    with tarfile.open(tmp_path / "records-1.tar.gz") as packed:
+        assert {Path(name).suffix for name in packed.getnames()} == {".json", ".npz", ".safetensors"}
+
+
+def test_a_wrong_operator_is_found_and_runs_end_with_the_time(root, tmp_path, monkeypatch):
+    def wrong(cfg, device, count):
+        rows = gradients(cfg, device, count)
+        return [(loss, gradient * (1 + (cfg.precision == "bf16"))) for loss, gradient in rows]
+
+    gradients = gpu.gradients
+    monkeypatch.setattr(gpu, "gradients", wrong)
+    rows = list(gpu.agreement("cpu", ("conv",)))
+    assert [row["passed"] for row in rows] == [True, True, False, False] * 2
+    todo = gpu.tasks("smoke", ["20_trio"], lambda key: False)
+    assert not list(gpu.train(todo, "smoke", 1, end=0)) and not list(Store("smoke").folder.glob("*.json"))

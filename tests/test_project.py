@@ -96,7 +96,8 @@ def test_tracked_files_are_small_and_name_no_place():
     for name in filter(None, names):
         path = ROOT / name
         if path.is_file():
-            assert path.stat().st_size < 500_000, f"{name} is too large"
+            most = 20_000_000 if name.startswith("results/") else 500_000
+            assert path.stat().st_size < most, f"{name} is too large"
             if path.suffix in (".py", ".md", ".txt", ".toml", ".yml", ".yaml", ".ipynb", ".json"):
                 assert str(ROOT) + "/" not in path.read_text(encoding="utf-8"), name
 

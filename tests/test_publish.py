@@ -1,13 +1,16 @@
 """The committed reference: which records are copied there, and what the comparison with it says."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 from synthetic import run_record, saved_sweep
 
 from biasnb.records import places
-from biasnb.records.store import Store, StoreError
+from biasnb.records.keys import key
+from biasnb.records.store import FROM_SCRATCH, Store, StoreError
 from biasnb.suite import publish
+from biasnb.sweep import Study, executor
 
 
 def test_publish_promotes_complete_valid_records_only(root):
@@ -28,6 +31,31 @@ def test_publish_promotes_complete_valid_records_only(root):
     there = Store("smoke", "results")
     assert [x.frame().equals(sweep.frame()) for x in there.sweeps()] == [True]
     assert publish.newest("smoke").base == "runs"
+
+
+def test_what_is_committed_is_shown_and_only_what_is_not_is_trained_or_published(root, monkeypatch):
+    made = saved_sweep(Store("smoke"), seed=[0])
+    made.save()
+    publish.publish("smoke")
+    psnr = made.frame().psnr
+    shutil.rmtree(root / "runs")
+    study = Study("20_trio", "smoke", seed=[0], depth=None, mixer=["convmixer", "mixer", "igpt"])
+    sweep, asked = study.plan(study.every_combination("seed", "depth", "mixer")), []
+    monkeypatch.setattr(executor, "train", lambda configs, store: asked.extend(store.has(key(cfg)) for cfg in configs))
+    assert not sweep.missing() and sweep.frame().psnr.equals(psnr)
+    sweep.train()
+    assert not asked, "nothing is missing"
+    image = next(record["key"] for record in sweep.records() if "arrays" in record)
+    assert sweep.store.arrays(image).keys() == Store("smoke", "results").arrays(image).keys()
+    assert publish.newest("smoke").sweeps()[0].frame().psnr.notna().all(), "drawn from what is committed"
+    assert publish.publish("smoke") == (0, [], 0)
+
+    changed = Study("20_trio", "smoke", seed=[0], depth=[1, 3], mixer=["convmixer"])
+    changed.plan(changed.every_combination("seed", "depth", "mixer")).train()
+    assert asked == [True, False]
+    assert len(study.plan(study.every_combination("seed"), weights=True).missing()) == 3, "weights are not committed"
+    monkeypatch.setenv(FROM_SCRATCH, "1")
+    assert study.plan(study.every_combination("seed", "depth", "mixer")).missing() == sweep.keys
 
 
 def test_publish_leaves_out_sweeps_with_other_settings_unless_named(root):

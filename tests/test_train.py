@@ -157,6 +157,17 @@ def test_a_run_of_other_data_or_shape_leaves_a_record_and_baselines(root, fields
     assert np.array_equal(groups, load(cfg).groups) and (groups is None) == (fields.get("dataset") == "leaves_coded")
 
 
+def test_psnr_is_measured_at_fractions_of_the_steps_and_changes_no_update(root, monkeypatch):
+    cfg, store = configure("smoke", steps=16), Store("smoke")
+    record = run.run(cfg, store)
+    assert [row["step"] for row in record["psnr_by_step"]] == [2, 4, 8, 16]
+    assert record["psnr_by_step"][-1]["psnr"] == record["psnr"]["test"]
+    assert len({row["psnr"] for row in record["psnr_by_step"]}) == 4
+    monkeypatch.setattr(train, "EARLIER", ())
+    assert run.run(cfg, Store("ends"))["psnr"] == record["psnr"]
+    assert run.run(configure("smoke", pretext="supervised"), store)["psnr_by_step"] == []
+
+
 def test_an_equal_flop_budget_is_spent_by_fewer_steps(root):
     """As many FLOP in training as identity spends in cfg.steps."""
     cfg = configure("smoke", mixer="igpt", budget="flop", steps=200)

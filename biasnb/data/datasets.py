@@ -240,21 +240,20 @@ def files_digest(top):
 # ---- augmentation -------------------------------------------------------------------------------------------------
 
 
-def augmentation(n, size, kind, generator):
-    """One random view per image, as a function to apply to images (n, S, S, ...) or palette indices alike:
+def augmentation(n, size, kind, generator, device="cpu"):
+    """One random view per image, as a function to apply to images (n, S, S, ...) or palette indices alike, on a device:
     'flip' mirrors half of them, 'crop' also shifts each by up to S/8 pixels (reflected at the border)."""
     if kind == "none":
         return lambda x: x
-    device = generator.device
-    rows = columns = torch.arange(size, device=device).expand(n, size)
+    rows = columns = torch.arange(size).expand(n, size)
     if kind == "crop":
         reach = size // 8
-        shift = torch.randint(-reach, reach + 1, (2, n, 1), generator=generator, device=device)
+        shift = torch.randint(-reach, reach + 1, (2, n, 1), generator=generator)
         rows, columns = _reflected(rows + shift[0], size), _reflected(columns + shift[1], size)
-    flip = torch.rand(n, 1, generator=generator, device=device) < 0.5
-    columns = torch.where(flip, columns.flip(1), columns)
+    columns = torch.where(torch.rand(n, 1, generator=generator) < 0.5, columns.flip(1), columns)
     image = torch.arange(n, device=device)[:, None, None]
-    return lambda x: x[image, rows[:, :, None], columns[:, None, :]]
+    rows, columns = (index.to(device, non_blocking=True) for index in (rows[:, :, None], columns[:, None, :]))
+    return lambda x: x[image, rows, columns]
 
 
 def _reflected(index, size):

@@ -96,7 +96,9 @@ class Embedding(nn.Module):
     def forward(self, x, mask=None):  # mask (B, H, W) bool, True where hidden
         tokens = self.content(x)
         if mask is not None:
-            tokens = torch.where(mask[..., None], 0.0 if self.hidden is None else self.hidden, tokens)
+            tokens = tokens * ~mask[..., None]
+            if self.hidden is not None:
+                tokens = torch.addcmul(tokens, mask[..., None].to(tokens.dtype), self.hidden)
         if self.start is not None:  # position i holds pixel i - 1 (image-GPT, section 3.1)
             first = self.start.expand(len(tokens), 1, -1)
             tokens = torch.cat([first, tokens.flatten(1, 2)[:, :-1]], 1).view_as(tokens)

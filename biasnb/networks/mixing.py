@@ -196,8 +196,11 @@ class Attention(Mix):
 
     def apply_matrix(self, x, query=None):
         """The fused form of `matrix` and product."""
-        q = self.split(self.query(x if query is None else query))
-        k, v = self.split(self.key(x)), self.split(self.value(x))
+        if query is None:
+            weights = torch.cat([part.weight for part in (self.query, self.key, self.value)])
+            q, k, v = (self.split(part) for part in F.linear(x, weights).chunk(3, -1))
+        else:
+            q, k, v = self.split(self.query(query)), self.split(self.key(x)), self.split(self.value(x))
         empty = ~self.allowed.any(-1, keepdim=True)  # rows that may read nothing: softmax needs something to read
         bias = None if self.table is None else self.table().to(q.dtype)
         if self.masks:

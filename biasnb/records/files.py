@@ -144,9 +144,14 @@ def _no_number(word):
 
 def write_arrays(path, arrays):
     """Write named arrays as a compressed .npz file, whole or not at all. Raises StoreError naming the file."""
+    write_atomic(path, array_bytes(arrays))
+
+
+def array_bytes(arrays):
+    """Named arrays as the content of a compressed .npz file."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_arrays(path):

@@ -1,9 +1,15 @@
-"""Records: one JSON file per run with small arrays beside it. Written atomically, validated, read without torch."""
+"""Records: one JSON file per run with small arrays beside it. Written atomically, validated, read without torch.
+
+Committed records are lines of `records.jsonl`; what is beside them is in `arrays/<notebook>.zip`, a file per run."""
 
 import contextlib
+import functools
+import io
+import json
 import os
 import re
 import shutil
+import zipfile
 
 from ..config import ConfigError, check_profile
 from . import places
@@ -23,6 +29,8 @@ from .files import (
 from .progress import clock
 from .sweep import Sweep, frame
 
+FROM_SCRATCH = "BIASNB_FROM_SCRATCH"
+LINES, PACKS = "records.jsonl", "arrays"  # of committed records, in their folder
 SCHEMA = 3
 PROTOCOL = 1  # of the evaluation: raise it when the probe or a measure changes; `biasnb evaluate` then evaluates again
 REQUIRED = {
@@ -68,10 +76,11 @@ def check(record, where="record", outdated=False):
 
 
 class Store:
-    """The records of one profile in one folder: `runs/<profile>` (yours) or `results/<profile>` (reference)."""
+    """The records of one profile in one folder: `runs/<profile>` (yours) or `results/<profile>` (reference). What it has not is
+    read from the Store `behind` it, if there is one."""
 
-    def __init__(self, profile, base="runs"):
-        self.profile, self.base = profile, base
+    def __init__(self, profile, base="runs", behind=None):
+        self.profile, self.base, self.behind = profile, base, behind
         self.folder = (places.results() if base == "results" else places.root() / base) / profile
 
     def path(self, key, suffix=".json"):
@@ -106,9 +115,29 @@ class Store:
         """The folder of the states of a run."""
         return self.folder / "checkpoints" / key
 
+    def own(self, key):
+        """Whether this folder has the record."""
+        return self.path(key).is_file() or key in self.lines()
+
+    def keys(self):
+        """The keys of all records of this folder, in order."""
+        return sorted({path.stem for path in self.folder.glob("*.json")} | self.lines().keys())
+
+    def lines(self):
+        """{key: its line in records.jsonl}, {} if there is no such file. Raises StoreError for one that is broken."""
+        path = self.folder / LINES
+        return read_lines(path, stamp(path)) if path.is_file() else {}
+
+    def packs(self):
+        """{key: the file that its arrays are packed in}. Raises StoreError for one that is broken."""
+        found = {}
+        for path in sorted((self.folder / PACKS).glob("*.zip")):
+            found |= dict.fromkeys(read_names(path, stamp(path)), path)
+        return found
+
     def has(self, key):
-        """Whether there is a record."""
-        return self.path(key).is_file()
+        """Whether there is a record, here or behind."""
+        return self.own(key) or (self.behind is not None and self.behind.has(key))
 
     def save(self, record, arrays=None):
         """Arrays first, then the record that names their digest: a record that exists is complete."""
@@ -123,6 +152,10 @@ class Store:
 
     def load(self, key, outdated=False):
         """The validated record of this key, see `check`. Raises StoreError."""
+        if self.behind and not self.own(key) and self.behind.has(key):
+            return self.behind.load(key, outdated)
+        if not self.path(key).is_file() and (line := self.lines().get(key)):
+            return check(json.loads(line), self.path(key), outdated)
         record = check(read_json(self.path(key)), self.path(key), outdated)
         if record["key"] != key:
             raise StoreError(f"{self.path(key)}: holds the record of {record['key']}")
@@ -130,9 +163,16 @@ class Store:
 
     def arrays(self, key):
         """The arrays beside a record, checked against its digest. Raises StoreError."""
-        arrays = read_arrays(self.path(key, ".npz"))
+        if self.behind and not self.own(key) and self.behind.has(key):
+            return self.behind.arrays(key)
+        path = self.path(key, ".npz")
+        if not path.is_file() and key in self.packs():
+            path = self.packs()[key]
+            arrays = read_arrays(io.BytesIO(read_packed(path, f"{key}.npz")))
+        else:
+            arrays = read_arrays(path)
         if arrays_digest(arrays) != self.load(key).get("arrays"):
-            raise StoreError(f"{self.path(key, '.npz')}: does not match the digest in its record; delete both")
+            raise StoreError(f"{path}: {key}.npz does not match the digest in its record; delete both")
         return arrays
 
     def sweeps(self):
@@ -198,12 +238,64 @@ class Store:
             path.unlink(missing_ok=True)
 
 
+def stamp(path):
+    """What changes when a file does."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=8)
+def read_lines(path, stamp):
+    """{key: line} of a file of records. Raises StoreError."""
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            found[json.loads(line)["key"]] = line
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(f"{path}: line {number} is no record; check the file out again") from None
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def read_names(path, stamp):
+    """Names, without their suffix, of the files that are packed in one. Raises StoreError."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            return [name.partition(".")[0] for name in packed.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{path}: not readable as a zip file ({error}); check it out again") from None
+
+
+def read_packed(path, name):
+    """The content of one of the files that are packed in one. Raises StoreError."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            return packed.read(name)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{path}: {name} cannot be read ({error}); check it out again") from None
+
+
+def pack(path, files):
+    """Write {name: content} as a zip file whose bytes follow from them alone. Raises StoreError."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for name in sorted(files):
+            packed.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), files[name])
+    write_atomic(path, buffer.getvalue())
+
+
 def read_text(path):
     """The text of a small file; empty if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def shown(profile):
+    """What notebooks show: your own records of a profile and, where there are none, the committed ones. With the environment
+    variable BIASNB_FROM_SCRATCH only your own, so that everything is trained here."""
+    return Store(profile, behind=None if os.environ.get(FROM_SCRATCH) else Store(profile, "results"))
 
 
 def load(profile, base="results"):
@@ -214,4 +306,4 @@ def load(profile, base="results"):
     if base not in ("results", "runs"):
         raise ConfigError(f"base: {base!r} is neither 'results' (the reference) nor 'runs' (yours)")
     store = Store(profile, base)
-    return frame([store.load(path.stem) for path in sorted(store.folder.glob("*.json"))])
+    return frame([store.load(key) for key in store.keys()])

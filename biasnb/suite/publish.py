@@ -1,14 +1,17 @@
 """The committed reference: records and networks that are published, and how what is measured compares with them."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tabulate import tabulate
+
 from ..config import PROFILES, Config, ConfigError
 from ..operators import CUBE, TRIO
 from ..records import places
-from ..records.files import StoreError, read_json, to_json, write_atomic
-from ..records.store import Store
+from ..records.files import StoreError, array_bytes, arrays_digest, read_json, to_json, write_atomic
+from ..records.store import LINES, PACKS, Store, pack, read_packed, shown
 from ..records.sweep import choose
 
 # ---- comparison -----------------------------------------------------------------------------------------------------
@@ -82,7 +85,7 @@ def compare(record, measured):
 def agreement(profile):
     """This machine's runs against results/<profile>, metric by metric, over the runs that both have: lines of Markdown."""
     here, there = Store(profile), Store(profile, "results")
-    shared = [path.stem for path in sorted(there.folder.glob("*.json")) if here.has(path.stem)]
+    shared = [key for key in there.keys() if here.has(key)]
     keys = [key for key in shared if "-" not in key]
     if not keys:
         return [f"No committed reference for these runs in results/{profile}; nothing to compare."]
@@ -124,9 +127,9 @@ def published(*asked):
 
 
 def newest(profile):
-    """The store to show: your own runs of the profile if there are any, else the committed reference."""
-    own = Store(profile)
-    return own if own.sweeps() else Store(profile, "results")
+    """The store to show: what notebooks show if you have run any with the profile, else the committed reference."""
+    store = shown(profile)
+    return store if store.sweeps() else Store(profile, "results")
 
 
 def reference(profile):
@@ -151,28 +154,55 @@ def chosen_sweeps(store, names=()):
     return chosen, sorted(set(known) - {sweep.name for sweep in chosen})
 
 
+KEPT = ("correct", "receptive_field", "groups")  # arrays of every published record; images are those of an arm's first seed
+
+
 def publish(profile, names=()):
-    """Copy the records that `chosen_sweeps` ask for from runs/<profile> to results/<profile>. Everything is read and checked
-    before anything is written; what was published before stays. Raises StoreError if a record is missing or broken.
+    """Copy the records that `chosen_sweeps` ask for from runs/<profile> to results/<profile>, but for those that are there
+    only. Everything is read and checked before anything is written; what was published before stays. Raises StoreError if a
+    record is missing or broken.
 
     Returns (number of records, sweeps left out, records made from uncommitted code)."""
-    here, there = Store(profile), reference(profile)
+    here, there = shown(profile), reference(profile)
     chosen, left_out = chosen_sweeps(here, names)
-    records, files = {}, {}
+    records, packs, packed = {}, {}, there.packs()
     for sweep in chosen:
         if missing := sweep.missing():
             raise StoreError(f"{sweep.name}: {len(missing)} records are missing, first {missing[0]}; finish the run first")
-        records |= {key: here.load(key) for key in (*sweep.keys, *sweep.searches)}
-    for key, record in records.items():
-        files[f"{key}.json"] = here.path(key).read_bytes()
-        if "arrays" in record:
-            here.arrays(key)
-            files[f"{key}.npz"] = here.path(key, ".npz").read_bytes()
-    for name, content in files.items():
-        write_atomic(there.folder / name, content)
+        first = sweep.runs[0]["seed"]
+        for key in (*sweep.keys, *sweep.searches):
+            if key in records or not here.own(key):
+                continue
+            records[key] = record = here.load(key)
+            if "arrays" in record:
+                arrays = here.arrays(key)
+                if record["config"].get("seed", first) != first:
+                    arrays = {name: array for name, array in arrays.items() if name in KEPT}
+                records[key] = record | {"arrays": arrays_digest(arrays)}
+                pack_of_key = packed.get(key, there.folder / PACKS / f"{sweep.name}.zip")
+                packs.setdefault(pack_of_key, {})[f"{key}.npz"] = array_bytes(arrays)
+    for path, files in packs.items():
+        old = {f"{key}.npz": read_packed(path, f"{key}.npz") for key, other in packed.items() if other == path}
+        pack(path, old | files)
+    lines = there.lines() | {key: json.dumps(record, sort_keys=True, allow_nan=False) for key, record in records.items()}
+    write_atomic(there.folder / LINES, "".join(f"{lines[key]}\n" for key in sorted(lines)))
     for sweep in chosen:
         replace(sweep, store=there).save()
+    write_atomic(there.folder / "README.md", contents(there))
     return len(records), left_out, sum(bool(record.get("environment", {}).get("dirty")) for record in records.values())
+
+
+def contents(store):
+    """The page of a folder of committed records, Markdown: which record is which."""
+    lines = [f"# The committed records of profile {store.profile}", ""]
+    lines += [f"{len(store.keys())} records, one per line of [{LINES}]({LINES}), made by `biasnb publish`. "
+              f"`biasnb.records.store.load({store.profile!r})` reads their metrics as a table, "
+              f"[docs/records.md](../../docs/records.md) explains the fields.", ""]  # fmt: skip
+    for sweep in store.sweeps():
+        factors = [name for name in sweep.factors() if name != "mixer"]
+        rows = [[run["mixer"], *(run.get(name, "") for name in factors), run["seed"], f"`{run['key']}`"] for run in sweep.runs]
+        lines += [f"## {sweep.name}", "", tabulate(rows, ["operator", *factors, "seed", "key"], "pipe"), ""]
+    return "\n".join(lines)
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------

@@ -94,9 +94,9 @@ def places_of(finding, pages):
 def facts(store):
     """What the records of a store were made with, as (label, text)."""
     records, broken = [], 0
-    for path in sorted(store.folder.glob("*.json")):
+    for key in store.keys():
         try:
-            records.append(store.load(path.stem))
+            records.append(store.load(key))
         except StoreError:
             broken += 1
     kinds = Counter("diverged" if record["status"] == "diverged" else record["kind"] + "s" for record in records)

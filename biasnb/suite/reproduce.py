@@ -18,7 +18,7 @@ from ..figures import board, write_figures, write_tables
 from ..records import keys, places
 from ..records.files import write_atomic
 from ..records.progress import clock
-from ..records.store import Store
+from ..records.store import FROM_SCRATCH, Store
 from ..sweep import executor, manifest
 from . import notebooks, report
 from .publish import agreement
@@ -39,9 +39,10 @@ class Step:
     notebook: bool = False
 
 
+@notebooks.environment({FROM_SCRATCH: "1"})
 def reproduce(profile, given=None, fresh=False, stream=None):
-    """Train what is missing of all notebooks, run every notebook, decide the claims, write the report and compare with the
-    committed reference. Whatever fails, the rest goes on; raises BiasnbError at the end, naming what failed.
+    """Train what you have not trained of all notebooks, run every notebook, decide the claims, write the report and compare
+    with the committed reference. Whatever fails, the rest goes on; raises BiasnbError at the end, naming what failed.
 
     `given` are settings for every notebook that has a use for them; they are all checked before anything starts. `fresh` first
     sets earlier runs of the profile aside as runs/<profile>.old1, .old2, ..."""

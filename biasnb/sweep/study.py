@@ -8,7 +8,7 @@ import pandas as pd
 from ..config import Config, ConfigError, check_names, check_profile, check_settings, fields_of, full_path, short
 from ..operators import MIXERS
 from ..records import keys
-from ..records.store import Store, Sweep
+from ..records.store import Store, Sweep, shown
 from . import manifest
 
 
@@ -97,11 +97,12 @@ class Study:
             placed.append(replace(cfg, position="learned" if absolute else "none"))
         return placed
 
-    def plan(self, runs):
-        """The sweep of these runs: what is asked for, and what of it is saved. Trains nothing and writes nothing. Raises
-        ConfigError for a learning rate that has not been searched."""
+    def plan(self, runs, weights=False):
+        """The sweep of these runs: what is asked for, and what of it is saved, by you or in results/; with `weights` by you, as
+        the weights are not committed. Trains nothing and writes nothing. Raises ConfigError for a learning rate that has not
+        been searched."""
         with keys.snapshot():
-            store = Store(self.profile)
+            store = Store(self.profile) if weights else shown(self.profile)
             runs = self._searched(runs, store) if self.tuned else runs
             configs = list({keys.key(cfg): cfg for cfg in runs}.values())
             changed = self._changed()

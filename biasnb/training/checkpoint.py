@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from ..config import BiasnbError, ConfigError
 from ..records.files import StoreError, to_json, write_atomic
 
-SCHEMA = 2  # of a state
+SCHEMA = 3  # of a state
 KEPT = 2  # states of a run
 NAME = re.compile(r"(\d{8,})-([0-9a-f]{16})\.safetensors")
 SHARE = 0.05  # of the time of a training that its states may take

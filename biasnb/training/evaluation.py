@@ -125,8 +125,9 @@ def knn(train, test, classes, chunk=500):
 
 
 def probe_splits(train, val, test, classes):
-    """`linear_probe` and k-NN of features as a record keeps them: (table, correctness of the test images)."""
-    table, correct = linear_probe(train, val, test, classes)
+    """`linear_probe` and k-NN of features as a record keeps them: (table, correctness of the test images). The probe is fitted
+    on the CPU, as its search takes thousands of small steps."""
+    table, correct = linear_probe(*((x.cpu(), y.cpu()) for x, y in (train, val, test)), classes)
     return {**table, "knn": knn(train, test, classes), "neighbours": NEIGHBOURS, "temperature": TEMPERATURE}, correct
 
 

@@ -13,10 +13,11 @@ from ..config import BiasnbError, Config
 from ..data.datasets import Data, augmentation, generator
 from ..records.progress import Progress
 from .checkpoint import Checkpoints, Interval, Monitor
-from .pretext import draw
+from .pretext import draw, evaluate
 from .seeds import Single, Stack
 
 ROWS = 50  # of a history
+EARLIER = (8, 4, 2)  # PSNR is measured after steps // 8, 4 and 2, too
 
 
 class Diverged(BiasnbError):
@@ -106,19 +107,22 @@ class Muon(torch.optim.AdamW):
     def update_matrices(self, group):
         lost = getattr(self, "found_inf", None)
         matrices = [p for p in group["params"] if p.grad is not None]
-        updates = []
         for p in matrices:
             if p not in self.state:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            momentum = self.state[p]["momentum_buffer"]
-            changed = momentum.lerp(p.grad, 1 - self.MOMENTUM)
-            momentum.copy_(changed if lost is None else torch.where(lost > 0, momentum, changed))
-            updates.append(p.grad.lerp(momentum, self.MOMENTUM))
-        for p, update in zip(matrices, orthogonalised(updates), strict=True):
-            rows, columns = p.shape[-2:]
-            rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
-            changed = (p * (1 - group["lr"] * group["weight_decay"])).sub_(update, alpha=rate)
-            p.copy_(changed if lost is None else torch.where(lost > 0, p, changed))
+        momenta, gradients = [self.state[p]["momentum_buffer"] for p in matrices], [p.grad for p in matrices]
+        replace(momenta, torch._foreach_lerp(momenta, gradients, 1 - self.MOMENTUM), lost)
+        updates = orthogonalised(torch._foreach_lerp(gradients, momenta, self.MOMENTUM))
+        updates = torch._foreach_mul(updates, [math.sqrt(max(1.0, p.shape[-2] / p.shape[-1])) for p in matrices])
+        decayed = torch._foreach_mul(matrices, 1 - group["lr"] * group["weight_decay"])
+        replace(matrices, torch._foreach_sub(decayed, updates, alpha=group["lr"]), lost)
+
+
+def replace(tensors, values, lost):
+    """Give tensors new values, or leave them as they are where the number `lost` is above 0."""
+    if lost is not None:
+        values = [torch.where(lost > 0, tensor, value) for tensor, value in zip(tensors, values, strict=True)]
+    torch._foreach_copy_(tensors, values)
 
 
 def orthogonalised(matrices):
@@ -154,23 +158,25 @@ def newton_schulz(x):
 
 class Batches:
     """What a network is given at each step: a batch of its pool, augmented, and what its task needs beside it. Every random
-    draw comes from a stream named by seed, purpose and step."""
+    draw comes from a stream named by seed, purpose and step, on the CPU: a network on a GPU is given the same."""
 
     def __init__(self, cfg, pool):
         self.cfg, self.pool, self.epoch, self.order = cfg, pool, None, None
+        self.labels = pool.labels.cpu()
 
     def at(self, step):
-        """((batch, S, S, 3) uint8 images, what `pretext.draw` gives)."""
-        cfg, n, device = self.cfg, len(self.pool.labels), self.pool.images.device
+        """((batch, S, S, 3) uint8 images, what `pretext.draw` gives), on the device of the pool."""
+        cfg, n, device = self.cfg, len(self.labels), self.pool.images.device
         epoch, i = divmod(step, n // cfg.batch)
         if epoch != self.epoch:
-            self.order = torch.randperm(n, generator=generator(device, cfg.seed, "order", epoch), device=device)
+            self.order = torch.randperm(n, generator=generator("cpu", cfg.seed, "order", epoch))
             self.epoch = epoch
         chosen = self.order[i * cfg.batch : (i + 1) * cfg.batch]
         purpose = "noise" if cfg.pretext == "denoise" else "masks"
-        given = draw(cfg, self.pool.labels[chosen], generator(device, cfg.seed, purpose, step))
-        view = augmentation(cfg.batch, cfg.image_size, cfg.augment, generator(device, cfg.seed, "flips", step))
-        return view(self.pool.images[chosen]), given
+        given = draw(cfg, self.labels[chosen], generator("cpu", cfg.seed, purpose, step))
+        given = given if given is None else given.to(device, non_blocking=True)
+        view = augmentation(cfg.batch, cfg.image_size, cfg.augment, generator("cpu", cfg.seed, "flips", step), device)
+        return view(self.pool.images[chosen.to(device, non_blocking=True)]), given
 
 
 class Journal:
@@ -241,7 +247,7 @@ def resume(jobs, optimizers):
     steps, logs = [], []
     for job, optimizer in zip(jobs, optimizers, strict=True):
         found = job.checkpoints.resume(job.model, optimizer) if job.checkpoints else None
-        step, log = found or (0, {"history": [], "window": [], "speeds": [], "seconds": 0.0})
+        step, log = found or (0, {"history": [], "psnr_by_step": [], "window": [], "speeds": [], "seconds": 0.0})
         steps.append(step)
         logs.append(log)
     if len(set(steps)) > 1:
@@ -253,8 +259,9 @@ def pretrain(cfg, data, model, checkpoints=None, label=None, monitor=None):
     """Train `model` in place on data.pool; a Monitor shows others how far it is.
 
     A run goes on from a checkpoint exactly as if it had never stopped. Returns {"history": rows of {step, loss, lr,
-    gradient_norm, weight_norm}, "speeds": images/s of each row's window, "seconds": of training}. Raises Diverged before
-    an update that is not finite, StoreError for states that cannot be read or written.
+    gradient_norm, weight_norm}, "psnr_by_step": rows of {step, psnr in dB on the test split} after steps // 8, 4 and 2, for
+    a task that predicts pixels, "speeds": images/s of each row's window, "seconds": of training}. Raises Diverged before an
+    update that is not finite, StoreError for states that cannot be read or written.
     """
     return pretrain_together([Job(cfg, data, model, checkpoints, monitor)], label)[0]
 
@@ -269,6 +276,7 @@ def pretrain_together(jobs, label=None):
     net, optimizer = program(cfg, [job.model for job in jobs], optimizers)
     journal, interval, report = Journal(logs, step), Interval(), Progress(label or cfg.mixer, cfg.steps, step)
     on_cpu, row_every = jobs[0].data.pool.images.device.type == "cpu", max(1, cfg.steps // ROWS)
+    earlier = {cfg.steps // part for part in EARLIER} - {0, cfg.steps} if cfg.predicts else set()
 
     while step < cfg.steps:
         rate = learning_rate(cfg, step)
@@ -288,6 +296,12 @@ def pretrain_together(jobs, label=None):
             journal.add_row(cfg, step, rate, net.norms([p.detach() for p in net.parameters()]).tolist())
         report(step, f"loss {journal.losses[0]:.4f}")
         tell(jobs, journal, step, ends_row)
+        if step in earlier:
+            began = time.perf_counter()
+            net.scatter(optimizer)
+            for job, log in zip(jobs, logs, strict=True):
+                log["psnr_by_step"].append({"step": step, "psnr": evaluate(job.model, job.data.test, "test")["psnr"]})
+            journal.row_time += time.perf_counter() - began  # is no time of training
         if jobs[0].checkpoints and (interval.due() or step == cfg.steps):
             journal.look()
             net.scatter(optimizer)

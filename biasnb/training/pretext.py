@@ -69,8 +69,8 @@ def pixel_loss(model, images, given, vectors=None):
     vectors = hidden_grid(model, images, given) if vectors is None else vectors
     vectors, target = vectors.flatten(0, 2), targets(model, images).flatten(0, 2)
     if model.cfg.pretext == "bert":
-        hidden = given.flatten()
-        vectors, target = vectors[hidden], target[hidden]
+        hidden = given.flatten().nonzero().flatten()
+        vectors, target = vectors.index_select(0, hidden), target.index_select(0, hidden)
     return token_errors(model, vectors, target).mean()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -36,7 +37,18 @@ def pick_device(cfg):
     """The torch device of a Config. Raises BiasnbError if a GPU is asked for and there is none."""
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise BiasnbError("device: 'cuda', but torch sees no GPU; choose 'cpu' or 'auto'")
-    return "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if cfg.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    repeatable()
+    return "cuda"
+
+
+def repeatable():
+    """Have GPUs compute float32 as a CPU does, not in TF32, and the same bits every time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def stamp(device):
@@ -226,7 +238,7 @@ class Started:
 def make_record(cfg, store):
     """Train, evaluate and save one run; returns its record."""
     started = start(cfg, store)
-    log = {"history": [], "speeds": [], "seconds": 0.0}
+    log = {"history": [], "psnr_by_step": [], "speeds": [], "seconds": 0.0}
     try:
         if cfg.pretext != "none":
             (log,) = train([started], describe(cfg))
@@ -288,11 +300,12 @@ def finish(started, log, together=1):
     """Evaluate a trained network and save its weights, arrays and record, which is returned. `together`: with how many seeds
     it was trained. Raises Diverged for a network whose numbers are not finite."""
     found, arrays = evaluated(started, log["history"])
-    store = started.store
+    store, last = started.store, {"step": started.budget.steps, "psnr": found["psnr"]["test"]}
     record = started.record | {
         "status": "done",
         "steps": started.budget.steps if started.cfg.pretext != "none" else 0,
         "history": log["history"],
+        "psnr_by_step": [*log["psnr_by_step"], last] if started.cfg.predicts else [],
         **found,
         "images_per_second": statistics.median(log["speeds"][1:] or log["speeds"] or [0.0]),
         "wall_seconds": log["seconds"],
@@ -375,7 +388,7 @@ def evaluate_again(keys, store, data_dir=""):
     """Evaluate records of an older protocol again, those of these keys or, without any, of the store: runs from their kept
     weights, with their training as it was; their baselines and random inits anew. Yields a line per record that says what
     became of it. `data_dir` is where the data lie, if they are a folder. Raises BiasnbError as `prepare` does."""
-    names, records = keys or [path.stem for path in sorted(store.folder.glob("*.json"))], []
+    names, records = keys or store.keys(), []
     for name in names:
         try:
             records.append(store.load(name, outdated=True))

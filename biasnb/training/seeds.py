@@ -70,7 +70,10 @@ class Single(nn.Module):
 
     def clip(self, most):
         """Scale the gradient down to a norm of `most`; returns the (1,) norm before."""
-        return nn.utils.clip_grad_norm_(self.parameters(), most)[None]
+        found = [p.grad for p in self.parameters() if p.grad is not None]
+        norms = self.norms(found)
+        torch._foreach_mul_(found, (most / (norms[0] + 1e-6)).clamp(max=1.0))
+        return norms
 
     def scatter(self, optimizer):
         """The network has its parameters already."""
