@@ -13,7 +13,7 @@ from ..evidence.hypotheses import MARKS, PAIRS
 from . import formats, show_figure, show_table, tables
 from .style import STYLE, Picture, footer, title
 
-STATEMENT, METRIC, FOREST, WIDTH = 3.45, 1.15, 1.4, 4.1  # inches of the columns; WIDTH of a profile with its forest
+LEFT, FOREST, WIDTH, NARROW = 4.6, 1.4, 4.1, 1.05  # inches of words, a forest, a profile with it, a profile without
 COLOURS = {"supported": "#1a7f37", "contradicted": "#b3261e", "negligible": "#7a5c00"}  # all else grey
 WORST = ("supported", "negligible", "not run", "uninformative", "undecided", "contradicted")  # last
 SHORT = {"loss": "loss (turned)", "probe": "probe, mean", "probe_best": "probe, best layer", "distance": "mixing distance"}
@@ -39,12 +39,16 @@ READING = (
 
 
 def board(found):
-    """A forest plot: a row per claim and metric, a column per profile. Of a claim with several rows the worst one is drawn."""
-    rows, places = {}, list(dict.fromkeys(column(found, f) for f in found))
+    """A forest plot, a row per claim and metric: the effects of the profile that decides most, the verdicts of all others. Of a
+    claim with several rows the worst one is drawn."""
+    rows, decided = {}, {}
     for f in found:
         rows.setdefault((f.claim, f.metric), {}).setdefault(column(found, f), []).append(f)
-    left, claims = STATEMENT + METRIC, list(dict.fromkeys(claim for claim, _ in rows))
-    figure = Picture(figsize=(left + WIDTH * len(places), 0.27 * len(rows) + 1.2), layout="constrained")
+        decided[column(found, f)] = decided.get(column(found, f), 0) + (f.verdict in COLOURS)
+    places = sorted(decided, key=decided.get, reverse=True)
+    claims, width = list(dict.fromkeys(claim for claim, _ in rows)), LEFT + WIDTH + NARROW * (len(places) - 1)
+    lefts = [LEFT, *(LEFT + WIDTH + NARROW * i for i in range(len(places) - 1))]
+    figure = Picture(figsize=(width, 0.27 * len(rows) + 1.2), layout="constrained")
     ax = figure.subplots()
     for y, ((claim, metric), cells) in enumerate(rows.items()):
         if claims.index(claim) % 2:
@@ -54,16 +58,16 @@ def board(found):
             middle = y + (len(metrics) - 1) / 2
             ax.text(0.05, middle, claim.id, weight="bold", va="center", fontsize=8)
             ax.text(0.42, middle, textwrap.fill(claim.text, 55), va="center", fontsize=7, linespacing=1.05)
-        ax.text(STATEMENT + 0.05, y, SHORT.get(metric, METRICS[metric].name), va="center", fontsize=7, color="0.3")
+        ax.text(LEFT - 1.1, y, SHORT.get(metric, METRICS[metric].name), va="center", fontsize=7, color="0.3")
         for place, findings in cells.items():
-            cell(ax, left + WIDTH * places.index(place), y, findings)
-    for i, (profile, evidence) in enumerate(places):
-        x, about = left + WIDTH * i, PROFILES[profile]["about"].split(",")[0]
+            cell(ax, lefts[places.index(place)], y, findings, place == places[0])
+    for x, (profile, evidence) in zip(lefts, places, strict=True):
         ax.text(x, -1.6, f"{profile} {evidence}".strip(), weight="bold", va="center", fontsize=8.5)
-        ax.text(x + FOREST + 0.1, -1.6, textwrap.shorten(about, 50), va="center", fontsize=7, color="0.3")
-        ax.text(x + FOREST / 2, -0.9, "← against    for →", va="center", ha="center", fontsize=7, color="0.3")
-        ax.vlines(x + FOREST / 2, -0.5, len(rows) - 0.5, color="0.6", linewidth=0.7)
-    ax.set(xlim=(0, left + WIDTH * len(places)), ylim=(len(rows) - 0.4, -2.2))
+    about = PROFILES[places[0][0]]["about"].split(",")[0]
+    ax.text(LEFT + FOREST + 0.1, -1.6, textwrap.shorten(about, 50), va="center", fontsize=7, color="0.3")
+    ax.text(LEFT + FOREST / 2, -0.9, "← against    for →", va="center", ha="center", fontsize=7, color="0.3")
+    ax.vlines(LEFT + FOREST / 2, -0.5, len(rows) - 0.5, color="0.6", linewidth=0.7)
+    ax.set(xlim=(0, width), ylim=(len(rows) - 0.4, -2.2))
     ax.set_axis_off()
     counts = pd.Series([f.verdict for f in found]).value_counts()
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if verdict in counts)
@@ -74,10 +78,14 @@ def board(found):
     return figure
 
 
-def cell(ax, x, y, findings):
-    """The worst of the findings about a claim and metric: its interval, its verdict, and how many of them are supported."""
+def cell(ax, x, y, findings, whole):
+    """The worst of the findings about a claim and metric: its verdict and, if `whole`, its interval and how many of them are
+    supported."""
     f = max(findings, key=lambda one: WORST.index(one.verdict))
     colour, strong = COLOURS.get(f.verdict, "0.5"), f.verdict in COLOURS
+    if not whole:
+        ax.text(x, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=7, color=colour)
+        return
     if f.key_test and f.n and not f.key_test.goal.startswith("all"):
         forest(ax, x, y, f.key_test, colour)
     said = f"{MARKS[f.verdict]} {f.verdict}" + (f", n {f.n}" if f.n else "")
@@ -155,10 +163,8 @@ def page(found, every):
         for f in found:
             if f.profile == profile:
                 text = f"{f.claim.text} *{f.row}*" if f.row else f.claim.text
-                lines.append(
-                    f"| [{f.claim.id}](#{f.claim.id.lower()}) | {text} | {METRICS[f.metric].name} "
-                    f"| {MARKS[f.verdict]} **{f.verdict}** | {f.effect} | {f.n} | {f.why} | {f.earlier or '—'} |"
-                )
+                verdict = f"{MARKS[f.verdict]} **{f.verdict}** | {f.effect} | {f.n} | {f.why} | {f.earlier or '—'}"
+                lines.append(f"| [{f.claim.id}](#{f.claim.id.lower()}) | {text} | {METRICS[f.metric].name} | {verdict} |")
         lines.append("")
     for claim in dict.fromkeys(f.claim for f in found):
         baselines = "; ".join(dict.fromkeys(METRICS[metric].baseline or "none" for metric in claim.metrics))

@@ -90,7 +90,7 @@ def overlap(box, taken, panel):
 def loss_probe(sweep):
     """Pretext loss against probe over depths, widths and windows, where losses are of the same task; one marker per run."""
     runs = with_columns(at_base(sweep, done_runs(sweep), *SAME_TASK), "loss", *SAME_TASK).dropna(subset=["loss", "probe"])
-    table, ends, taus = runs[["mixer", *SAME_TASK, "seed", "loss", "probe"]], [], {}
+    table, ends, taus = runs[["mixer", *SAME_TASK, "seed", "loss", "probe"]], [], []
     if table.empty:
         return None, table
     figure, ((ax,),) = canvas(8.2, 4.6)
@@ -99,7 +99,7 @@ def loss_probe(sweep):
         ax.plot(part.loss, 100 * part.probe, linestyle="", **look(mixer))
         if len(part):
             tau, low, high, n = kendall(-part.loss, part.probe)
-            taus[mixer] = tau
+            taus.append(tau)
             interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
             words = f"τ = {tau:.2f}{interval}, n = {n} runs".replace("-", "−")
             ends.append((part.loss.iloc[0], 100 * part.probe.iloc[0], f"{LABELS[mixer]}\n{words}", hue(mixer)))
@@ -108,10 +108,7 @@ def loss_probe(sweep):
     ax.set_xlabel(f"pretext loss on the test split, {unit}, lower to the right")
     ax.set_ylabel(METRICS["probe"])
     name_ends(ax, ends)
-    known = [tau for tau in taus.values() if not math.isnan(tau)]
-    title(
-        figure, f"Lower loss goes with a better probe (τ > 0) within {sum(tau > 0 for tau in known)} of {len(taus)} operators"
-    )
+    title(figure, f"Lower loss goes with a better probe (τ > 0) within {sum(tau > 0 for tau in taus)} of {len(taus)} operators")
     words = f"{base_words(sweep, runs, *SAME_TASK)}one marker per run, over {', '.join(SAME_TASK)}; "
     tau = "τ: Kendall's rank correlation of lower loss with better probe, from ten runs on with its 95 % interval"
     caption(figure, sweep, words + tau, spread="")

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..evidence.stats import AXES
 from ..operators import MIXERS, USER
 
 HUES = {
@@ -68,11 +67,6 @@ def look(mixer, size=6.0):
     op, colour = MIXERS.get(mixer), hue(mixer)
     return {"color": colour, "marker": "o" if op and op.local else "s", "markersize": size, "markeredgewidth": 1.3,
             "markerfacecolor": colour if op and op.dynamic else "white"}  # fmt: skip
-
-
-def traits(mixer):
-    """'●○●': local, shared, dynamic; nothing of an operator that this process does not know."""
-    return "".join("●" if getattr(MIXERS[mixer], name) else "○" for name in AXES) if mixer in MIXERS else ""
 
 
 def mixers(sweep):

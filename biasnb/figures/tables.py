@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from ..config import fields_of, nearest
-from ..evidence.stats import mean_interval
+from ..evidence.stats import AXES, mean_interval
+from ..operators import MIXERS
 from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.sweep import pixel_accuracy, with_columns
 from .effects import EFFECT_COLUMNS, Absent, effect_table
 from .lines import depths_of, done_runs, level_name, of_first, percent
-from .style import BASELINES, LABELS, mixers, traits
+from .style import BASELINES, LABELS, mixers
 
 COUNTED = "mean ± half-width of the 95 % interval (n seeds)"
 
@@ -158,7 +159,8 @@ def measures(sweep):
     rows, records, inits = [], of_first(sweep), sweep.inits()
     for mixer in mixers(sweep):
         own = [record for record in records if record["config"]["mixer"] == mixer]
-        row = {"network": LABELS[mixer], "local, shared, dynamic": traits(mixer)}
+        traits = [getattr(MIXERS[mixer], name) for name in AXES] if mixer in MIXERS else []
+        row = {"network": LABELS[mixer], "local, shared, dynamic": "".join("●" if has else "○" for has in traits)}
         for name, value in MEASURES.items():
             start = [value(inits[record["init"]]["measures"]) for record in own if record["init"] in inits]
             end = [value(record["measures"]) for record in own]
