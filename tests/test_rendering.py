@@ -11,9 +11,11 @@ from PIL import Image
 from synthetic import NO_TORCH, record_of, run_record, saved_sweep
 
 from biasnb.config import Config
+from biasnb.evidence import claims, hypotheses
 from biasnb.figures import (
     FIGURES,
     TABLES,
+    board,
     dots,
     lines,
     pictures,
@@ -455,6 +457,21 @@ def test_names_of_dots_overlap_no_other_name():
     figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in ax.texts]
     assert len(boxes) == 20 and sum(a.overlaps(b) for a, b in combinations(boxes, 2)) == 0
+
+
+def test_the_board_has_a_row_per_claim_and_metric_and_the_worst_of_its_findings(root):
+    """Six seeds in one profile decide something, two in another nothing."""
+    for profile, seeds in (("quick", [0, 1]), ("smoke", range(6))):
+        saved_sweep(Store(profile), seed=list(seeds)).save()
+    found = claims.findings([Store("quick"), Store("smoke")])
+    words = [text.get_text() for text in board.board(found).axes[0].texts]
+    rows = dict.fromkeys((f.claim.id, f.metric) for f in found)
+    verdicts = [word for word in words if word[:1] in hypotheses.MARKS.values() and word[1:2] == " "]
+    assert len(verdicts) == 2 * len(rows)
+    assert words.index("smoke") < words.index("quick"), "what decides most comes first"
+    at = words.index("P1a")
+    assert words[at + 3] == "? undecided" and "✓ supported, n 6" in words[at : at + 9]
+    assert any(word.startswith("? undecided, n 6; 0 of 2 supported") for word in words)
 
 
 # ---- tables -------------------------------------------------------------------------------------------------------------
