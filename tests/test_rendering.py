@@ -324,7 +324,7 @@ def test_psnr_by_step_leaves_out_records_that_lack_it_and_says_so(root):
     figure, table = lines.psnr_by_step(g)
     assert len(table) == 2 * 3 * 3 * 3 and "left out" not in figure.get_supxlabel()
     orders = "convolution > token MLP > attention", "convolution > attention > token MLP"
-    assert " ".join(figure.get_suptitle().split()) == f"At 1 steps {orders[0]}; from 4 on {orders[1]}"
+    assert " ".join(figure.get_suptitle().split()) == f"PSNR at 1 steps: {orders[0]}; from 4 on: {orders[1]}"
     assert figure.axes[0].texts[0].get_text() == "image mean"
     keep(g, g.runs[0], psnr_by_step=None)
     figure, table = lines.psnr_by_step(g)

@@ -210,7 +210,10 @@ def psnr_by_step(sweep):
     orders = [sorted(means, key=means.get)[::-1] for means in (means_of(table[table.step == s], "psnr") for s in steps)]
     first, last = (" > ".join(map(short, order)) for order in (orders[0], orders[-1]))
     since = steps[max((i + 1 for i, order in enumerate(orders) if order != orders[-1]), default=0)]
-    title(figure, f"At all budgets {last}" if since == steps[0] else f"At {steps[0]} steps {first}; from {since} on {last}")
+    title(
+        figure,
+        f"PSNR at every budget: {last}" if since == steps[0] else f"PSNR at {steps[0]} steps: {first}; from {since} on: {last}",
+    )
     left = len(records) - len(known)
     caption(figure, sweep, f"{left} of {len(records)} runs have no PSNR by step and are left out; " if left else "")
     return figure, table
