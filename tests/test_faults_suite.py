@@ -635,14 +635,14 @@ def test_figures_and_tables_of_incomplete_records_show_the_gap_and_exit_with_3(g
     heads, _, *rows = (line.strip("|").split("|") for line in (root / "runs/smoke/tables/20_trio-summary.md").read_text()
                        .splitlines() if line.startswith("|"))  # fmt: skip
     table = [dict(zip(map(str.strip, heads), map(str.strip, row), strict=True)) for row in rows]
-    row = next(row for row in table if (row["network"], row["depth"]) == ("iGPT (attention)", "1"))
+    row = next(row for row in table if (row["network"], row["depth"]) == ("attention (igpt)", "1"))
     assert [row[name] for name in ("n", "diverged", "failed", "missing", "masked PSNR, dB", "probe, %")] == [
         "0", "1", "1", "1", "—", "—"]  # fmt: skip
     assert all(other["n"] == "3" and other["masked PSNR, dB"].endswith(" (3)") for other in table if other is not row)
-    points = (root / "runs/smoke/figures/20_trio-psnr-numbers.csv").read_text().splitlines()
-    assert [line.rpartition(",")[0] for line in points if line.startswith("igpt,1,")] == [
+    points = (root / "runs/smoke/figures/20_trio-depth-numbers.csv").read_text().splitlines()
+    assert [",".join(line.split(",")[:4]) for line in points if line.startswith("igpt,1,")] == [
         "igpt,1,0,missing", "igpt,1,1,failed", "igpt,1,2,diverged"]  # fmt: skip
-    assert all(line.endswith(",") for line in points if line.startswith("igpt,1,"))
+    assert all(line.split(",")[4] == line.split(",")[5] == "" for line in points if line.startswith("igpt,1,"))
 
 
 @pytest.mark.fault("F21")

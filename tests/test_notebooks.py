@@ -100,7 +100,7 @@ def test_every_notebook_runs_at_smoke(smoke):
     folder = top / "runs/smoke"
     assert sorted(p.stem for p in (folder / "notebooks").glob("*.ipynb")) == NAMES
     assert f"{len(NAMES)} of {len(NAMES)} notebooks" in (folder / "summary.md").read_text()
-    assert (folder / "figures/20_trio-psnr.png").is_file() and (folder / "tables/20_trio-summary.md").is_file()
+    assert (folder / "figures/20_trio-depth.png").is_file() and (folder / "tables/20_trio-summary.md").is_file()
 
 
 def test_runs_that_several_notebooks_ask_for_are_counted_once(smoke, root):
@@ -111,11 +111,12 @@ def test_runs_that_several_notebooks_ask_for_are_counted_once(smoke, root):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_executed_notebook_has_no_error_and_shows_a_picture(smoke, name):
+def test_executed_notebook_has_no_error_and_shows_a_picture_or_says_why_not(smoke, name):
     executed = nbformat.read(smoke[0] / "runs/smoke/notebooks" / f"{name}.ipynb", as_version=4)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert [output for output in outputs if "image/png" in output.get("data", {})], "no picture"
+    shown = [output.get("data", {}) for output in outputs]
+    assert any("image/png" in data or "one seed cannot tell" in str(data) for data in shown), "no picture"
 
 
 @pytest.mark.fault("T12")
@@ -330,7 +331,7 @@ DRAWN = ("20_trio", "25_skip", "26_permutation", "28_position", "29_precision", 
 
 def test_many_sweeps_are_drawn_side_by_side_without_torch_by_processes_that_end_with_their_parent(root):
     for name in DRAWN:
-        saved_sweep(Store("smoke"), name).save()
+        saved_sweep(Store("smoke"), name, seed=[0, 1]).save()
     (root / "barred").mkdir()
     (root / "barred/torch.py").write_text("raise ImportError('torch is barred')")
     path = os.pathsep.join([str(root / "barred"), str(ROOT)])
@@ -361,7 +362,7 @@ def test_start_here_runs_with_every_input(root, decoded, settings):
         if i == 0:
             names |= manifest.parameters("00_start_here", {"profile": "smoke", **settings})
     assert all(getattr(names["cfg"], name) == value for name, value in names["settings"].items())
-    assert names["settings"].keys() == settings.keys() and np.isfinite(names["scores"]["ConvMixer (convolution)"])
+    assert names["settings"].keys() == settings.keys() and np.isfinite(names["scores"]["convolution (convmixer)"])
 
 
 def test_a_folder_of_images_gives_the_notebook_a_copy_of_its_own(root, tmp_path, monkeypatch):

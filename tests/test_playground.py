@@ -185,7 +185,7 @@ def test_the_sheet_shows_every_picture_where_it_belongs(panel, images):
         assert np.array_equal(tile(panel, 0, column), response.filled)
         assert (tile(panel, 1, column)[::2, ::2].reshape(-1, 3) == 255).all(1).sum() == (response.mixing == 0).sum()
     words = [panel.sheet.words[0, column].get_text() for column in range(2, 5)]
-    assert [word.split()[0] for word in words] == ["conv", "attn", "Mixer"] and all(word.endswith("dB") for word in words)
+    assert [word.split()[0] for word in words] == ["conv", "attn", "mixer"] and all(word.endswith("dB") for word in words)
 
 
 def test_places_of_the_mouse_are_tokens_of_tiles_and_nothing_between(panel):

@@ -1,19 +1,36 @@
 import json
 import os
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import torch
 from forked import python
+from matplotlib.text import Text
 from PIL import Image
 from synthetic import NO_TORCH, record_of, run_record, saved_sweep
 
 from biasnb.config import Config
-from biasnb.figures import FIGURES, TABLES, curves, levels, show_figure, show_table, style, tables, write_figures, write_tables
+from biasnb.evidence import claims, hypotheses
+from biasnb.figures import (
+    FIGURES,
+    TABLES,
+    board,
+    dots,
+    lines,
+    pictures,
+    show_figure,
+    show_table,
+    style,
+    tables,
+    write_figures,
+    write_tables,
+)
 from biasnb.figures.style import BASELINES
-from biasnb.operators import CUBE
+from biasnb.operators import CUBE, MIXERS
 from biasnb.records import places, store
 from biasnb.records.store import Store, StoreError
+from biasnb.training import evaluation
 
 CHECKOUT = places.CHECKOUT
 STUDIES = [path.stem for path in sorted((CHECKOUT / "results/quick/sweeps").glob("*.json"))]
@@ -37,25 +54,25 @@ def test_missing_failed_and_diverged_runs_are_counted_and_never_averaged(root):
         g.store.path(key).unlink()
     g.store.path(keys[3], ".error").write_text("MemoryError")
     g.store.save(run_record("igpt", 1, 1, status="diverged"))
-    row = tables.summary(g).set_index(["network", "depth"]).loc[("iGPT (attention)", "1")]
+    row = tables.summary(g).set_index(["network", "depth"]).loc[("attention (igpt)", "1")]
     assert (row["n"], row["diverged"], row["failed"], row["missing"]) == (1, 1, 1, 1)
     assert g.frame().set_index("key").status[keys].tolist() == ["missing", "diverged", "done", "failed"]
     left = g.store.load(keys[2])["psnr"]["test"]
     assert row["masked PSNR, dB"] == f"{left:.2f} (1)"
-    assert before.set_index(["network", "depth"]).loc[("iGPT (attention)", "1"), "n"] == 4
+    assert before.set_index(["network", "depth"]).loc[("attention (igpt)", "1"), "n"] == 4
     cells = tables.depths(g)
-    assert all(cell.endswith("(1)") for cell in cells[cells.network == "iGPT (attention)"]["depth 1"])
+    assert all(cell.endswith("(1)") for cell in cells[cells.network == "attention (igpt)"]["depth 1"])
     for key in keys:
         g.store.path(key).unlink(missing_ok=True)
     gaps = tables.differences(g)
-    gaps = gaps[gaps.difference.str.contains("iGPT") & (gaps.depth == 1)]
+    gaps = gaps[gaps.difference.str.contains("igpt") & (gaps.depth == 1)]
     assert gaps["masked PSNR, dB"].tolist() == gaps["probe, points"].tolist() == ["—"] * 2
 
 
 def test_differences_are_paired_by_seed(root):
     g = saved_sweep(Store("smoke"), seed=[0, 1, 2])
     frame = g.frame().pivot(index=["depth", "seed"], columns="mixer", values="psnr").loc[2]
-    row = tables.differences(g).set_index(["difference", "depth"]).loc[("iGPT (attention) − ConvMixer (convolution)", 2)]
+    row = tables.differences(g).set_index(["difference", "depth"]).loc[("attention (igpt) − convolution (convmixer)", 2)]
     assert row["masked PSNR, dB"] == tables.plus_minus(frame["igpt"] - frame["convmixer"], 2)
     assert row["n"] == 3
     assert len(tables.differences(g)) == 3 * 2
@@ -65,13 +82,15 @@ def test_effects_of_the_cube_are_those_of_the_design_over_complete_seeds(root):
     """PSNR falls by 2 dB from cell to cell in the order of the cube, so the effects are known up to the noise of 0.1 dB."""
     g = saved_sweep(Store("smoke"), "21_cube", pretext="bert")
     table = tables.effects(g).set_index("effect")
-    assert table["n"].tolist() == [2] * 7
-    known = {"local": 1 * 2, "shared": 2 * 2, "dynamic": -4 * 2, "local x shared": 0, "local x shared x dynamic": 0}
+    assert len(table) == 7 + 4 + 3 and table["PSNR, dB"][:11].str.endswith("(2)").all()
+    known = {"locality": 1 * 2, "weight sharing": 2 * 2, "input dependence": -4 * 2, "locality × weight sharing": 0,
+             "locality × weight sharing × input dependence": 0, "input dependence, attn − full": -4 * 2}  # fmt: skip
     for effect, value in known.items():
         assert float(table.loc[effect, "PSNR, dB"].split(" ± ")[0]) == pytest.approx(value, abs=0.3), effect
-    assert table.loc["local", "probe, points"] == "0.0 ± 0.0 (2)"
+    assert table.loc["locality", "probe, points"] == "0.0 ± 0.0 (2)"
     g.store.path(next(run["key"] for run in g.runs if run["mixer"] == "attn" and run["seed"] == 1)).unlink()
-    assert tables.effects(g)["n"].tolist() == [1] * 7
+    assert tables.effects(g)["PSNR, dB"][:7].str.endswith("(1)").all()
+    assert tables.effects(saved_sweep(Store("smoke"))).empty
 
 
 def broken(g):
@@ -104,7 +123,10 @@ def test_all_that_a_study_shows_is_written_and_drawn_again_alike(root, monkeypat
     monkeypatch.setitem(style.STYLE, "savefig.dpi", 60)
     save = style.Picture.savefig
     monkeypatch.setattr(style.Picture, "savefig", lambda *a, format, **k: format == "png" and save(*a, format=format, **k))
-    g = saved_sweep(Store("smoke"), study)
+    g = saved_sweep(Store("smoke"), study, **({} if study == "10_one_run" else {"seed": [0, 1]}))
+    if "steps" in g.content["figures"]:
+        for run in g.runs:
+            keep(g, run, psnr_by_step=[{"step": step, "psnr": 20.0 + step} for step in (1, 2, 4)])
     paths = write_figures(g, root / "all") + write_tables(g, root / "all")
     pictures = [f"{study}-{n}{s}" for n in g.content["figures"] for s in (".png", ".svg", ".pdf", "-numbers.csv")]
     pages = [f"{study}-{n}{s}" for n in g.content["tables"] for s in (".md", ".csv", ".tex")]
@@ -116,6 +138,11 @@ def test_all_that_a_study_shows_is_written_and_drawn_again_alike(root, monkeypat
         assert one.read_bytes() == other.read_bytes(), one.name
         if one.suffix == ".tex":
             latex_is_whole(one.read_bytes().decode("ascii"))
+
+
+def keep(g, run, **fields):
+    """Save the record of a run with these fields."""
+    g.store.save({**g.store.load(run["key"]), **fields}, g.store.arrays(run["key"]))
 
 
 def latex_is_whole(text):
@@ -130,7 +157,7 @@ def latex_is_whole(text):
 
 def rows(table):
     """What the rows of a table are of, but for the baselines."""
-    first = table.iloc[:, :2].astype(str).agg(" ".join, axis=1)
+    first = table[[column for column in table.columns[:2] if "," not in column]].astype(str).agg(" ".join, axis=1)
     return [row for row in first if not row.startswith(tuple(BASELINES.values()))]
 
 
@@ -164,18 +191,18 @@ def test_a_study_with_gaps_is_drawn_and_its_tables_count_them(root, study):
 def test_a_notebook_shows_what_is_written_and_that_of_your_own_runs_is_kept(root):
     g = saved_sweep(Store("smoke"), "40_reconstructions")
     picture, kept = show_figure("rows", g), root / "runs/smoke/figures/40_reconstructions-rows.png"
-    assert picture.data == kept.read_bytes() and picture.width == pytest.approx(10.5 * style.STYLE["figure.dpi"], abs=1)
+    assert picture.data == kept.read_bytes() and picture.width == pytest.approx(9.6 * style.STYLE["figure.dpi"], abs=1)
     assert show_figure("rows", g).data == picture.data
     written = write_figures(g, root / "all")
     assert {path.suffix for path in written} == {".png", ".svg", ".pdf", ".csv"} and written[0].read_bytes() == picture.data
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(written, write_figures(g, root / "b"), strict=True))
-    table = show_table("reconstruction", g)
-    assert "masked PSNR, dB" in table and "paper" in table
-    page = root / "runs/smoke/tables/40_reconstructions-reconstruction.md"
+    table = show_table("depths", g)
+    assert "depth 1" in table and "paper" in table
+    page = root / "runs/smoke/tables/40_reconstructions-depths.md"
     assert page.read_text() == write_tables(g, root / "all")[0].read_text()
     os.symlink(CHECKOUT / "results", root / "results")
     reference = next(sweep for sweep in Store("quick", "results").sweeps() if sweep.name == "40_reconstructions")
-    assert show_figure("rows", reference).data != picture.data and len(show_table("reconstruction", reference))
+    assert show_figure("rows", reference).data != picture.data and len(show_table("depths", reference))
     assert {path.name for path in (root / "runs").glob("*/*/*.*")} == {kept.name, page.name}
 
 
@@ -262,9 +289,9 @@ def test_light_commands_import_no_torch(tmp_path):
 def test_every_operator_is_in_every_panel_of_a_factor_that_it_reads(root):
     """An operator that does not read one factor of a sweep is still compared on the others."""
     g = saved_sweep(Store("smoke"), "24_geometry")
-    runs = levels.done_runs(g)
+    runs = lines.done_runs(g)
     for name in g.factors():
-        shown = levels.at_base(g, runs, name)
+        shown = lines.at_base(g, runs, name)
         for mixer in ("convmixer", "mixer", "igpt"):
             count = shown[shown.mixer == mixer][name].dropna().nunique()
             assert count >= 2 or (name == "kernel" and mixer != "convmixer"), (name, mixer)
@@ -276,78 +303,122 @@ def test_the_base_of_a_sweep_is_the_point_that_it_varies_around(root):
     assert saved_sweep(Store("smoke"), "21_cube").base() == {"pretext": "bert", "kernel": 3, "rank": 2}
 
 
-# ---- curves -------------------------------------------------------------------------------------------------------------
+# ---- figures ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_gap_is_that_of_networks_of_one_seed_and_depth(root):
+def test_the_look_is_that_of_family_traits_and_reach():
+    looks = {mixer: style.look(mixer) for mixer in (*CUBE, "mixer", "identity")}
+    assert looks["conv"]["color"] == looks["gconv"]["color"] != looks["lc"]["color"] == looks["full"]["color"]
+    assert len({looks[mixer]["color"] for mixer in ("conv", "gattn", "lc", "mixer", "identity")}) == 5
+    assert all((looks[mixer]["markerfacecolor"] == "white") != MIXERS[mixer].dynamic for mixer in looks)
+    assert all((looks[mixer]["marker"] == "o") == MIXERS[mixer].local for mixer in looks)
+    assert len({tuple(look.values()) for look in looks.values()}) == len(looks)
+
+
+def test_psnr_by_step_leaves_out_records_that_lack_it_and_says_so(root):
     g = saved_sweep(Store("smoke"), seed=[0, 1, 2])
-    figure, table = curves.gap(g)
-    known = g.frame().pivot(index=["depth", "seed"], columns="mixer", values="psnr")
-    for row in table.itertuples():
-        assert row.psnr == pytest.approx(known.loc[(row.depth, row.seed), row.mixer] - known.loc[(row.depth, row.seed), "igpt"])
-    assert len(table) == 2 * 2 * 3 and len(figure.axes) == 2
-    g.store.path(next(run["key"] for run in g.runs if (run["mixer"], run["depth"], run["seed"]) == ("igpt", 1, 2))).unlink()
-    assert len(curves.gap(g)[1]) == 12 - 2
+    turned = {"convmixer": (20, 24), "mixer": (19, 22), "igpt": (18, 23)}
+    for run in g.runs:
+        start, end = turned[run["mixer"]]
+        keep(g, run, psnr_by_step=[{"step": 1, "psnr": start}, {"step": 2, "psnr": start}, {"step": 4, "psnr": end}])
+    figure, table = lines.psnr_by_step(g)
+    assert len(table) == 2 * 3 * 3 * 3 and "left out" not in figure.get_supxlabel()
+    orders = "convolution > token MLP > attention", "convolution > attention > token MLP"
+    assert " ".join(figure.get_suptitle().split()) == f"PSNR at 1 steps: {orders[0]}; from 4 on: {orders[1]}"
+    assert figure.axes[0].texts[0].get_text() == "image mean"
+    keep(g, g.runs[0], psnr_by_step=None)
+    figure, table = lines.psnr_by_step(g)
+    assert len(table) == 51 and "1 of 18 runs have no PSNR by step and are left out" in figure.get_supxlabel()
+    for run in g.runs:
+        keep(g, run, psnr_by_step=None)
+    assert lines.psnr_by_step(g)[1].empty and "no record has the PSNR by step" in show_figure("steps", g).data
 
 
-def test_the_interaction_plot_shows_the_eight_cells_under_the_first_pretext(root):
+def test_levels_of_one_seed_are_not_drawn_and_of_two_are(root):
+    g = saved_sweep(Store("smoke"), "26_permutation")
+    assert "one seed" in show_figure("levels", g).data and write_figures(g, root / "all") == []
+    assert show_figure("levels", saved_sweep(Store("smoke"), "26_permutation", seed=[0, 1])).data.startswith(b"\x89PNG")
+
+
+def test_the_interaction_plot_pairs_the_eight_cells_along_every_bias(root):
     g = saved_sweep(Store("smoke"), "21_cube")
     figure, table = FIGURES["interactions"](g)
     assert table.groupby("mixer").size().to_dict() == dict.fromkeys(CUBE, 2)
-    words = [text.get_text() for text in figure.axes[0].texts]
-    assert {"●● local, shared\nconv → lattn", "●○ local\nlc → lattn_abs", "○● shared\ngconv → gattn",
-            "○○ neither\nfull → attn"} < set(words)  # fmt: skip
+    pairs = [[text.get_text().split(":")[0] for text in ax.texts] for ax in figure.axes[:3]]
+    assert set(pairs[2]) == {"conv → lattn", "lc → lattn_abs", "gconv → gattn", "full → attn"}
+    assert set(pairs[0]) == {"gconv → conv", "full → lc", "gattn → lattn", "attn → lattn_abs"} and len(pairs[1]) == 4
     assert "n = 2 paired seeds" in figure.get_supxlabel().replace("\n", " ")
 
 
 @pytest.mark.parametrize("plain", ["leaves", "digits"])
 def test_the_switch_is_between_the_data_set_and_the_twin_that_were_asked_for(root, plain):
-    g = saved_sweep(Store("smoke"), "30_symmetry", fields=[plain, f"{plain}_coded"])
+    g = saved_sweep(Store("smoke"), "30_symmetry", fields=[plain, f"{plain}_coded"], seed=[0, 1])
     figure, table = FIGURES["switch"](g)
     for ax in figure.axes:
-        assert [label.get_text().split("\n")[0] for label in ax.get_xticklabels()] == [plain, "twin with a code by place"]
-    assert table.groupby("dataset").size().to_dict() == {plain: 4, f"{plain}_coded": 4}
+        assert [label.get_text() for label in ax.get_xticklabels()] == [plain, f"{plain}_coded"]
+    assert table.groupby("dataset").size().to_dict() == {plain: 8, f"{plain}_coded": 8}
+
+
+def test_measures_are_those_of_one_data_set_and_padding(root):
+    g = saved_sweep(Store("smoke"), "30_symmetry")
+    assert dots.symmetry(g)[1].groupby("mixer").size().to_dict() == dict.fromkeys(CUBE, 2)
+    assert tables.measures(g)["n"].tolist() == [1] * 8
 
 
 def test_losses_are_compared_with_probes_only_where_the_task_is_the_same(root):
     g = saved_sweep(Store("smoke"), "24_geometry")
     frame = g.frame()
     same = (frame.patch == 2) & (frame.mask_rate == 0.5) & (frame.budget == "steps") & (frame.steps == 4)
-    assert 0 < len(curves.loss_probe(g)[1]) == same.sum() < len(frame)
+    assert 0 < len(dots.loss_probe(g)[1]) == same.sum() < len(frame)
 
 
-def test_sizes_are_the_numbers_of_images_and_equal_runs_count_once(root):
-    """All images asked for by name or as 0 are the same run of a seed."""
-    g = saved_sweep(Store("smoke"), "27_sample_size")
-    for run in g.runs:
-        record = g.store.load(run["key"])
-        record["data"] |= {"pool": min(run["images"] or 64, 64), "train": run["labelled"]}
-        g.store.save(record, g.store.arrays(run["key"]))
-    figure, table = curves.sample_size(g)
-    assert set(table.n_images) == {64} and set(table.n_labelled) == {100, 200}
+def test_levels_ascend_and_all_images_come_last(root):
+    figure, _ = FIGURES["sample_size"](saved_sweep(Store("smoke"), "27_sample_size", images=[0, 64], seed=[0, 1]))
     labels = [[tick.get_text() for tick in ax.get_xticklabels()] for ax in figure.axes]
-    assert labels == [["64\n(all)"], ["64\n(all)"], ["100", "200"]]
-    dots = [len(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == "."]
-    assert dots == [1, 1, 1]
+    assert labels == [["64", "all"]] * 2 + [["100", "200"]] * 2
+
+
+def test_reconstructions_show_two_depths_with_the_error_of_each_image(root):
+    g = saved_sweep(Store("smoke"), "40_reconstructions")
+    figure, table = pictures.reconstructions(g)
+    assert table.groupby(["depth", "mixer"]).size().to_dict() == {
+        (depth, mixer): 10 for depth in (1, 2) for mixer in ("convmixer", "mixer", "igpt")}  # fmt: skip
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[:3] == ["original", "masked", "mean of visible neighbours"] and len(names) == 3 + 3 + 4 + 3 + 3
+    record = next(run for run in g.runs if (run["mixer"], run["depth"]) == ("igpt", 1))
+    arrays = g.store.arrays(record["key"])
+    hidden = (arrays["input"] == 128).all(-1)
+    hidden = hidden if hidden.any() else np.ones_like(hidden)
+    assert table[(table.mixer == "igpt") & (table.depth == 1)].psnr.notna().all()
+    wrong = (arrays["images"][0].astype(float) - arrays["reconstruction"][0])[np.ones_like(hidden[0])]
+    assert pictures.psnr(arrays["images"][:1], arrays["reconstruction"][:1], np.ones_like(hidden[:1])) == [
+        pytest.approx(10 * np.log10(255**2 / (wrong**2).mean()))]  # fmt: skip
+
+
+def test_the_mean_of_visible_neighbours_is_that_of_the_baseline():
+    rng = np.random.default_rng(0)
+    images, hidden = rng.integers(0, 256, (3, 8, 8, 3), np.uint8), rng.random((3, 8, 8)) < 0.7
+    expected = evaluation.neighbour_mean(torch.from_numpy(images).float(), torch.from_numpy(hidden))
+    assert np.abs(pictures.neighbour_mean(images, hidden).astype(int) - expected.numpy()).max() <= 0.51
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("study", "name", "overrides", "panels"),
     [
-        ("20_trio", "gap", {"seed": 0, "depth": 1}, 2),
-        ("20_trio", "gap", {"mixer": ["mixer", "igpt"], "pretext": "supervised"}, 1),
-        ("20_trio", "gap", {"mixer": ["mixer", "convmixer"]}, None),
-        ("20_trio", "gap", {"mixer": "igpt"}, None),
+        ("20_trio", "depth", {"seed": 0, "depth": 1}, 2),
+        ("20_trio", "depth", {"mixer": ["mixer", "igpt"], "pretext": "supervised"}, 1),
         ("21_cube", "interactions", {"mixer": ["conv", "lattn"], "pretext": "ar"}, 2),
-        ("21_cube", "interactions", {"mixer": ["conv", "full"]}, None),
+        ("21_cube", "interactions", {"mixer": ["conv", "attn"]}, None),
+        ("21_cube", "psnr_probe", {"mixer": ["conv", "mixer"], "seed": [0, 1]}, 1),
+        ("21_cube", "psnr_probe", {"pretext": "supervised"}, None),
         ("24_geometry", "mask_rate", {"mask_rate": 0.75}, None),
-        ("24_geometry", "mask_rate", {"mixer": "conv"}, 2),
+        ("24_geometry", "mask_rate", {"mixer": "conv", "seed": [0, 1]}, 2),
         ("24_geometry", "loss_probe", {"mixer": "conv", "depth": 1, "width": 8, "kernel": 3}, 1),
         ("24_geometry", "loss_probe", {"pretext": "none"}, None),
-        ("27_sample_size", "sample_size", {"images": 0}, 1),
+        ("27_sample_size", "sample_size", {"images": 0, "seed": [0, 1]}, 2),
         ("27_sample_size", "sample_size", {"images": 0, "labelled": 100}, None),
-        ("27_sample_size", "sample_size", {"pretext": "supervised"}, 1),
+        ("27_sample_size", "sample_size", {"pretext": "supervised", "seed": [0, 1]}, 1),
     ],
 )
 def test_a_restricted_sweep_is_drawn_as_far_as_it_compares_anything(root, study, name, overrides, panels):
@@ -364,17 +435,43 @@ def test_a_restricted_sweep_is_drawn_as_far_as_it_compares_anything(root, study,
 
 
 def test_names_of_lines_stay_apart_in_order_and_inside_the_panel():
-    figure, (ax,) = style.canvas(6, 4)
+    figure, ((ax,),) = style.canvas(6, 4)
     ax.plot([0, 1], [0, 10])
     levels = [0.0, 0.01, 0.02, 5.0, 9.99, 10.0, float("nan")]
-    curves.name_ends(ax, [curves.end(level, f"line {i}\nmore", "conv") for i, level in enumerate(levels)])
+    style.name_ends(ax, [(1, level, f"line {i}\nmore", "red") for i, level in enumerate(levels)])
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in ax.texts]
+    boxes = [Text.get_window_extent(text) for text in ax.texts]  # without their leader lines
     assert [text.get_text()[5] for text in ax.texts] == list("012345")
     assert all(lower.y1 <= upper.y0 for lower, upper in pairwise(boxes))
     panel = ax.get_window_extent()
     assert panel.y0 <= boxes[0].y0 and boxes[-1].y1 <= panel.y1
     assert abs((boxes[3].y0 + boxes[3].y1 - panel.y0 - panel.y1) / panel.height) < 0.05
+
+
+def test_names_of_dots_overlap_no_other_name():
+    figure, ((ax,),) = style.canvas(9, 6)
+    rng = np.random.default_rng(0)
+    places = {mixer: tuple(rng.random(2)) for mixer in list(MIXERS)[:20]}
+    ax.plot(*zip(*places.values(), strict=True), "o")
+    dots.label_dots(ax, places)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
+    assert len(boxes) == 20 and sum(a.overlaps(b) for a, b in combinations(boxes, 2)) == 0
+
+
+def test_the_board_has_a_row_per_claim_and_metric_and_the_worst_of_its_findings(root):
+    """Six seeds in one profile decide something, two in another nothing."""
+    for profile, seeds in (("quick", [0, 1]), ("smoke", range(6))):
+        saved_sweep(Store(profile), seed=list(seeds)).save()
+    found = claims.findings([Store("quick"), Store("smoke")])
+    words = [text.get_text() for text in board.board(found).axes[0].texts]
+    rows = dict.fromkeys((f.claim.id, f.metric) for f in found)
+    verdicts = [word for word in words if word[:1] in hypotheses.MARKS.values() and word[1:2] == " "]
+    assert len(verdicts) == 2 * len(rows)
+    assert words.index("smoke") < words.index("quick"), "what decides most comes first"
+    at = words.index("P1a")
+    assert words[at + 3] == "? undecided" and "✓ supported, n 6" in words[at : at + 9]
+    assert any(word.startswith("? undecided, n 6; 0 of 2 supported") for word in words)
 
 
 # ---- tables -------------------------------------------------------------------------------------------------------------
@@ -400,7 +497,7 @@ def test_latex_writes_every_character():
 
 ENTRY = """[[reported]]
 table = "20_trio-summary"
-row = { network = "iGPT (attention)", depth = "1" }
+row = { network = "attention (igpt)", depth = "1" }
 value = "44.1 % probe"
 source = "Table 1"
 """
@@ -413,13 +510,13 @@ def enter(root, text):
 def test_a_number_of_the_paper_stands_in_its_row_of_its_table(root):
     g = saved_sweep(Store("smoke"))
     assert set(tables.make("summary", g).paper) == {"—"}
-    other = ENTRY.replace("trio-summary", "trio-differences").replace("iGPT (attention)", "x").replace("network", "difference")
+    other = ENTRY.replace("trio-summary", "trio-differences").replace("attention (igpt)", "x").replace("network", "difference")
     enter(root, ENTRY + ENTRY.replace("44.1 % probe", "5 dB") + ENTRY.replace('"1"', '"16"'))
     table = tables.make("summary", g)
     assert list(table)[-1] == "paper"
     shown = table[table.paper != "—"]
     assert shown[["network", "depth", "paper"]].values.tolist() == [
-        ["iGPT (attention)", "1", "44.1 % probe (Table 1); 5 dB (Table 1)"]]  # fmt: skip
+        ["attention (igpt)", "1", "44.1 % probe (Table 1); 5 dB (Table 1)"]]  # fmt: skip
     assert set(tables.make("cost", g).paper) == {"—"}
     assert "44.1 % probe (Table 1)" in next(p for p in write_tables(g, root) if p.name == "20_trio-summary.csv").read_text()
     enter(root, other)
@@ -436,7 +533,7 @@ def test_a_number_of_the_paper_stands_in_its_row_of_its_table(root):
         ("trio-summary", "trio-sumary", "entry 1: table: '20_trio-sumary' is not known; did you mean '20_trio-summary'?"),
         ("trio-summary", "tiro-summary", "entry 1: table: '20_tiro-summary' is not known; did you mean '20_trio-summary'?"),
         ("row = {", "row = { neighbor = 1,", "entry 1: column: 'neighbor' is not known; did you mean 'neighbour mean, dB'?"),
-        ("iGPT (att", "iGTP (att", "entry 1: network: 'iGTP (attention)' is not known; did you mean 'iGPT (attention)'?"),
+        ("tion (igpt", "tion (itgp", "entry 1: network: 'attention (itgp)' is not known; did you mean 'attention (igpt)'?"),
         (', depth = "1"', "", "entry 1: row: fits 2 rows of 20_trio-summary"),
         ("[[reported]]", "[[reporter]]", "key: 'reporter' is not known; did you mean 'reported'?"),
         ("[[reported]]", "[reported]", "reported: not a list of entries"),

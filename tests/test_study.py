@@ -100,7 +100,7 @@ def test_a_plan_is_named_after_what_differs_from_the_notebook(root):
 
 
 def test_a_plan_names_the_tables_and_figures_that_the_notebook_shows(root):
-    assert manifest.plan("21_cube", {"profile": "smoke"}).content["figures"] == ["cube", "effects", "interactions"]
+    assert manifest.plan("21_cube", {"profile": "smoke"}).content["figures"] == ["psnr_probe", "effects", "interactions"]
 
 
 def test_the_overview_counts_saved_runs_by_level(root):

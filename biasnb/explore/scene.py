@@ -10,7 +10,7 @@ import torch
 
 from ..config import BiasnbError, short
 from ..data.datasets import generator
-from ..figures.style import LABELS, STYLE, footer
+from ..figures.style import STYLE, footer
 from ..networks import pretrained
 from ..records.store import Store
 from ..training.measures import mixing_row, rolled, sensitivity
@@ -141,7 +141,7 @@ def networks(names, profile="quick"):
 
 def labels(models):
     """{name: what stands above its column}: of what mixes, or the end of the name itself where two mix alike."""
-    found = {name: LABELS[model.cfg.mixer].partition(" (")[0] for name, model in models.items()}
+    found = {name: model.cfg.mixer for name, model in models.items()}
     return {name: label if list(found.values()).count(label) == 1 else name[-8:] for name, label in found.items()}
 
 

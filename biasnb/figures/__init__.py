@@ -1,58 +1,55 @@
-"""From records to pictures and tables, each drawn by its name for any sweep. `curves`, `levels`, `cube` and `features` have a
-kind of figure each, `tables` the tables, `board` the picture of the claims, `style` the parts that figures share. Imports
-`evidence`, `records`, the configuration and the table of operators, and no torch."""
+"""From records to pictures and tables, each drawn by its name for any sweep. `lines`, `dots`, `effects` and `pictures` have a
+kind of figure each, `tables` the tables, `board` the picture of the claims, `style` the one look of all. Imports `evidence`,
+`records`, the configuration and the table of operators, and no torch."""
 
 import io
+from functools import partial
 
 import matplotlib
 
 from ..records.files import write_atomic
-from . import cube, curves, features, levels, tables
-from .style import STYLE
+from . import dots, effects, lines, pictures, tables
+from .style import STYLE, Picture
 from .tables import TABLES, write_tables
 
 __all__ = ["FIGURES", "TABLES", "show_figure", "show_table", "write_figures", "write_tables"]
 
-# Name -> function of a sweep that gives the figure, None where the sweep has nothing of the kind, and its numbers as a frame.
+# Name -> function of a sweep that gives its numbers as a frame, and before them the figure, None where the sweep has nothing of
+# the kind, or words that say why it is not drawn.
 FIGURES = {
-    "curves": curves.learning_curves,
-    "layers": curves.probe_by_layer,
-    "psnr": curves.psnr_by_depth,
-    "gap": curves.gap,
-    "probe": curves.probe_by_depth,
-    "mask_rate": curves.mask_rate,
-    "sample_size": curves.sample_size,
-    "loss_probe": curves.loss_probe,
-    "levels": levels.levels,
-    "combinations": levels.combinations,
-    "cube": cube.cube,
-    "effects": cube.effects,
-    "interactions": cube.interactions,
-    "rows": features.reconstructions,
-    "completions": features.completions,
-    "symmetry": features.symmetry,
-    "switch": features.switch,
-    "spectrum": features.spectrum,
-    "fields": features.fields,
-    "distance": features.distance,
-    "similarity": features.similarity,
+    "rows": pictures.reconstructions,
+    "steps": lines.psnr_by_step,
+    "curves": lines.learning_curves,
+    "layers": lines.probe_by_layer,
+    "depth": lines.by_depth,
+    "levels": lines.levels,
+    "mask_rate": partial(lines.levels, only=("mask_rate",)),
+    "sample_size": partial(lines.levels, only=("images", "labelled")),
+    "switch": lines.switch,
+    "effects": effects.effects,
+    "interactions": effects.interactions,
+    "psnr_probe": dots.psnr_probe,
+    "loss_probe": dots.loss_probe,
+    "distance": dots.distance,
+    "symmetry": dots.symmetry,
 }
 # Metadata that is left out, so that the same records give the same bytes.
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def show_figure(name, sweep):
-    """What a notebook displays of a figure, or None where the sweep has nothing of the kind. That of your own runs is also
-    written to runs/PROFILE/figures. Raises StoreError for a name that is not in FIGURES and for a broken record."""
+    """What a notebook displays of a figure: the picture, a line that says why there is none, or None where the sweep has
+    nothing of the kind. That of your own runs is also written to runs/PROFILE/figures. Raises StoreError for a name that is
+    not in FIGURES and for a broken record."""
+    from IPython.display import Image, Markdown
+
     with matplotlib.rc_context(STYLE):
         figure, _ = draw(name, sweep)
-        if figure is None:
-            return None
+        if not isinstance(figure, Picture):
+            return figure and Markdown(f"*{figure}*")
         content = encoded(figure, "png")
     if sweep.store.base == "runs":
         write_atomic(sweep.store.folder / "figures" / f"{sweep.name}-{name}.png", content)
-    from IPython.display import Image
-
     return Image(content, width=round(figure.get_figwidth() * STYLE["figure.dpi"]))
 
 
@@ -67,20 +64,20 @@ def show_table(name, sweep):
 
 def write_figures(sweep, folder):
     """Write the figures that a sweep names as PNG, SVG and PDF to a folder, their numbers beside them as NAME-numbers.csv, as a
-    table of the same name has a CSV file too; a figure that the sweep has nothing for is left out. Returns the paths. Raises
+    table of the same name has a CSV file too; a figure that is not drawn is left out. Returns the paths. Raises
     StoreError for a name that is not in FIGURES and for a broken record."""
     paths = []
     for name in sweep.content.get("figures", ()):
         with matplotlib.rc_context(STYLE):
             figure, numbers = draw(name, sweep)
-            if figure is not None:
+            if isinstance(figure, Picture):
                 csv = numbers.to_csv(index=False, lineterminator="\n", float_format="%.6g")
                 paths += tables.write(folder / f"{sweep.name}-{name}", {**formats(figure), "-numbers.csv": csv})
     return paths
 
 
 def draw(name, sweep):
-    """The figure of this name, or None, and its numbers. To be called within the suite's style."""
+    """The figure of this name, or what stands in its place, and its numbers. To be called within the suite's style."""
     tables.known("figure", [name], FIGURES)
     return FIGURES[name](sweep)
 

@@ -3,6 +3,7 @@
 import textwrap
 
 import matplotlib
+import numpy as np
 import pandas as pd
 
 from ..config import PROFILES
@@ -10,12 +11,12 @@ from ..evidence import verdicts
 from ..evidence.contrasts import METRICS
 from ..evidence.hypotheses import MARKS, PAIRS
 from . import formats, show_figure, show_table, tables
-from .style import STYLE, canvas, footer
+from .style import STYLE, Picture, footer, title
 
-LEFT, WIDTH = 8.0, 3.6  # inches of words before the first profile; of a profile
-ROOM = 44  # characters in a cell
-SHADES = {"supported": "#b7d4ea", "contradicted": "#f5c6a5", "negligible": "#e6e0b8", "undecided": "#eeeeee",
-          "uninformative": "#eeeeee", "not run": "#ffffff"}  # fmt: skip
+LEFT, FOREST, WIDTH, NARROW = 4.6, 1.4, 4.1, 1.05  # inches of words, a forest, a profile with it, a profile without
+COLOURS = {"supported": "#1a7f37", "contradicted": "#b3261e", "negligible": "#7a5c00"}  # all else grey
+WORST = ("supported", "negligible", "not run", "uninformative", "undecided", "contradicted")  # last
+SHORT = {"loss": "loss (turned)", "probe": "probe, mean", "probe_best": "probe, best layer", "distance": "mixing distance"}
 READING = (
     "We compare networks trained with the same seed and report the mean paired difference with its 95 % t interval. A verdict "
     f"needs {PAIRS} pairs or more (one violation is enough against S2). Every run that ended counts; one that diverged counts "
@@ -38,31 +39,78 @@ READING = (
 
 
 def board(found):
-    """Claims down, profiles across: verdict, effect of the key test and n as one picture."""
-    rows = list(dict.fromkeys((f.claim, f.metric, f.row) for f in found))
-    columns = list(dict.fromkeys(column(found, f) for f in found))
-    figure, (ax,) = canvas(LEFT + WIDTH * len(columns), 0.34 * len(rows) + 1.3)
-    for y, (claim, metric, row) in enumerate(rows):
-        if y == 0 or rows[y - 1][0] is not claim:
-            ax.text(0, y, claim.id, weight="bold", va="center", fontsize=9)
-            words = f"{claim.text} {row}".strip()
-            ax.text(0.28, y, textwrap.shorten(words, 100, placeholder=" …"), va="center", fontsize=8)
-            ax.axhline(y - 0.5, color="0.85", linewidth=0.6)
-        elif row:
-            ax.text(0.5, y, row, va="center", fontsize=8, color="0.35")
-        ax.text(6.1, y, METRICS[metric].name, va="center", fontsize=8, color="0.35")
+    """A forest plot, a row per claim and metric: the effects of the profile that decides most, the verdicts of all others. Of a
+    claim with several rows the worst one is drawn."""
+    rows, decided = {}, {}
     for f in found:
-        cell(ax, LEFT + WIDTH * columns.index(column(found, f)), rows.index((f.claim, f.metric, f.row)), f)
-    for x, (profile, evidence) in enumerate(columns):
-        left, about = LEFT + WIDTH * x, PROFILES[profile]["about"].split(",")[0]
-        ax.text(left, -1.15, f"{profile} {evidence}".strip(), weight="bold", va="center", fontsize=9)
-        ax.text(left, -0.72, about, va="center", fontsize=8, color="0.35")
-    ax.set(xlim=(0, LEFT + WIDTH * len(columns)), ylim=(len(rows) - 0.4, -1.5))
-    ax.grid(False)
+        rows.setdefault((f.claim, f.metric), {}).setdefault(column(found, f), []).append(f)
+        decided[column(found, f)] = decided.get(column(found, f), 0) + (f.verdict in COLOURS)
+    places = sorted(decided, key=decided.get, reverse=True)
+    claims, width = list(dict.fromkeys(claim for claim, _ in rows)), LEFT + WIDTH + NARROW * (len(places) - 1)
+    lefts = [LEFT, *(LEFT + WIDTH + NARROW * i for i in range(len(places) - 1))]
+    figure = Picture(figsize=(width, 0.27 * len(rows) + 1.2), layout="constrained")
+    ax = figure.subplots()
+    for y, ((claim, metric), cells) in enumerate(rows.items()):
+        if claims.index(claim) % 2:
+            ax.axhspan(y - 0.5, y + 0.5, color="0.96", linewidth=0)
+        metrics = [one for other, one in rows if other is claim]
+        if metric == metrics[0]:
+            middle = y + (len(metrics) - 1) / 2
+            ax.text(0.05, middle, claim.id, weight="bold", va="center", fontsize=8)
+            ax.text(0.42, middle, textwrap.fill(claim.text, 55), va="center", fontsize=7, linespacing=1.05)
+        ax.text(LEFT - 1.1, y, SHORT.get(metric, METRICS[metric].name), va="center", fontsize=7, color="0.3")
+        for place, findings in cells.items():
+            cell(ax, lefts[places.index(place)], y, findings, place == places[0])
+    for x, (profile, evidence) in zip(lefts, places, strict=True):
+        ax.text(x, -1.6, f"{profile} {evidence}".strip(), weight="bold", va="center", fontsize=8.5)
+    about = PROFILES[places[0][0]]["about"].split(",")[0]
+    ax.text(LEFT + FOREST + 0.1, -1.6, textwrap.shorten(about, 50), va="center", fontsize=7, color="0.3")
+    ax.text(LEFT + FOREST / 2, -0.9, "← against    for →", va="center", ha="center", fontsize=7, color="0.3")
+    ax.vlines(LEFT + FOREST / 2, -0.5, len(rows) - 0.5, color="0.6", linewidth=0.7)
+    ax.set(xlim=(0, width), ylim=(len(rows) - 0.4, -2.2))
     ax.set_axis_off()
-    counts = [f"{mark} {sum(f.verdict == verdict for f in found)} {verdict}" for verdict, mark in MARKS.items()]
-    footer(figure, f"{', '.join(counts)}; effect with 95 % interval of the test that the verdict hangs on, n paired seeds")
+    counts = pd.Series([f.verdict for f in found]).value_counts()
+    words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if verdict in counts)
+    title(figure, f"{len(found)} verdicts on {len(claims)} claims: {words}")
+    words = "dot and line: the effect that the verdict hangs on, mean and 95 % t interval over n paired seeds, each row in its "
+    words += "own units, turned so that the claim is right of the line; open: one seed; tick or band: the margin of the rule; "
+    footer(figure, words + "of a claim with several rows the worst is drawn, and claims.md has all")
     return figure
+
+
+def cell(ax, x, y, findings, whole):
+    """The worst of the findings about a claim and metric: its verdict and, if `whole`, its interval and how many of them are
+    supported."""
+    f = max(findings, key=lambda one: WORST.index(one.verdict))
+    colour, strong = COLOURS.get(f.verdict, "0.5"), f.verdict in COLOURS
+    if not whole:
+        ax.text(x, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=7, color=colour)
+        return
+    if f.key_test and f.n and not f.key_test.goal.startswith("all"):
+        forest(ax, x, y, f.key_test, colour)
+    said = f"{MARKS[f.verdict]} {f.verdict}" + (f", n {f.n}" if f.n else "")
+    if len(findings) > 1 and f.verdict != "not run":
+        said += f"; {sum(one.verdict == 'supported' for one in findings)} of {len(findings)} supported"
+    ax.text(x + FOREST + 0.1, y - 0.2, said, va="center", fontsize=7, weight="bold", color=colour if strong else "0.4")
+    words = f.why if f.verdict == "not run" else f.effect if len(f.effect) < 56 else f.effect.rpartition(": ")[2]
+    ax.text(x + FOREST + 0.1, y + 0.23, textwrap.shorten(words, 56, placeholder=" …"), va="center", fontsize=6.3,
+            color="0.15" if strong else "0.45")  # fmt: skip
+
+
+def forest(ax, x, y, test, colour):
+    """The effect of a test around the middle of its column, turned and scaled so that its farthest end fits."""
+    mean, low, high, *_ = test.effect
+    ends = [value for value in (mean, low, high, test.margin) if not np.isnan(value)]
+    turn = -1 if test.goal in ("below", "at most") else 1
+    scale = turn * (FOREST / 2 - 0.08) / max(*map(abs, ends), 1e-12) / (1 if test.n > 1 else 2)
+    zero, margin = x + FOREST / 2, abs(scale) * test.margin
+    if test.goal in ("within", "differs"):
+        ax.fill_betweenx([y - 0.3, y + 0.3], zero - margin, zero + margin, color="0.85", linewidth=0)
+    elif margin:
+        ax.plot([zero + scale * test.margin] * 2, [y - 0.25, y + 0.25], color="0.4", linewidth=1)
+    ax.plot([zero + scale * low, zero + scale * high], [y, y], color=colour, linewidth=1.6)
+    ax.plot(zero + scale * mean, y, "o", color=colour, markersize=4.5,
+            markerfacecolor=colour if test.n > 1 else "white")  # fmt: skip
 
 
 def column(found, f):
@@ -70,15 +118,6 @@ def column(found, f):
     same = (f.claim, f.metric, f.row, f.profile)
     alike = [g for g in found if (g.claim, g.metric, g.row, g.profile) == same]
     return f.profile, f.evidence if len(alike) > 1 else ""
-
-
-def cell(ax, x, y, f):
-    ax.add_patch(matplotlib.patches.Rectangle((x, y - 0.46), 3.5, 0.92, color=SHADES[f.verdict], linewidth=0))
-    ax.text(x + 0.06, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=8, weight="bold")
-    words = f.why if f.verdict == "not run" else f"{f.effect}, n {f.n}"
-    if len(words) > ROOM and f.verdict != "not run":  # without the name of the test
-        words = f"{f.effect.rpartition(': ')[2]}, n {f.n}"
-    ax.text(x + 1.12, y, textwrap.shorten(words, ROOM, placeholder=" …"), va="center", fontsize=7.2, color="0.25")
 
 
 def draw(found):
@@ -124,10 +163,8 @@ def page(found, every):
         for f in found:
             if f.profile == profile:
                 text = f"{f.claim.text} *{f.row}*" if f.row else f.claim.text
-                lines.append(
-                    f"| [{f.claim.id}](#{f.claim.id.lower()}) | {text} | {METRICS[f.metric].name} "
-                    f"| {MARKS[f.verdict]} **{f.verdict}** | {f.effect} | {f.n} | {f.why} | {f.earlier or '—'} |"
-                )
+                verdict = f"{MARKS[f.verdict]} **{f.verdict}** | {f.effect} | {f.n} | {f.why} | {f.earlier or '—'}"
+                lines.append(f"| [{f.claim.id}](#{f.claim.id.lower()}) | {text} | {METRICS[f.metric].name} | {verdict} |")
         lines.append("")
     for claim in dict.fromkeys(f.claim for f in found):
         baselines = "; ".join(dict.fromkeys(METRICS[metric].baseline or "none" for metric in claim.metrics))
@@ -182,7 +219,7 @@ def tests_in_words(part):
 
 def write(found, folder):
     """Write claims.md, .csv, .tex and the board to a folder. Returns the paths."""
-    with matplotlib.rc_context({**STYLE, "savefig.dpi": 80, "svg.fonttype": "none"}):
+    with matplotlib.rc_context({**STYLE, "savefig.dpi": 110, "svg.fonttype": "none"}):
         paths = tables.write(folder / "claims", formats(board(found)))
     every = verdicts.tests(found)
     csv = every.to_csv(index=False, lineterminator="\n", float_format="%.6g")

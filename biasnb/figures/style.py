@@ -1,31 +1,36 @@
-"""One style for all pictures, and the parts that they are made of."""
+"""The look of all figures: hue = family, fill = dynamic or static, shape = local or global; titles, small print, labels."""
 
 import io
 import textwrap
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from ..evidence.stats import AXES, mean_interval
-from ..operators import MIXERS
+from ..operators import MIXERS, USER
 
-# seaborn's "colorblind" palette, without the second that it takes to import it
-PALETTE = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
-SHAPES = "os^DvP*X"
-GREY = "0.45"  # of baselines
+HUES = {
+    "convolution": "#0072b2",
+    "attention": "#d55e00",
+    "attention, not shared": "#8c2d04",
+    "free": "#009e73",
+    "token MLP": "#8f4fa8",
+    "control": "#6e6e6e",
+    "user-defined": "#000000",
+}
+OTHERWISE = {"mixer": "token MLP", "hyena": "convolution"}  # than traits say
+KEY = "hue: family; open: static, filled: dynamic; circle: local, square: global"
+GREY = "0.4"  # of baselines
 BASELINES = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
 STYLE = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), ".15"),
     "axes.axisbelow": True,
-    "grid.color": ".8",
     "lines.solid_capstyle": "round",
-    "patch.edgecolor": "w",
-    "patch.force_edgecolor": True,
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 110,
@@ -36,11 +41,6 @@ STYLE = {
 }
 
 
-def place(mixer):
-    """Where a mixer stands in the order of MIXERS; behind all others if this process does not know it."""
-    return list(MIXERS).index(mixer) if mixer in MIXERS else len(MIXERS)
-
-
 class Labels(dict):
     """Mixer -> its name in figures, also of an operator that was added later, or that this process does not know."""
 
@@ -48,32 +48,30 @@ class Labels(dict):
         return MIXERS[mixer].label if mixer in MIXERS else mixer
 
 
-class ByPlace(dict):
-    """Mixer -> one of these looks, by its place."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    def __missing__(self, mixer):
-        return self.looks[place(mixer) % len(self.looks)]
+LABELS = Labels()
 
 
-LABELS, COLOURS, MARKERS = Labels(), ByPlace(PALETTE), ByPlace(SHAPES)
+def hue(mixer):
+    """The colour of an operator's family."""
+    op = MIXERS.get(mixer)
+    if op is None or op.family == USER:
+        return HUES["user-defined"]
+    if op.family == "control":
+        return HUES["control"]
+    by_sharing = ("attention, not shared", "attention") if op.dynamic else ("free", "convolution")
+    return HUES[OTHERWISE.get(mixer, by_sharing[op.shared])]
 
 
-def traits(mixer):
-    """'●○●': local, shared, dynamic; nothing of an operator that this process does not know."""
-    return "".join("●" if getattr(MIXERS[mixer], name) else "○" for name in AXES) if mixer in MIXERS else ""
+def look(mixer, size=6.0):
+    """The marker of an operator, as keywords of matplotlib."""
+    op, colour = MIXERS.get(mixer), hue(mixer)
+    return {"color": colour, "marker": "o" if op and op.local else "s", "markersize": size, "markeredgewidth": 1.3,
+            "markerfacecolor": colour if op and op.dynamic else "white"}  # fmt: skip
 
 
 def mixers(sweep):
     """Mixers in the order they were asked for."""
     return list(dict.fromkeys(run["mixer"] for run in sweep.runs))
-
-
-def depths_of(sweep):
-    """Depths that were asked for, ascending."""
-    return sorted({run["depth"] for run in sweep.runs})
 
 
 class Picture(Figure):
@@ -85,18 +83,18 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def canvas(width, height, panels=1, sharey=True):
-    """A figure and its axes in a row, in the suite's style; no axes yet for 0 panels."""
+def canvas(width, height, rows=1, columns=1, **more):
+    """A figure of this size in inches, and its axes as an array of rows, with faint horizontal lines."""
     figure = Picture(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, panels, sharey=sharey, squeeze=False)[0] if panels else []
-    for ax in axes:
-        faint_grid(ax)
+    axes = figure.subplots(rows, columns, squeeze=False, **more)
+    for ax in axes.flat:
+        ax.grid(axis="y", color="0.92", linewidth=0.8)
     return figure, axes
 
 
-def faint_grid(ax, axis="y"):
-    ax.grid(axis=axis, color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
+def title(figure, words):
+    """The line above a figure that says what is seen."""
+    figure.suptitle(textwrap.fill(words, int(13 * figure.get_figwidth())), fontsize=11, x=0.01, ha="left")
 
 
 def caption(figure, sweep, words="", data=None, spread="mean and 95 % t interval over"):
@@ -118,94 +116,47 @@ def footer(figure, *lines):
     figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
 
 
-def legend(figure, names):
-    """A legend of networks above all panels: each with its marker and colour."""
-    dots = {"linestyle": "", "markersize": 5.5}
-    marks = [figure.axes[0].errorbar([], [], color=COLOURS[name], marker=MARKERS[name], **dots) for name in names]
-    top_legend(figure, marks, [LABELS[name] for name in names], min(len(names), 4 if len(names) % 3 else 3))
+def signed(value, digits=1):
+    """'+1.2' or '−0.3'."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def top_legend(figure, marks, texts, columns=3):
-    figure.legend(marks, texts, loc="outside upper left", ncols=columns, frameon=False)
+def short(mixer):
+    """'convolution' of convmixer: its name in titles."""
+    return LABELS[mixer].partition(" (")[0]
 
 
-def interval_dots(ax, x, values, mixer, filled=True, vertical=True, spread=True):
-    """Seeds as dots, their mean with its 95 % interval; without `spread` the mean and dots alone."""
-    mean, half, n = mean_interval(values)
-    if not n:
+def ranking(means, unit, digits=1):
+    """'convolution 21.0 > attention 19.1 dB': {mixer: mean} from the highest down."""
+    order = sorted((mixer for mixer in means if not np.isnan(means[mixer])), key=means.get, reverse=True)
+    return " > ".join(f"{short(mixer)} {means[mixer]:.{digits}f}" for mixer in order) + f" {unit}"
+
+
+def name_ends(ax, ends):
+    """Text at the right edge with a leader line to the end of each line: (x, y, text, colour); the texts are moved apart as
+    little as keeps them legible. Fixes the limits."""
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
+    ends = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
+    if not ends:
         return
-    at, dots, colour = (x, mean), (np.full(len(values), x), values), COLOURS[mixer]
-    bars = {"yerr" if vertical else "xerr": half} if n > 1 and spread else {}
-    if not vertical:
-        at, dots = at[::-1], dots[::-1]
-    ax.plot(*dots, ".", color=colour, alpha=0.35, markersize=5, zorder=2)
-    ax.errorbar(*at, **bars, color=colour, marker=MARKERS[mixer], markerfacecolor=colour if filled else "white",
-                markersize=5.5, capsize=2, linestyle="", zorder=3)  # fmt: skip
+    from scipy.optimize import isotonic_regression  # takes a while
+
+    scale = ax.yaxis.get_transform().transform
+    low, high = scale(ax.get_ylim())
+    levels = (scale([y for _, y, _, _ in ends]) - low) / (high - low)
+    inches = (ax.figure.get_figheight() - 1.3) / ax.get_subplotspec().get_gridspec().nrows - 0.2  # about, of the panel
+    halves = np.array([0.075 * (text.count("\n") + 1.15) / inches for _, _, text, _ in ends])
+    stacked = np.cumsum(halves) + np.cumsum([0, *halves])[:-1]  # centres of the texts on top of one another, from 0
+    stacked += np.clip(isotonic_regression(levels - stacked).x, 0, max(0, 1 - 2 * sum(halves)))
+    line = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.7, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+    for (x, y, text, colour), place in zip(ends, stacked, strict=True):
+        ax.annotate(text, (x, y), (1.05, place), textcoords="axes fraction", va="center", fontsize=8, color=colour,
+                    arrowprops={"color": colour, **line}, annotation_clip=False)  # fmt: skip
 
 
-def metric_dots(ax, x, rows, metric, mixer, vertical=True):
-    """`interval_dots` of the runs of a mixer, with those of a probe at random init open."""
-    part = rows[rows.mixer == mixer]
-    interval_dots(ax, x, part[metric].dropna().tolist(), mixer, vertical=vertical)
-    if metric == "probe":
-        interval_dots(ax, x, part.init_probe.dropna().tolist(), mixer, filled=False, vertical=vertical, spread=False)
-
-
-def plain_log(ax):
-    """A logarithmic y axis over few decades, with plain numbers at 1, 2 and 5."""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    ax.yaxis.set_minor_formatter(ticker.NullFormatter())
-    ax.yaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
-
-
-def pictures(rows, width=10.5):
-    """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square."""
-    columns, size = max(map(len, rows.values())), next(iter(rows.values())).shape[1]
-    step = size + max(1, size // 8)
-    sheet = np.full((len(rows) * step, columns * step, 3), 255, np.uint8)
-    for i, images in enumerate(rows.values()):
-        for j, image in enumerate(images):
-            sheet[i * step : i * step + size, j * step : j * step + size] = image
-    figure = Picture(figsize=(width, width / (columns + 2.2) * len(rows) + 0.6), layout="compressed")
-    ax = figure.subplots()
-    ax.imshow(sheet[: size - step, : size - step], interpolation="nearest")
-    ax.set(xticks=[], frame_on=False)
-    ax.set_yticks([i * step + (size - 1) / 2 for i in range(len(rows))], rows, fontsize=9)
-    ax.tick_params(length=0)
-    return figure
-
-
-def panels_of(labels, columns=None, width=10.5):
-    """A figure with a square panel under each label, in rows of so many columns, and its axes."""
-    columns = min(columns or len(labels), len(labels))
-    rows = -(-len(labels) // columns)
-    figure = Picture(figsize=(width, rows * (width / columns + (0.3 if rows > 1 else 0)) * 0.9 + 0.7), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for ax, label in zip(axes, labels, strict=False):
-        ax.set_title(label, fontsize=9 if columns < 6 else 7.5)
-    for ax in axes[len(labels) :]:
-        ax.set_axis_off()
-    return figure, axes[: len(labels)]
-
-
-def maps(panels, title, columns=None):
-    """Heat maps: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
-    figure, axes = panels_of(panels, columns)
-    for ax, values in zip(axes, panels.values(), strict=True):
-        image = ax.imshow(np.ma.masked_equal(values / max(values.max(), 1e-12), 0), cmap="viridis", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[])
-    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest")
-    if title:
-        footer(figure, title)
-    return figure
-
-
-def swatches(palettes):
-    """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
-    figure = Picture(figsize=(10.5, 0.45 * len(palettes) + 0.2), layout="constrained")
-    for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
-        ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
-        ax.set(xticks=[], yticks=[])
-        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    return figure
+def plain_log(axis):
+    """A logarithmic axis over few decades, with plain numbers at 1, 2 and 5."""
+    ticker = mpl.ticker
+    axis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(ticker.NullFormatter())

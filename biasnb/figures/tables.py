@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from ..config import fields_of, nearest
-from ..evidence.stats import EFFECTS, mean_interval
+from ..evidence.stats import AXES, mean_interval
+from ..operators import MIXERS
 from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.sweep import pixel_accuracy, with_columns
-from .cube import cube_effects
-from .levels import done_runs, level_name, percent
-from .style import BASELINES, LABELS, depths_of, mixers, traits
+from .effects import EFFECT_COLUMNS, Absent, effect_table
+from .lines import depths_of, done_runs, level_name, of_first, percent
+from .style import BASELINES, LABELS, mixers
 
 COUNTED = "mean ± half-width of the 95 % interval (n seeds)"
 
@@ -129,14 +130,18 @@ def cost(sweep):
 
 
 def effects(sweep):
-    """Main effects and interactions of the cube, paired by seed: mean ± 95 % interval over n seeds."""
-    rows, found = [], cube_effects(sweep)
-    for task, effect in product(dict.fromkeys(run["pretext"] for run in sweep.runs), EFFECTS.values()):
-        part = found[(found.pretext == task) & (found.effect == effect)]
-        psnr, probe = (part[part.metric == metric].value for metric in ("psnr", "probe"))
-        rows.append({"pretext": task, "effect": effect, "PSNR, dB": plus_minus(psnr, 2), "probe, points": plus_minus(probe, 1),
-                     "n": len(probe)})  # fmt: skip
-    return tidy(rows)
+    """Effects of the cube and their controls, by seed: mean ± half-width of the 95 % interval (n); empty without a cube."""
+    try:
+        found = effect_table(sweep)
+    except Absent:
+        found = pd.DataFrame(columns=EFFECT_COLUMNS)
+    rows = {}
+    for test in found.itertuples():
+        digits, label = (2, "PSNR, dB") if test.metric == "psnr" else (1, "probe, points")
+        half = f" ± {test.high - test.mean:.{digits}f}" if test.n > 1 else ""
+        cells = rows.setdefault(test.effect, {"effect": test.effect})
+        cells[label] = f"{test.mean:.{digits}f}{half} ({test.n})" if test.n else "—"
+    return tidy(list(rows.values()))
 
 
 MEASURES = {  # what of a network's measures its row shows
@@ -150,12 +155,12 @@ MEASURES = {  # what of a network's measures its row shows
 
 
 def measures(sweep):
-    """Measures of every network of the first data set, at random init → after training, means over seeds."""
-    rows, data = [], sweep.runs[0]["dataset"]
-    records, inits = [record for record in sweep.records() if record["config"]["dataset"] == data], sweep.inits()
-    for mixer in dict.fromkeys(run["mixer"] for run in sweep.runs if run["dataset"] == data):
+    """Measures of every network of the first data set and padding, at random init → after training, means over seeds."""
+    rows, records, inits = [], of_first(sweep), sweep.inits()
+    for mixer in mixers(sweep):
         own = [record for record in records if record["config"]["mixer"] == mixer]
-        row = {"network": LABELS[mixer], "local, shared, dynamic": traits(mixer)}
+        traits = [getattr(MIXERS[mixer], name) for name in AXES] if mixer in MIXERS else []
+        row = {"network": LABELS[mixer], "local, shared, dynamic": "".join("●" if has else "○" for has in traits)}
         for name, value in MEASURES.items():
             start = [value(inits[record["init"]]["measures"]) for record in own if record["init"] in inits]
             end = [value(record["measures"]) for record in own]
@@ -167,16 +172,6 @@ def measures(sweep):
     return tidy(rows)
 
 
-def reconstruction(sweep):
-    """PSNR of the pictured networks beside the three baselines."""
-    rows, baseline = [], sweep.baseline()
-    for run in with_columns(sweep.frame(), "psnr").itertuples():
-        rows.append({"network": LABELS[run.mixer], "depth": run.depth, "masked PSNR, dB": plus_minus([run.psnr], 2)})
-    for name, value in baseline["psnr"].items() if baseline else ():
-        rows.append({"network": BASELINES[name], "masked PSNR, dB": f"{value:.2f}"})
-    return tidy(rows)
-
-
 TABLES = {
     "summary": summary,
     "depths": depths,
@@ -184,14 +179,13 @@ TABLES = {
     "cost": cost,
     "effects": effects,
     "measures": measures,
-    "reconstruction": reconstruction,
 }
 
 
 # ---- the paper's numbers ------------------------------------------------------------------------------------------------
 
 ENTRY = {"table": str, "row": dict, "value": str, "source": str}
-KINDS = {str: "text", dict: 'columns of the table, e.g. { network = "iGPT (attention)" }'}
+KINDS = {str: "text", dict: 'columns of the table, e.g. { network = "attention (igpt)" }'}
 
 
 def reported():

@@ -1,0 +1,138 @@
+"""Images: reconstructions in the arrangement of Figure 1, receptive fields, palettes."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.patches import Rectangle
+
+from .style import Picture, footer, mixers, ranking, short, title
+
+# ---- what notebooks draw ------------------------------------------------------------------------------------------------
+
+
+def sheet(rows, width=10.5, below=()):
+    """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square. `below` has words for each image of
+    a row, by the row's label."""
+    columns, size = max(map(len, rows.values())), len(next(iter(rows.values()))[0])
+    gap = max(1, size // 8)
+    heights = [size + (size // 4 + 1 if label in below else gap) for label in rows]
+    tops = np.cumsum([0, *heights])
+    paper = np.full((tops[-1] - gap, columns * (size + gap) - gap, 3), 255, np.uint8)
+    figure = Picture(figsize=(width, (width - 1.6) * paper.shape[0] / paper.shape[1] + 0.8), layout="compressed")
+    ax = figure.subplots()
+    for top, (label, images) in zip(tops, rows.items(), strict=False):
+        for i, image in enumerate(images):
+            left = i * (size + gap)
+            paper[top : top + size, left : left + size] = image
+            if label in below:
+                ax.text(left + size / 2 - 0.5, top + size + size / 8, below[label][i], ha="center", va="center", fontsize=7)
+    ax.imshow(paper, interpolation="nearest")
+    ax.set(xticks=[], frame_on=False)
+    ax.set_yticks(tops[:-1] + (size - 1) / 2, rows, fontsize=8.5)
+    ax.tick_params(length=0)
+    return figure
+
+
+def maps(panels, words="", columns=None, width=10.5):
+    """Heat maps: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
+    columns = min(columns or len(panels), len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Picture(figsize=(width, rows * (width / columns + 0.3) * 0.9 + 0.8), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, (label, values) in zip(axes, panels.items(), strict=False):
+        image = ax.imshow(np.ma.masked_equal(values / max(values.max(), 1e-12), 0), cmap="viridis", vmin=0, vmax=1)
+        ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, color="0.6", linewidth=0.8))
+        ax.set_title(label, fontsize=8.5 if columns < 6 else 7, loc="center")
+    figure.colorbar(image, ax=figure.axes, shrink=0.75, label="share of the largest")
+    if words:
+        footer(figure, words)
+    return figure
+
+
+def swatches(palettes):
+    """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
+    figure = Picture(figsize=(10.5, 0.45 * len(palettes) + 0.2), layout="constrained")
+    for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
+        ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+# ---- figures of a sweep -------------------------------------------------------------------------------------------------
+
+
+def reconstructions(sweep):
+    """Figure 1's arrangement: originals, what the network sees, the mean of visible neighbours, a row per network, then the
+    absolute error of each, with the PSNR of every image; again at the greatest depth. First pretext and seed."""
+    blocks, seed = networks_by_depth(sweep), sweep.runs[0]["seed"]
+    if not blocks:
+        return None, pd.DataFrame(columns=["mixer", "depth", "seed", "image", "psnr"])
+    first = sweep.store.arrays(next(iter(next(iter(blocks.values())).values()))["key"])
+    images, hidden = first["images"], (first["input"] == 128).all(-1)
+    hidden = hidden if hidden.any() else np.ones_like(hidden)
+    rows, below, table = {"original": images, "masked": first["input"]}, {}, []
+    for depth, records in blocks.items():
+        filled = {} if len(rows) > 2 else {"mean of visible neighbours": neighbour_mean(images, hidden)}
+        for mixer, record in records.items():
+            label = f"{short(mixer)}\ndepth {depth}"
+            filled[label] = sweep.store.arrays(record["key"])["reconstruction"]
+            values = psnr(images, filled[label], hidden)
+            table += [{"mixer": mixer, "depth": depth, "seed": seed, "image": i, "psnr": x} for i, x in enumerate(values)]
+        below |= {label: [f"{value:.1f} dB" for value in psnr(images, one, hidden)] for label, one in filled.items()}
+        rows |= filled
+        rows |= {f"|error|\n{', '.join(label.splitlines())}": errors(images, one) for label, one in filled.items()}
+        below[list(rows)[-1]] = [""] * len(images)  # room before the next depth
+    figure, table = sheet(rows, 9.6, below), pd.DataFrame(table)
+    means = table.groupby(["depth", "mixer"], sort=False).psnr.mean()
+    title(figure, f"Mean PSNR, {'; '.join(f'depth {d}: ' + ranking(means[d].to_dict(), 'dB') for d in blocks)}")
+    words = f"{len(images)} fixed test images, the same masks for every network; dB: PSNR of the hidden pixels of each image, "
+    words += "in the title their mean; |error|: white 0, black half the range or more"
+    footer(figure, f"{sweep.caption()}, seed {seed}", words)
+    return figure, table
+
+
+def networks_by_depth(sweep):
+    """{depth: {mixer: record}} of the smallest and greatest depth, of networks that fill in pixels and that both depths have,
+    with the first pretext and seed."""
+    first, found = sweep.runs[0], {}
+    for record in sweep.records():
+        cfg = record["config"]
+        if record["psnr"]["test"] is not None and all(cfg[name] == first[name] for name in ("pretext", "seed")):
+            found.setdefault(cfg["depth"], {}).setdefault(cfg["mixer"], record)
+    ends = {depth: found[depth] for depth in sorted({min(found), max(found)})} if found else {}
+    common = [mixer for mixer in mixers(sweep) if all(mixer in records for records in ends.values())]
+    if not common:
+        return dict(list(ends.items())[:1])
+    return {depth: {mixer: records[mixer] for mixer in common} for depth, records in ends.items()}
+
+
+def neighbour_mean(images, hidden):
+    """`training.evaluation.neighbour_mean` without torch: every hidden pixel becomes the mean of the visible pixels in the
+    smallest window around it that holds any. (n, S, S, 3) uint8, (n, S, S) bool -> (n, S, S, 3) uint8."""
+    from scipy.ndimage import uniform_filter  # takes a while
+
+    filled, missing, seen = images.astype(float), hidden.copy(), (~hidden).astype(float)
+    for reach in range(1, images.shape[1]):
+        side = 2 * reach + 1
+        count = uniform_filter(seen, (1, side, side), mode="constant")
+        total = uniform_filter(images * seen[..., None], (1, side, side, 1), mode="constant")
+        found = missing & (count > 1e-9)
+        filled[found] = total[found] / count[found][:, None]
+        missing &= ~found
+    return filled.round().astype(np.uint8)
+
+
+def psnr(images, filled, hidden):
+    """The PSNR in dB of the hidden pixels of each image."""
+    squares = (images.astype(float) - filled) ** 2
+    return [10 * math.log10(255**2 / max(float(one[mask].mean()), 1e-12)) for one, mask in zip(squares, hidden, strict=True)]
+
+
+def errors(images, filled):
+    """The absolute error, averaged over colours: white 0, black half the range or more."""
+    grey = np.abs(images.astype(int) - filled).mean(-1, keepdims=True)
+    return np.repeat(np.clip(255 - 2 * grey, 0, 255).astype(np.uint8), 3, -1)
