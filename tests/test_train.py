@@ -183,6 +183,15 @@ def test_an_equal_flop_budget_is_spent_by_fewer_steps(root):
     assert run.budgeted(replace(cfg, budget="steps"), net, data).steps == 200
 
 
+def test_the_pictured_images_are_those_of_highest_contrast_of_each_class_or_part():
+    images = torch.zeros(40, 4, 4, 3, dtype=torch.uint8)
+    images[:, :2] = torch.arange(40, dtype=torch.uint8)[:, None, None, None]
+    labels = torch.arange(40) % 10
+    assert run.pictured(Split(images, labels)).tolist() == list(range(30, 40))
+    assert run.pictured(Split(images, labels % 9)).tolist() == list(range(3, 40, 4)), "nine classes: parts"
+    assert run.pictured(Split(images[:3], labels[:3])).tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("fields", [{}, {"input": "palette", "mixer": "igpt"}, {"pretext": "supervised"}])
 def test_restore_gives_back_the_trained_network(root, monkeypatch, fields):
     """Its features equal those at the end of `run`."""

@@ -40,7 +40,7 @@ class Panel:
         cfg = next(iter(models.values())).cfg
         self.models, self.grid, self.size = models, cfg.grid, cfg.image_size
         self.images = load(replace(cfg, images=0, labelled=0)).test.images if images is None else images
-        self.first = int(run.pictured(Split(self.images, None))[0])
+        self.first = int(run.pictured(Split(self.images, torch.full((len(self.images),), -1)))[0])
         self.rate = cfg.mask_rate
         mask = MASKS["random"](cfg.grid, self.rate, 0)
         self.scene = Scene(self.images[self.first], mask, (cfg.grid // 2, cfg.grid // 2))

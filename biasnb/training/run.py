@@ -91,11 +91,14 @@ def budgeted(cfg, model, data):
 
 
 def pictured(split):
-    """(PICTURED,) indices of the images whose reconstructions are kept: the one of highest contrast in each tenth of the
-    split; fewer of a split that is smaller."""
+    """(PICTURED,) indices of the images whose reconstructions are kept: of each of the first classes the one of highest
+    contrast, and where there are fewer classes of each equal part of the split; fewer of a split that is smaller."""
     contrast = split.images.flatten(1).float().std(1)
-    tenths = torch.arange(len(contrast), device=contrast.device).tensor_split(PICTURED)
-    return torch.stack([tenth[contrast[tenth].argmax()] for tenth in tenths if len(tenth)])
+    every = torch.arange(len(contrast), device=contrast.device)
+    parts = [every[split.labels == label] for label in range(PICTURED)]
+    if not all(map(len, parts)):
+        parts = [part for part in every.tensor_split(PICTURED) if len(part)]
+    return torch.stack([part[contrast[part].argmax()] for part in parts])
 
 
 def measured(split):
