@@ -30,7 +30,7 @@ def empty(root):
 
 
 def test_the_committed_page_is_what_the_committed_records_give():
-    assert sheet.fill() == PAGE and not sheet.notebooks(), "run `biasnb sheet`"
+    assert sheet.fill() == PAGE and not sheet.with_verdicts(), "run `biasnb sheet`"
 
 
 def test_notebooks_hold_no_number_of_a_record_that_no_command_puts_there():
@@ -45,12 +45,12 @@ def test_the_verdicts_of_a_notebook_are_replaced_and_nothing_else(root, monkeypa
     saved_sweep(Store("smoke", "results"), seed=[0, 1, 2]).save()
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     path = root / "notebooks" / "20_trio.ipynb"
-    changed = sheet.notebooks()
+    changed = sheet.with_verdicts()
     assert path in changed and path.read_text() == (ROOT / "notebooks" / path.name).read_text(), "nothing is written yet"
     path.write_text(changed[path])
     before, after = (cells(folder / path.name) for folder in (ROOT / "notebooks", root / "notebooks"))
     assert before[1:] == after[1:] and sheet.VERDICTS.sub("", before[0]) == sheet.VERDICTS.sub("", after[0])
-    assert "| smoke | PSNR | ? undecided | convmixer − igpt: +4." in after[0] and path not in sheet.notebooks()
+    assert "| smoke | PSNR | ? undecided | convmixer − igpt: +4." in after[0] and path not in sheet.with_verdicts()
 
 
 def cells(path):

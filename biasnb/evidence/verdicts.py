@@ -61,6 +61,14 @@ def signed(value):
     return f"{value:+.2g}".replace("-", "−") if abs(value) < 1 else f"{value:+.1f}".replace("-", "−")
 
 
+WORST = ("supported", "negligible", "not run", "uninformative", "undecided", "contradicted")  # last
+
+
+def worst(findings):
+    """The one of several findings about a claim that is least in its favour."""
+    return max(findings, key=lambda one: WORST.index(one.verdict))
+
+
 def find(claim, evidence):
     """The Findings of a claim in a sweep, one per row of the claim. Raises Absent if the sweep was not made for it, StoreError
     for a broken record."""

@@ -15,7 +15,6 @@ from .style import STYLE, Picture, footer, title
 
 LEFT, FOREST, WIDTH, NARROW = 4.6, 1.4, 4.1, 1.05  # inches of words, a forest, a profile with it, a profile without
 COLOURS = {"supported": "#1a7f37", "contradicted": "#b3261e", "negligible": "#7a5c00"}  # all else grey
-WORST = ("supported", "negligible", "not run", "uninformative", "undecided", "contradicted")  # last
 SHORT = {"loss": "loss (turned)", "probe": "probe, mean", "probe_best": "probe, best layer", "distance": "mixing distance"}
 READING = (
     "We compare networks trained with the same seed and report the mean paired difference with its 95 % t interval. A verdict "
@@ -81,7 +80,7 @@ def board(found):
 def cell(ax, x, y, findings, whole):
     """The worst of the findings about a claim and metric: its verdict and, if `whole`, its interval and how many of them are
     supported."""
-    f = max(findings, key=lambda one: WORST.index(one.verdict))
+    f = verdicts.worst(findings)
     colour, strong = COLOURS.get(f.verdict, "0.5"), f.verdict in COLOURS
     if not whole:
         ax.text(x, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=7, color=colour)

@@ -1,5 +1,5 @@
-"""Numbers in prose, from the committed records: REPRODUCIBILITY.md, a template whose fields are filled, and the verdicts in
-the first cells of notebooks. Imports no torch."""
+"""Numbers in prose, from the committed records: REPRODUCIBILITY.md, a template whose fields are filled, the findings in the
+README, and the verdicts in the first cells of notebooks. Imports no torch."""
 
 import ast
 import json
@@ -15,6 +15,7 @@ from ..config import PROFILES, Config, fields_of, nearest
 from ..evidence import claims
 from ..evidence.contrasts import METRICS as MEASURED
 from ..evidence.hypotheses import MARKS
+from ..evidence.verdicts import worst
 from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.store import Store
@@ -22,6 +23,7 @@ from ..sweep import manifest
 from .publish import METRICS, published
 
 TEMPLATE, PAGE = "docs/reproducibility.in.md", "REPRODUCIBILITY.md"
+DECIDED = ("supported", "contradicted", "negligible")
 COLUMNS = ("quick", "cifar10", "paper")  # profiles whose settings are shown
 
 
@@ -63,22 +65,28 @@ def fill():
 
 
 def write():
-    """Write the page and the notebooks whose verdicts have changed; returns their paths. Raises StoreError as `fill` does."""
-    texts = {places.root() / PAGE: fill(), **notebooks()}
+    """Write the page, and README and notebooks where their verdicts have changed; returns the paths. Raises StoreError as
+    `fill` does."""
+    texts = {places.root() / PAGE: fill(), **with_verdicts()}
     for path, text in texts.items():
         write_atomic(path, text)
     return list(texts)
 
 
-# ---- verdicts in notebooks ----------------------------------------------------------------------------------------
+# ---- verdicts in README and notebooks -----------------------------------------------------------------------------
 
 VERDICTS = re.compile("(<!-- verdicts: biasnb sheet -->).*?(<!-- end of the verdicts -->)", re.S)
 
 
-def notebooks():
-    """{path: content} of the notebooks whose first cell holds other verdicts than the committed records give. Raises
+def with_verdicts():
+    """{path: content} of README and notebooks where they hold other verdicts than the committed records give. Raises
     StoreError for a broken record."""
     found, texts = claims.findings([Store(profile, "results") for profile in published()]), {}
+    readme = places.root() / "README.md"
+    if readme.is_file():
+        text = readme.read_text(encoding="utf-8")
+        filled = VERDICTS.sub(lambda marks: f"{marks[1]}\n\n{findings(found)}\n\n{marks[2]}", text)
+        texts |= {readme: filled} if filled != text else {}
     for name in manifest.names():
         path = manifest.path_of(name)
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -89,6 +97,26 @@ def notebooks():
             first["source"] = filled.splitlines(keepends=True)
             texts[path] = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     return texts
+
+
+def findings(found):
+    """The claims that are decided, a row each, by the worst of their rows and their first metric, in the profile that decides
+    most; then which are not."""
+    profiles = [profile for profile, _ in Counter(f.profile for f in found if f.verdict in DECIDED).most_common()]
+    rows, others = [], []
+    for claim in claims.CLAIMS:
+        judged = []
+        for profile in profiles:
+            own = [f for f in found if (f.claim, f.metric, f.profile) == (claim, claim.metrics[0], profile)]
+            judged += [worst(own)] if own else []
+        f = next((f for f in judged if f.verdict in DECIDED), None)
+        if f:
+            link = f"[{f.evidence}](notebooks/{f.evidence.partition('-')[0]}.ipynb)"
+            rows.append({"claim": f"**{claim.id}** {claim.text}", "verdict": f"{MARKS[f.verdict]} {f.verdict}",
+                         "effect and 95 % interval": f.effect, "seeds": f.n, "data": f.profile, "notebook": link})  # fmt: skip
+        else:
+            others.append(claim.id)
+    return f"{markdown(rows)}\n\nNot decided by the committed records: {', '.join(others) or 'none'}."
 
 
 def verdicts(name, found):
