@@ -142,6 +142,7 @@ def train(configs, store):
         wanted = {key: task for key, task in wanted.items() if not store.has(key)}
         if not wanted:
             return
+        say_what_is_read(cfg for _, cfg in wanted.values())
         devices = [] if os.environ.get(SCHEDULER) else gpus([cfg for _, cfg in wanted.values()])
         with client(min(cores(), len(wanted)), devices) as dask:
             on_gpu = any(worker["resources"].get(GPU) for worker in dask.scheduler_info(n_workers=-1)["workers"].values())
@@ -151,6 +152,16 @@ def train(configs, store):
         named = "; ".join(failed[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise BiasnbError(f"{len(failed)} of {len(tasks)} records failed: {named}{more}")
+
+
+def say_what_is_read(configs):
+    """Print what is read of folders of images, which workers only log. One that cannot be read fails with its runs."""
+    folders = {cfg.data_dir: cfg for cfg in configs if cfg.dataset == "folder"}
+    for cfg in folders.values():
+        from ..data.datasets import load
+
+        with contextlib.suppress(BiasnbError):
+            load(replace(cfg, pretext="none", images=0, labelled=0))
 
 
 def grouped(wanted, by_seed):
