@@ -115,7 +115,8 @@ def test_executed_notebook_has_no_error_and_shows_a_picture(smoke, name):
     executed = nbformat.read(smoke[0] / "runs/smoke/notebooks" / f"{name}.ipynb", as_version=4)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert [output for output in outputs if "image/png" in output.get("data", {})], "no picture"
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures and all(output.metadata["image/png"]["alt"] for output in pictures)
 
 
 @pytest.mark.fault("T12")

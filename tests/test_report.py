@@ -19,7 +19,7 @@ from synthetic import NO_TORCH, run_record
 
 from biasnb.records import places, store
 from biasnb.records.store import Store, StoreError
-from biasnb.suite import report
+from biasnb.suite import notebooks, report
 from biasnb.sweep import manifest
 
 CHECKOUT = places.CHECKOUT
@@ -194,6 +194,14 @@ def test_images_are_described_code_is_folded_and_numbers_stand_to_the_right(site
     trio = found["20_trio.html"]
     assert [image["alt"] for image in trio("img")] == ["Figure: the curves"] * 2 + ["Shown: more"]
     assert [image["alt"] for image in found["00_start_here.html"]("img")] == ["a figure"]
+    path = site.folder / "notebooks" / "20_trio.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].source = 'show_figure("psnr", sweep)'
+    notebook.cells[-1].outputs[2].metadata["image/png"] = {"alt": 'by "hand" <b>'}
+    notebooks.describe_pictures(notebook)
+    nbformat.write(notebook, path)
+    trio = pages(report.write(site))["20_trio.html"]
+    assert [image["alt"] for image in trio("img")] == ["Figure: the curves (psnr)", 'by "hand" <b>', "Shown: more"]
     assert "elsewhere" in found["00_start_here.html"].get_text()
     assert [summary.get_text() for summary in trio("summary")] == ["code: Parameters", "code"]
     assert [code.get_text().strip() for code in trio("details")[0](class_="highlight")] == ["steps = 1", "steps = 2"]
