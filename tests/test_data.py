@@ -62,7 +62,7 @@ def test_other_sizes_are_resized_with_a_warning(root, tmp_path, capsys):
     assert data.load(cfg).train.images.shape[1:] == (8, 8, 3)
     read, warning = capsys.readouterr().out.splitlines()
     assert read == "pets: 41 train, 40 test images in 2 classes (cat, dog)"
-    assert warning == "pets: warning: images of 2 sizes (8x8, 40x20), cut to the central square and resized to 8x8"
+    assert warning == "pets: warning: images of sizes 8x8, 40x20 are cut to the central square and resized to 8x8"
     data.load(replace(cfg, seed=1))
     assert not capsys.readouterr().out
     data._arrays.cache_clear()  # as another process, which finds them decoded

@@ -257,7 +257,7 @@ def _warnings(classes, read, arrays, size):
     shapes = sorted({file.shape for file in files})
     if len(shapes) > 1 or any(h != w for h, w in shapes):
         seen = _some(f"{w}x{h}" for h, w in shapes)
-        yield f"warning: images of {len(shapes)} sizes ({seen}), cut to the central square and resized to {size}x{size}"
+        yield f"warning: images of sizes {seen} are cut to the central square and resized to {size}x{size}"
     if converted := [file.name for file in files if file.mode == "CMYK"]:
         yield f"warning: CMYK images converted to RGB without their colour profiles: {len(converted)} ({_some(converted)})"
     trained = {file.content for file in read["train"]}

@@ -464,6 +464,8 @@ def main(words=None):
             signal.signal(number, signal.SIG_DFL)
         quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]  # it would complain of a death by signal
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
+        if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":  # it could not write a path with ü
+            os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a terminal that lacks a sign gets its number
     try:

@@ -51,7 +51,7 @@ def write(store, findings=(), folder=None):
         write_atomic(folder / f"{name}.html", text)
     for path in folder.glob("*.html"):
         if executed(path.stem, known) and path.stem not in pages:
-            path.unlink()
+            path.unlink(missing_ok=True)  # by another report
     cards = [(name, manifest.question(name.partition("-")[0]), pages.get(name), belonging[name]) for name in names]
     claims = [list(group) for _, group in groupby(findings, lambda finding: finding.claim.id)]
     verdicts = Counter(finding.verdict for finding in findings)

@@ -190,6 +190,11 @@ def asked(name, given=None):
     if "data_dir" in values.get("settings", {}):
         values["settings"]["data_dir"] = setting("data_dir", values["settings"]["data_dir"])
     check_names(values.get("settings", {}), fields_of(), "setting")
+    for parameter, value in values.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{parameter}: {short(value)} is not UTF-8, which a notebook takes; rename it") from None
     return values, plan(name, values)
 
 
