@@ -48,7 +48,7 @@ $(SMALL)/.ready: $(wildcard $(CONSTRAINTS))
 report: $(READY)  ## runs/PROFILE/report: the executed notebooks and the claims as a static site
 	$(BIN)/python -m biasnb report --profile $(PROFILE)
 
-bench: $(READY)  ## how fast this machine trains, beside the same networks from timm's parts
+bench: $(READY)  ## how fast this machine trains, beside the same networks from timm's parts, and where a run's time goes
 	$(BIN)/python benchmarks/bench.py
 
 gpu:  ## what only a GPU can show, in eight minutes: correctness, speed, runs; needs torch but not the environment

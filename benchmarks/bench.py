@@ -1,9 +1,11 @@
 """How fast this machine trains: the suite's step beside the same network from timm's parts, in one run.
 
-    python benchmarks/bench.py [operators] [sizes] [seeds] [suite]
+    python benchmarks/bench.py [operators] [sizes] [seeds] [run] [suite] [--profile PROFILE]
 
 prints tables, of all parts by default, and writes runs/bench.json. Every rate is the median over windows that take turns, after
-a warm-up; ratios are of windows side by side."""
+a warm-up; a ratio is the median of those of windows side by side, with the smallest and the largest in brackets. On a CPU
+everything is computed by one thread, as runs are, and times of training are core-seconds of this process, which others disturb
+little."""
 
 import argparse
 import statistics
@@ -13,42 +15,65 @@ import tempfile
 import time
 from dataclasses import replace
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, product, repeat
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from biasnb.config import BiasnbError, ConfigError, check_names, configure
+from biasnb.config import PROFILES, BiasnbError, ConfigError, check_names, configure
 from biasnb.networks.embed import patchify
 from biasnb.networks.model import flop_per_image_dense
 from biasnb.records import places
 from biasnb.records.files import to_json, write_atomic
-from biasnb.records.provenance import environment
+from biasnb.records.provenance import bf16_instructions, environment
 from biasnb.sweep.estimate import activations, networks, stepper
+from biasnb.training import evaluation, loop, measures
+from biasnb.training.checkpoint import Checkpoints
+from biasnb.training.pretext import evaluate
+from biasnb.training.run import measured as measured_images
+from biasnb.training.run import prepare
 
-WINDOWS, SECONDS = 5, 0.5  # of each thing that is measured
+WINDOWS, SECONDS = 7, 0.5  # of each thing that is measured
+FAST_BF16 = 1.2  # times as fast as in fp32 must be a matrix product in bf16, for steps in bf16 to be measured
 TRIO = ("convmixer", "mixer", "igpt", "conv_dense")  # operators that timm has parts for
 OTHERS = ("conv", "gconv", "lc", "full", "lattn", "gattn", "attn", "static_softmax", "hyena", "identity")
 
 
 def rates(steps, windows=WINDOWS, seconds=SECONDS):
-    """Calls per second of each step, name -> callable: the median over windows in which they take turns."""
-    found = {name: [] for name in steps}
+    """Calls per second of each step, name -> callable, in windows in which they take turns, every other time backwards:
+    name -> list."""
+    found, order = {name: [] for name in steps}, list(steps.items())
     for step in steps.values():
         step()
     for _ in range(windows):
-        for name, step in steps.items():
-            synchronise()
-            count, start = 0, time.perf_counter()
-            while (passed := time.perf_counter() - start) < seconds:
+        order.reverse()
+        for name, step in order:
+            count, start = 0, now()
+            while (passed := now() - start) < seconds:
                 step()
-                synchronise()
                 count += 1
             found[name].append(count / passed)
-    return {name: statistics.median(values) for name, values in found.items()}
+    return found
+
+
+def ratio(ones, others, factor=1):
+    """The median of the ratios of windows side by side, and the smallest and the largest, as text."""
+    found = sorted(factor * one / other for one, other in zip(ones, others, strict=True))
+    return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
+
+
+def medians(speeds):
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def now():
+    """Seconds: on a CPU those that this process has computed for."""
+    synchronise()
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def synchronise():
@@ -65,11 +90,11 @@ def ceilings(device):
         x = torch.randn(64, 64, 16, 16, device=device).to(dtype, memory_format=torch.channels_last)
         w = torch.randn(64, 64, 3, 3, device=device).to(dtype)
         steps = {"matmul": partial(torch.matmul, a, b), "dense conv": partial(F.conv2d, x, w, padding=1)}
-        speed = rates(steps, seconds=0.2)
+        speed = medians(rates(steps, seconds=0.2))
         found[f"matmul {name}, GFLOP/s"] = speed["matmul"] * 2 * 1024**3 / 1e9
         found[f"dense conv {name}, GFLOP/s"] = speed["dense conv"] * 2 * 9 * 64 * 64 * 64 * 256 / 1e9
     source, target = (torch.zeros(2**24, device=device) for _ in range(2))
-    speed = rates({"copy": partial(target.copy_, source)}, seconds=0.2)
+    speed = medians(rates({"copy": partial(target.copy_, source)}, seconds=0.2))
     found["copy, GB/s"] = speed["copy"] * 2 * source.nbytes / 1e9
     return found
 
@@ -164,7 +189,7 @@ class Images(Dataset):
 
 
 def base(**fields):
-    """The network that everything is measured around: N 64, D 64, L 4."""
+    """The network that everything is measured around: N 64, D 64, L 4, batch 64."""
     return configure(
         "cifar10", **{"dataset": "photographs", "optimizer": "adamw", "depth": 4, "width": 64, "batch": 64, **fields}
     )
@@ -173,7 +198,7 @@ def base(**fields):
 def row(cfg, device, ceiling, speeds):
     """A line of the tables: images/s of each step, and what the suite's makes of the machine."""
     _, (model,) = networks(cfg, device, 20)
-    flop, images = 3 * flop_per_image_dense(model), {name: speed * cfg.batch for name, speed in speeds.items()}
+    flop, images = 3 * flop_per_image_dense(model), {name: speed * cfg.batch for name, speed in medians(speeds).items()}
     best = max((name for name in images if name in ("fp32", "bf16")), key=images.get)
     kept = activations(cfg, model)
     return {
@@ -184,22 +209,25 @@ def row(cfg, device, ceiling, speeds):
         "% of matmul": round(100 * flop * images[best] / ceiling[f"matmul {best}, GFLOP/s"] / 1e9, 1),
         "% of copy": round(100 * 2 * kept * images[best] / ceiling["copy, GB/s"] / 1e9, 1),
         "MB": round((16 * sum(p.numel() for p in model.parameters()) + cfg.batch * kept) / 1e6, 1),
-        **({"best / timm": round(images[best] / images["timm"], 2)} if "timm" in images else {}),
-        **({"best / loader": round(images[best] / images["loader"], 2)} if "loader" in images else {}),
+        **{f"{ours} / {name}": ratio(speeds[ours], speeds[name]) for name in ("timm", "loader") for ours in ("fp32", "bf16")
+           if ours in speeds and name in speeds},
     }  # fmt: skip
 
 
 def measured(cfg, device, ceiling, **others):
-    """The row of a Config: the suite's step in both arithmetics, and other steps beside it."""
-    steps = {precision: stepper(replace(cfg, precision=precision), device) for precision in ("fp32", "bf16")}
+    """The row of a Config: the suite's step in fp32, in bf16 too where the machine is fast in it, and other steps beside it."""
+    fast = ceiling["matmul bf16, GFLOP/s"] > FAST_BF16 * ceiling["matmul fp32, GFLOP/s"]
+    precisions = ("fp32", "bf16") if fast else ("fp32",)
+    steps = {precision: stepper(replace(cfg, precision=precision), device) for precision in precisions}
     return row(cfg, device, ceiling, rates({**steps, **others}))
 
 
 def operators(device, ceiling):
-    """Every operator at N 64, and those that timm has parts for at N 256 too, beside timm's parts and a DataLoader."""
-    for size in (16, 32):
+    """Every operator at N 64, and those that timm has parts for at N 256 and in small batches too, beside timm's parts and a
+    DataLoader."""
+    for size, batch in product((16, 32), (16, 32, 64)):
         for mixer in TRIO:
-            cfg = base(mixer=mixer, image_size=size, kernel=3 if mixer == "conv_dense" else 5)
+            cfg = base(mixer=mixer, image_size=size, batch=batch, kernel=3 if mixer == "conv_dense" else 5)
             yield measured(cfg, device, ceiling, timm=theirs(cfg, device), loader=theirs(cfg, device, loader=True))
     for mixer in OTHERS:
         yield measured(base(mixer=mixer), device, ceiling)
@@ -219,8 +247,54 @@ def seeds(device, ceiling):
         for width in (16, 64):
             cfg = base(mixer=mixer, width=width, kernel=3, batch=32)
             speed = rates({str(n): stepper(cfg, device, n) for n in (1, 3, 5)})
-            gains = {f"{n} seeds / one": round(n * speed[str(n)] / speed["1"], 2) for n in (3, 5)}
+            gains = {f"{n} seeds / one": ratio(speed[str(n)], speed["1"], n) for n in (3, 5)}
             yield {"mixer": mixer, "N": cfg.grid**2, "D": width, "batch": cfg.batch, **gains}
+
+
+def run(device, ceiling, profile="quick"):
+    """Where the time of one run of a profile goes, in seconds and in per cent of all of it. Up to 100 steps are measured and
+    multiplied to the number that the run has; saved are one state and the weights."""
+    for mixer in TRIO:
+        cfg = configure(profile, mixer=mixer)
+        times = phases(cfg)
+        whole = sum(times.values())
+        shares = {name: f"{time:.2f} ({100 * time / whole:.0f} %)" for name, time in times.items()}
+        yield {"mixer": mixer, "profile": profile, "steps of the run": cfg.steps, **shares, "all": round(whole, 2)}
+
+
+def phases(cfg):
+    """Seconds that each part of a run takes, name -> seconds."""
+    data, model = prepare(cfg)
+    net, optimizer = loop.program(cfg, [model], [loop.make_optimizer(model, cfg)])
+    pool, steps = loop.Batches(cfg, data.pool), min(100, cfg.steps)
+    batches, splits, features = [pool.at(step) for step in range(steps)], (data.train, data.val, data.test), []
+
+    def train():
+        for batch in batches:
+            loop.gradients(net, cfg, [batch])[0].tolist()
+            optimizer.step()
+
+    def save(folder):
+        Checkpoints(Path(folder), {}).save(0, model, optimizer, {})
+        write_atomic(Path(folder) / "weights", save_tensors(model.state_dict()))
+
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            "data": seconds(lambda: [pool.at(step) for step in range(steps)]) * cfg.steps / steps,
+            "steps": seconds(train) * cfg.steps / steps,
+            "loss and PSNR": seconds(lambda: [evaluate(model, getattr(data, part), part) for part in ("val", "test")]),
+            "features": seconds(lambda: features.extend(evaluation.layer_features(model, split) for split in splits)),
+            "linear probe, k-NN": seconds(lambda: evaluation.probe_splits(*features, len(data.classes))),
+            "measures": seconds(lambda: measures.network(model, measured_images(data.test))),
+            "saving": seconds(lambda: save(folder)),
+        }
+
+
+def seconds(call):
+    """Seconds that one call takes."""
+    start = now()
+    call()
+    return now() - start
 
 
 def suite(device, ceiling):
@@ -271,19 +345,25 @@ def answers():
         yield {"what": f"playground: {name}", "seconds": round(statistics.median(times), 3)}
 
 
-PARTS = {"operators": operators, "sizes": sizes, "seeds": seeds, "suite": suite}
+PARTS = {"operators": operators, "sizes": sizes, "seeds": seeds, "run": run, "suite": suite}
 
 
-def bench(names, stream=sys.stdout):
+def bench(names, stream=sys.stdout, profile="quick"):
     """Measure these parts of PARTS, print each row as it comes, and write runs/bench.json; returns its path."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)
+    instructions = bf16_instructions()
+    known = "not known" if instructions is None else ", ".join(instructions) or "none"
+    print(f"instructions for bf16: {known}", file=stream)
     ceiling = {name: round(value, 1) for name, value in ceilings(device).items()}
     print("ceilings: " + "; ".join(f"{name} {value:g}" for name, value in ceiling.items()), file=stream, flush=True)
-    found = {"environment": environment(device, None, torch.get_num_threads()), "ceilings": ceiling}
+    stamp = environment(device, None, torch.get_num_threads())
+    found = {"environment": stamp, "bf16_instructions": instructions, "ceilings": ceiling}
     for name in names:
         found[name] = []
         print(f"\n{PARTS[name].__doc__}\n", file=stream)
-        for line in PARTS[name](device, ceiling):
+        part = partial(run, profile=profile) if name == "run" else PARTS[name]
+        for line in part(device, ceiling):
             if not found[name] or found[name][-1].keys() != line.keys():
                 print(f"\n| {' | '.join(line)} |\n|{'---|' * len(line)}", file=stream)
             print(f"| {' | '.join(map(str, line.values()))} |", file=stream, flush=True)
@@ -297,10 +377,12 @@ def main(words=None):
     """Returns the exit status: 0, 1 for what is not installed, 2 for a part that is not known."""
     parser = argparse.ArgumentParser("bench.py", description="Training speed of this machine; writes runs/bench.json.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
-    parts = parser.parse_args(words).parts
+    parser.add_argument("--profile", default="quick", choices=list(PROFILES), help="of `run` (default: quick)")
+    given = parser.parse_args(words)
+    parts = given.parts
     try:
         check_names({name: name for name in parts}, PARTS, "part")
-        print(bench(parts or list(PARTS)))
+        print(bench(parts or list(PARTS), profile=given.profile))
     except BiasnbError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1

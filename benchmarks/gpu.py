@@ -302,7 +302,7 @@ def timed_work(task, profile):
 
 def archive(store, out):
     """Pack the records of a store, and as many weights of seed 0 as fit; returns (records, files of weights)."""
-    done = [store.path(key) for key in store.keys()]
+    done = [store.path(key) for key in store]
     arrays = [path.with_suffix(".npz") for path in done]
     first = [path.stem for path in done if store.load(path.stem)["config"].get("seed") == 0]
     weights = [store.path(key, ".safetensors") for key in first]

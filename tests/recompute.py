@@ -5,8 +5,8 @@ only the names of fields and tests, and the rules that figures/claims.md states.
 
 The bootstrap, which draws at random, is left out."""
 
-import itertools
 import functools
+import itertools
 import json
 import math
 import sys

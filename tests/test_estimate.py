@@ -4,11 +4,12 @@ import pytest
 from synthetic import record_of
 
 from biasnb.config import configure
+from biasnb.records import provenance
 from biasnb.records.keys import key
 from biasnb.records.store import Store
 from biasnb.suite.commands import main
 from biasnb.sweep import estimate as cost
-from biasnb.sweep import manifest
+from biasnb.sweep import executor, manifest
 
 SMALL = {"image_size": 8, "width": 8, "heads": 2, "kernel": 3, "batch": 16}
 
@@ -103,3 +104,25 @@ def test_sizes_of_downloaded_sets_are_known_without_the_data_and_large_images_ke
         train, val, test, classes = cost.sizes(dataset)
         assert train > 4 * val and test > 5000 and classes in (10, 100)
     assert cost.sizes("cifar10", image_size=128, patch=4) == (45_000, 5_000, 10_000, 10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "instructions"),
+    [("fpu avx512f avx512_bf16", ["avx512_bf16"]), ("fpu avx2", []), ("amx_bf16 avx512_bf16", ["avx512_bf16", "amx_bf16"])],
+)
+def test_runs_in_bf16_are_said_to_be_slow_where_the_processor_has_no_instructions_for_it(
+    flags, instructions, tmp_path, monkeypatch
+):
+    (tmp_path / "cpuinfo").write_text(f"model name\t: A\nflags\t\t: {flags}\nmodel name\t: B\n")
+    monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
+    assert provenance.environment()["cpu"] == "A" and provenance.bf16_instructions() == instructions
+    fp32, bf16 = configure("smoke"), configure("smoke", precision="bf16")
+    line = executor.slow_bf16([fp32, bf16, bf16])
+    assert line is None if instructions else "2 runs" in line and "10 times as long as in fp32" in line
+    assert executor.slow_bf16([fp32, configure("smoke", precision="bf16", pretext="none")]) is None
+
+
+def test_where_the_system_does_not_say_what_the_processor_has_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(provenance, "CPUINFO", provenance.Path("none"))
+    assert provenance.bf16_instructions() is None and provenance.environment()["cpu"]
+    assert executor.slow_bf16([configure("smoke", precision="bf16")]) is None

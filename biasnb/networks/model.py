@@ -18,8 +18,8 @@ NOISE = 0.1  # share of the random initial weights beside the identity in a bran
 
 
 class Normalised(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + EPS) * gain over the last axis, and the (..., 1) factors of x. Its gradient is that of layer norm for
-    a mean of 0, which a CPU computes in one kernel, without the mean that layer norm subtracts from it."""
+    """x / sqrt(mean(x^2) + EPS) * gain over the last axis, and the (..., 1) factors of x. A CPU computes the gradient by one
+    kernel, that of layer norm for a mean of 0; what layer norm subtracts from it as its mean is added again."""
 
     generate_vmap_rule = True
 

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from . import places
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
 OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
 
 
 def environment(device="cpu", gpu=None, threads=None):
@@ -61,8 +63,18 @@ def _git(*words):
 
 
 def _cpu():
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def bf16_instructions():
+    """Names of the processor's instructions for products in bfloat16, none if it has none; None if the system does not say."""
+    flags = _cpuinfo("flags|Features")
+    return None if flags is None else [flag for flag in ("avx512_bf16", "amx_bf16", "bf16") if flag in flags.split()]
+
+
+def _cpuinfo(names):
+    """What Linux says of the first processor under one of these names, a regular expression; None if it does not."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        if found := re.search(rf"^(?:{names})\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE):
+            return found[1].strip()
+    return None

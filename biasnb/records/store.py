@@ -119,9 +119,9 @@ class Store:
         """Whether this folder has the record."""
         return self.path(key).is_file() or key in self.lines()
 
-    def keys(self):
+    def __iter__(self):
         """The keys of all records of this folder, in order."""
-        return sorted({path.stem for path in self.folder.glob("*.json")} | self.lines().keys())
+        return iter(sorted({path.stem for path in self.folder.glob("*.json")} | self.lines().keys()))
 
     def lines(self):
         """{key: its line in records.jsonl}, {} if there is no such file. Raises StoreError for one that is broken."""
@@ -306,4 +306,4 @@ def load(profile, base="results"):
     if base not in ("results", "runs"):
         raise ConfigError(f"base: {base!r} is neither 'results' (the reference) nor 'runs' (yours)")
     store = Store(profile, base)
-    return frame([store.load(key) for key in store.keys()])
+    return frame([store.load(key) for key in store])

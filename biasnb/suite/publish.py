@@ -85,7 +85,7 @@ def compare(record, measured):
 def agreement(profile):
     """This machine's runs against results/<profile>, metric by metric, over the runs that both have: lines of Markdown."""
     here, there = Store(profile), Store(profile, "results")
-    shared = [key for key in there.keys() if here.has(key)]
+    shared = [key for key in there if here.has(key)]
     keys = [key for key in shared if "-" not in key]
     if not keys:
         return [f"No committed reference for these runs in results/{profile}; nothing to compare."]
@@ -195,7 +195,7 @@ def publish(profile, names=()):
 def contents(store):
     """The page of a folder of committed records, Markdown: which record is which."""
     lines = [f"# The committed records of profile {store.profile}", ""]
-    lines += [f"{len(store.keys())} records, one per line of [{LINES}]({LINES}), made by `biasnb publish`. "
+    lines += [f"{len(list(store))} records, one per line of [{LINES}]({LINES}), made by `biasnb publish`. "
               f"`biasnb.records.store.load({store.profile!r})` reads their metrics as a table, "
               f"[docs/records.md](../../docs/records.md) explains the fields.", ""]  # fmt: skip
     for sweep in store.sweeps():

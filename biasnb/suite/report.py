@@ -94,7 +94,7 @@ def places_of(finding, pages):
 def facts(store):
     """What the records of a store were made with, as (label, text)."""
     records, broken = [], 0
-    for key in store.keys():
+    for key in store:
         try:
             records.append(store.load(key))
         except StoreError:

@@ -186,12 +186,15 @@ class Predictor:
     def __init__(self, found):
         self.probe, self.found = found.pop(None), found
         self.timed = sum("step" in one for one in found.values())
-        timed = pd.DataFrame([{"mixer": cfg.mixer, **one} for cfg, one in found.items() if "step" in one])
+        timed = pd.DataFrame(
+            [{"mixer": cfg.mixer, "precision": cfg.precision, **one} for cfg, one in found.items() if "step" in one]
+        )
         rates = timed[["step", "forward", "bytes"]].div(timed["flop"], axis=0)
-        of_mixer = rates.groupby(timed["mixer"]).median()
+        of_mixer = rates.groupby([timed["mixer"], timed["precision"]]).median()
         for cfg, one in found.items():
             if "step" not in one:
-                rate = of_mixer.loc[cfg.mixer] if cfg.mixer in of_mixer.index else rates.median()
+                kind = cfg.mixer, cfg.precision
+                rate = of_mixer.loc[kind] if kind in of_mixer.index else rates.median()
                 one |= (rate * one["flop"]).to_dict()
 
     def of(self, cfg, **fields):
@@ -273,6 +276,9 @@ def predict(profile, given):
     memory = workers * max((costs[k]["bytes"] for k in missing), default=0) / 1e9
     lines = [f"{len(missing)} runs to train by {workers} at once: {clock(sum(seconds))}, up to {memory:.2g} GB beside what "
              f"Python itself takes; {predictor.timed} of {len(predictor.found)} shapes of networks were timed"]  # fmt: skip
+    slow = executor.slow_bf16([asked[k] for k in missing])
+    if slow and not executor.gpus(asked.values()):
+        lines.append(slow)
     done = [(costs[k]["training"], store.load(k)) for k in asked if k not in missing]
     off = [cost / record["wall_seconds"] for cost, record in done if record["status"] == "done" and record["wall_seconds"]]
     if len(off) > 1:

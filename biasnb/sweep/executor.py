@@ -19,6 +19,7 @@ from ..operators import MIXERS
 from ..records import keys, places
 from ..records.files import StoreError, write_atomic
 from ..records.progress import Progress
+from ..records.provenance import bf16_instructions
 from ..records.store import Store
 
 SCHEDULER = "BIASNB_SCHEDULER"  # address, or path of a scheduler file
@@ -26,6 +27,7 @@ SUFFIXES = (".safetensors", ".npz", ".json")  # of a run's files; the record is 
 DEATHS = 20  # of workers on one task, after which the task is given up
 REACH = "30s"  # how long a scheduler may take to answer
 LOOK = 0.2  # seconds between two looks at what has come back
+BF16_FACTOR = 10  # times as long as in fp32 takes a step in bf16 without instructions for it; docs/performance.md
 GPU = "GPU"  # Dask's name for the resource; a worker has one or none
 
 
@@ -79,6 +81,16 @@ def gpus(configs):
     count = torch.cuda.device_count()
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return listed.split(",")[:count] if listed else [str(i) for i in range(count)]
+
+
+def slow_bf16(configs):
+    """A line that says what runs in bf16 cost on this machine's processor, or None if there are none or it has instructions for
+    bf16."""
+    count = sum(cfg.precision == "bf16" and cfg.pretext != "none" for cfg in configs)
+    if not count or bf16_instructions() != []:
+        return None
+    what = f"precision: {count} runs in bf16 on a processor without instructions for it"
+    return f"{what}: training takes about {BF16_FACTOR} times as long as in fp32"
 
 
 @contextlib.contextmanager
@@ -144,6 +156,9 @@ def train(configs, store):
             return
         say_what_is_read(cfg for _, cfg in wanted.values())
         devices = [] if os.environ.get(SCHEDULER) else gpus([cfg for _, cfg in wanted.values()])
+        slow = slow_bf16([cfg for kind, cfg in wanted.values() if kind == "run"])
+        if slow and not devices and not os.environ.get(SCHEDULER):
+            print(slow, flush=True)
         with client(min(cores(), len(wanted)), devices) as dask:
             on_gpu = any(worker["resources"].get(GPU) for worker in dask.scheduler_info(n_workers=-1)["workers"].values())
             tasks = grouped(wanted, by_seed=on_gpu)

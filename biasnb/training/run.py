@@ -388,7 +388,7 @@ def evaluate_again(keys, store, data_dir=""):
     """Evaluate records of an older protocol again, those of these keys or, without any, of the store: runs from their kept
     weights, with their training as it was; their baselines and random inits anew. Yields a line per record that says what
     became of it. `data_dir` is where the data lie, if they are a folder. Raises BiasnbError as `prepare` does."""
-    names, records = keys or store.keys(), []
+    names, records = keys or list(store), []
     for name in names:
         try:
             records.append(store.load(name, outdated=True))
