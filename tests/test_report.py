@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from bs4 import BeautifulSoup
 from forked import environment
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from synthetic import NO_TORCH, run_record
+from synthetic import NO_TORCH, run_record, saved_sweep
 
 from biasnb.records import places, store
 from biasnb.records.store import Store, StoreError
@@ -179,6 +180,22 @@ def test_pages_load_nothing_and_run_nothing(site):
             assert tag.get("src", "data:image/").startswith("data:image/"), tag
             assert tag.name == "a" or "href" not in tag.attrs, tag
         assert soup.html["lang"] == "en" and len(soup("h1")) == 1 and soup.title.get_text()
+
+
+def test_tables_of_the_probe_say_how_it_was_measured(site):
+    """k and temperature of k-NN, and the penalties and layers of the probe, as they are in the records."""
+    saved_sweep(site, "20_trio").save()
+    table = pd.DataFrame({"network": ["conv"], "probe, %": [50.0], "k-NN, %": [40.0]})._repr_html_()
+    notebook = executed("# 20 · Trio", new_output("execute_result", {"text/html": table}))
+    nbformat.write(notebook, site.folder / "notebooks" / "20_trio.ipynb")
+    found = pages(report.write(site))
+    (note,) = found["20_trio.html"]("p", class_="soft", string=re.compile("^Probe"))
+    assert note.find_previous("table").find("th", string="k-NN, %")
+    for words in ("logistic regression on frozen features", "penalties from", "layers 1 to L", "k = 20", "similarity / 0.07"):
+        assert words in note.get_text()
+    assert "Probe: multinomial" not in found["20_trio-leaves-ab12cd.html"].get_text()  # which shows no such table
+    (site.folder / "sweeps" / "20_trio.json").write_text("{")
+    assert "Probe: multinomial" not in pages(report.write(site))["20_trio.html"].get_text()
 
 
 def test_what_a_claim_says_is_text_not_markup(site):
