@@ -507,4 +507,6 @@ def test_images_without_class_folders_are_one_class(root, tmp_path):
         Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(folder / f"{i}.png")
     cfg = configure("smoke", dataset="folder", data_dir=str(folder), labelled=0)
     found = data.load(cfg)
+    shutil.copytree(folder, tmp_path / "theirs")
+    assert data.load(replace(cfg, data_dir=str(tmp_path / "theirs"))).classes == ("theirs",)
     assert found.classes == ("mine",) and len(found.test.labels) == 6 and len(found.pool.labels) == 22

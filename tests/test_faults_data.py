@@ -855,6 +855,9 @@ def test_of_sixty_ordinary_and_hostile_files_each_is_read_right_or_named_with_th
         "pets: warning: CMYK images converted to RGB without their colour profiles: 1 (Train/dog/cmyk.tif)",
         "pets: warning: test images that are in train, too: 2 of 8 (Test/cat/again.ppm, Test/cat/copy.png)",
     ]
+    shutil.copytree(top, root / "other", ignore=shutil.ignore_patterns("back"))
+    other, lines = said_of(replace(cfg, data_dir=str(root / "other")), capsys)
+    assert other.fingerprint == d.fingerprint and (other.name, lines[0][:8]) == ("other", "other: 2")  # from the cache, too
     classes, arrays = data.read_folder(top, 8)
     assert classes == d.classes == ("cat", "dog")
     for split, part in (("Train", "train"), ("Test", "test")):

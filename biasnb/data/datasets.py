@@ -125,8 +125,9 @@ def _arrays(dataset, data_dir, size, signature):
     top = Path(data_dir).expanduser() if data_dir else places.root() / "data"
     classes, arrays = _decoded(dataset, top, size, signature)
     name = printable(top.resolve().name) if dataset == "folder" else dataset
+    classes = tuple(name if one == ALL else one for one in classes)
     for line in arrays.pop("remarks", ()):
-        print(line, flush=True)
+        print(f"{name}: {line}", flush=True)
     pixels = {part: array for part, array in arrays.items() if part != "test_groups"}  # and labels
     return name, classes, arrays, arrays_digest(pixels)[:16]
 
@@ -208,9 +209,8 @@ def read_folder(top, size):
         for part, index in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
             arrays[part], arrays[f"{part}_labels"] = images[index], labels[index]
             read[part] = [files[i] for i in index]
-    classes = tuple(printable(top.resolve().name if name == ALL else name) for name in classes)
-    lines = [_reading(classes, read, left_out), *_warnings(classes, read, arrays, size)]
-    arrays["remarks"] = np.array([f"{printable(top.resolve().name)}: {line}" for line in lines])
+    classes = tuple(printable(name) for name in classes)
+    arrays["remarks"] = np.array([_reading(classes, read, left_out), *_warnings(classes, read, arrays, size)])
     return classes, arrays
 
 
@@ -245,7 +245,7 @@ def _class_names(top, splits):
 def _reading(classes, read, left_out):
     """What was read of a folder and what was left out, in a line."""
     counts = ", ".join(f"{len(read[part])} {part}" for part in ("train", "val", "test") if part in read)
-    line = f"{counts} images in {len(classes)} class" + "es" * (len(classes) > 1) + f" ({_some(classes)})"
+    line = f"{counts} images in " + (f"{len(classes)} classes ({_some(classes)})" if classes != (ALL,) else "one class")
     if left_out:
         line += "; left out: " + ", ".join(f"{why}: {len(names)} ({_some(names)})" for why, names in sorted(left_out.items()))
     return line

@@ -27,6 +27,7 @@ class Study:
         check_names(self.settings, fields_of(), "setting")
         check_names(factors, [*fields_of(), *manifest.default_levels(name)], "factor")
         check_names({base: base}, ("study", "trio"), "base of a study")
+        manifest.check_injected(name)
         for field, value in self.settings.items():
             if isinstance(value, list | tuple):
                 raise ConfigError(
