@@ -99,7 +99,7 @@ def test_images_are_read_again_only_if_they_may_have_changed_and_a_touch_keeps_t
     os.utime(tmp_path / "new", ns=(old.st_atime_ns, old.st_mtime_ns))
     (tmp_path / "new").rename(replaced)  # another file of the same size and time of writing
     assert key(pets) != before and readings[10:] == ["dog/1.png"]
-    (cache,) = (tmp_path / "runs/cache").glob("folder-*.json")
+    (cache,) = (tmp_path / "runs/cache").glob("folder-*.contents")
     for damaged in ("no JSON", "[]", '{"cat/1.png": 1, "cat/2.png": []}'):
         cache.write_text(damaged)
         assert key(pets) != before and len(readings) % 3 == 2

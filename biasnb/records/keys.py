@@ -148,7 +148,7 @@ def content_signature(top):
 def content_digests(top, names):
     """Name -> sha256 of the files of a folder. runs/cache keeps them, and a file is read again only if its number, size or time
     stamps are others. A file that has just changed is not kept, as it may change again within one tick of the clock."""
-    cache = places.root() / "runs" / "cache" / f"folder-{digest(str(top.resolve()))}.json"
+    cache = places.root() / "runs" / "cache" / f"folder-{digest(str(top.resolve()))}.contents"
     known, found, kept = {}, {}, {}
     with contextlib.suppress(StoreError):
         known = read_json(cache)
