@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.io
 from PIL import ExifTags, Image
 
 from ..config import BiasnbError
@@ -99,7 +98,9 @@ def is_sixteen_bit_png(image):
 
 def sixteen_bit_png(file):
     """(h, w, 3 or 4) uint8 of a PNG of 16 bits with colours, an alpha channel or both."""
-    values = torchvision.io.decode_image(str(file), torchvision.io.ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    from torchvision.io import ImageReadMode, decode_image  # takes a while, and few images need it
+
+    values = decode_image(str(file), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     channels = values.shape[2]
     colours = scaled(values[..., : channels - 1 + channels % 2])
     if colours.shape[2] == 1:
