@@ -245,7 +245,8 @@ def _class_names(top, splits):
 def _reading(classes, read, left_out):
     """What was read of a folder and what was left out, in a line."""
     counts = ", ".join(f"{len(read[part])} {part}" for part in ("train", "val", "test") if part in read)
-    line = f"{counts} images in " + (f"{len(classes)} classes ({_some(classes)})" if classes != (ALL,) else "one class")
+    named = f"{len(classes)} classes ({_some(classes)})" if len(classes) > 1 else f"one class ({_some(classes)})"
+    line = f"{counts} images in {'one class' if classes == (ALL,) else named}"
     if left_out:
         line += "; left out: " + ", ".join(f"{why}: {len(names)} ({_some(names)})" for why, names in sorted(left_out.items()))
     return line
