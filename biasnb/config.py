@@ -11,11 +11,21 @@ from .operators import MIXERS
 PHOTOGRAPHS_VERSION = DIGITS_VERSION = 1  # part of the key: raise them when the embedded data change
 LEAVES_VERSION = 2
 CIFAR10_JPEG = "f10d4c9e536a564f"  # of its files, see `datasets.files_digest`
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}  # name of a folder, in any case -> the split that it holds
 VERSIONS = {"photographs": PHOTOGRAPHS_VERSION, "digits": DIGITS_VERSION, "digits_coded": DIGITS_VERSION,
             "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION, "cifar10_jpeg": CIFAR10_JPEG}  # fmt: skip
 CODED = {"digits_coded": "digits", "leaves_coded": "leaves"}  # twin whose pixels have a code by place -> the plain data set
 SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
+LEAST_HIDDEN = 16  # tokens of a batch on average (bert)
 MAX_SIZE = 256  # side of an image, pixels
 MAX_TOKENS = 64**2  # operators keep N x N masks and 8-byte addresses: at this size about 0.2 GB a block
 DATASETS = (*VERSIONS, "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "folder")
@@ -143,9 +153,11 @@ class Config:
             yield "mixer: 'hyena_hybrid' is made of two kinds of block, blocks 'repeated' has one; choose blocks 'separate'"
         if self.dataset in CODED and self.augment != "none":
             yield f"augment: {self.augment!r} moves pixels between the places that {self.dataset!r} codes; choose 'none'"
-        if self.pretext == "bert" and (hidden := self.batch * self.grid**2 * self.mask_rate) < 16:
-            yield (f"mask_rate: {self.mask_rate} hides {hidden:.2g} tokens of a batch on average, fewer than 16; "
-                   f"raise it, batch or image_size")  # fmt: skip
+        if self.batch < self.least_batch:
+            tokens = self.batch * self.grid**2
+            yield (f"mask_rate: {self.mask_rate} hides {tokens * self.mask_rate:.2g} of the {tokens} tokens of a batch on "
+                   f"average, fewer than {LEAST_HIDDEN}; choose batch {self.least_batch} or more, or raise mask_rate or "
+                   f"image_size")  # fmt: skip
         if self.pretext != "none" and self.lr * self.weight_decay > 1:
             yield (f"weight_decay: {self.weight_decay} times lr {self.lr} takes more than all of a weight off in a step; "
                    f"choose at most {math.floor(999 / self.lr) / 1000}, or a lower lr")  # fmt: skip
@@ -162,6 +174,11 @@ class Config:
     def grid(self):
         """Side of the token grid, H = W = S / p."""
         return self.image_size // self.patch
+
+    @property
+    def least_batch(self):
+        """The fewest images in a batch that a pretext can be trained with."""
+        return math.ceil(LEAST_HIDDEN / (self.grid**2 * self.mask_rate)) if self.pretext == "bert" else 1
 
     @property
     def reads(self):
@@ -275,8 +292,26 @@ def full_path(data_dir):
         raise ConfigError(f"data_dir: {short(data_dir)} is not a path that can be read ({why}); set it to a folder") from None
 
 
+def split_folders(top):
+    """Split -> folder, of a folder of images with train/ or test/ in any spelling of SPLITS; {} for one without. Raises
+    ConfigError for two folders of one split, OSError for a folder that cannot be listed."""
+    found = {}
+    for folder in sorted(folder for folder in top.iterdir() if folder.name.lower() in SPLITS and folder.is_dir()):
+        split = SPLITS[folder.name.lower()]
+        if split in found:
+            raise ConfigError(f"data_dir: {short(str(top))} has {found[split].name}/ and {folder.name}/ for {split}; keep one")
+        found[split] = folder
+    return found if found.keys() & {"train", "test"} else {}
+
+
+def is_hidden(name):
+    """Whether a file or folder is hidden, or one that macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def class_folders(folder):
     """Number of class folders, of the training split if there is one; 0 for a folder that is missing."""
     top = full_path(folder)
-    top = top / "train" if (top / "train").is_dir() else top
-    return sum(d.is_dir() and not d.name.startswith(".") for d in top.iterdir()) if top.is_dir() else 0
+    if not top.is_dir():
+        return 0
+    return sum(d.is_dir() and not is_hidden(d.name) for d in split_folders(top).get("train", top).iterdir())

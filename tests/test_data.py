@@ -29,7 +29,7 @@ def folder(tmp_path, n=20, parts=("train", "test")):
     for part in parts:
         for first, name in ((0, "cat"), (1000, "dog")):
             for i in range(n):
-                picture(tmp_path / part / name / f"{i}.png", seed=first + i)
+                picture(tmp_path / part / name / f"{i}.png", seed=first + i + 100 * len(part))
     return Config(dataset="folder", data_dir=str(tmp_path), image_size=8, batch=16)
 
 
@@ -56,11 +56,18 @@ def test_validation_split_follows_the_seed_and_leaves_the_test_alone(root, tmp_p
     assert one.fingerprint == other.fingerprint
 
 
-def test_other_sizes_are_resized_with_a_warning(root, tmp_path):
+def test_other_sizes_are_resized_with_a_warning(root, tmp_path, capsys):
     cfg = folder(tmp_path / "pets")
     picture(tmp_path / "pets/train/cat/wide.jpg", (40, 20))
-    with pytest.warns(UserWarning, match="40x20"):
-        assert data.load(cfg).train.images.shape[1:] == (8, 8, 3)
+    assert data.load(cfg).train.images.shape[1:] == (8, 8, 3)
+    read, warning = capsys.readouterr().out.splitlines()
+    assert read == "pets: 41 train, 40 test images in 2 classes (cat, dog)"
+    assert warning == "pets: warning: images of sizes 8x8, 40x20 are cut to the central square and resized to 8x8"
+    data.load(replace(cfg, seed=1))
+    assert not capsys.readouterr().out
+    data._arrays.cache_clear()  # as another process, which finds them decoded
+    data.load(cfg)
+    assert capsys.readouterr().out.splitlines() == [read, warning]
 
 
 def test_fewer_images_than_a_batch_are_refused(root, tmp_path):
@@ -500,4 +507,6 @@ def test_images_without_class_folders_are_one_class(root, tmp_path):
         Image.fromarray(np.full((9, 9, 3), i, np.uint8)).save(folder / f"{i}.png")
     cfg = configure("smoke", dataset="folder", data_dir=str(folder), labelled=0)
     found = data.load(cfg)
+    shutil.copytree(folder, tmp_path / "theirs")
+    assert data.load(replace(cfg, data_dir=str(tmp_path / "theirs"))).classes == ("theirs",)
     assert found.classes == ("mine",) and len(found.test.labels) == 6 and len(found.pool.labels) == 22

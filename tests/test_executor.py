@@ -1,5 +1,7 @@
 """Runs on Dask: real processes, real signals, workers that share no folder."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -56,12 +58,15 @@ def made(tmp_path_factory, photographs, cluster):
     good = [asked(photographs, mixer=mixer, seed=seed) for mixer in ("convmixer", "igpt") for seed in (0, 1)]
     good.append(asked(photographs, pretext="supervised"))
     bad = [asked(photographs, batch=4096), asked(root / "broken")]
-    with pytest.MonkeyPatch.context() as patch:
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("BIASNB_ROOT", str(root))
         patch.setenv(executor.SCHEDULER, cluster)
         store = Store("smoke")
         with pytest.raises(BiasnbError) as caught:
             executor.train([*bad, *good, good[0]], store)
+    said = [line for line in printed.getvalue().splitlines() if line.startswith("pictures: ")]
+    assert len(said) == 1 and re.search(r"train, \d+ test images in \d class", said[0])
     return store, str(caught.value), good, bad
 
 
@@ -72,7 +77,7 @@ def test_a_run_that_fails_is_named_in_a_line_and_the_others_are_done(made):
     assert re.match(r"4 of 15 records failed: ", error) and "\n" not in error
     assert "batch: 4096 images, but pictures has" in error and "baselines of folder: " in error
     assert [store.status(key(cfg))[0] for cfg in bad] == ["failed", "failed"]
-    assert "a/0.png: not readable as a JPEG" in store.status(key(bad[1]))[1]
+    assert "a/0.png: not readable as an image" in store.status(key(bad[1]))[1]
 
 
 def test_what_is_saved_asks_no_scheduler(made, monkeypatch):

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torchvision.datasets
 from forked import until
 from PIL import Image
@@ -32,6 +34,7 @@ from biasnb.config import BiasnbError, Config, ConfigError
 from biasnb.data import datasets as data
 from biasnb.data import downloads, images
 from biasnb.data.datasets import DataError
+from biasnb.records import keys
 from biasnb.records.keys import key
 
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
@@ -403,7 +406,7 @@ def test_a_pickle_in_the_cache_is_not_run_and_the_images_are_decoded_anew(root, 
         path.write_bytes(pickle.dumps(Payload(ran)) if kind == "pickle" else path.read_bytes()[:1000])
     assert loaded(cfg).fingerprint == before.fingerprint
     assert not ran.exists()
-    assert set(np.load(path)) == {"classes", "train", "train_labels", "test", "test_labels"}
+    assert set(np.load(path)) == {"classes", "train", "train_labels", "test", "test_labels", "remarks"}
 
 
 # ---- hostile images -----------------------------------------------------------------------------------------------
@@ -454,8 +457,44 @@ RGB, WIDE = noise(), noise(9, 1, seed=1)
 SIXTEEN = np.random.default_rng(2).integers(0, 65536, (8, 8, 3)).astype(">u2")
 PALETTE = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE, colors=7)
 FLAT = Image.new("RGB", (1, 1), (90, 90, 90))
-TURNED = Image.Exif()
-TURNED[0x0112] = 6  # turn by a quarter to view
+SCALED = np.round(SIXTEEN * (255 / 65535)).astype(np.uint8)
+OPAQUE = np.full((8, 8, 1), 65535, ">u2")
+SMOOTH = np.linspace(0, 255, 4 * 6 * 3).reshape(4, 6, 3).astype(np.uint8)
+
+
+def sixteen(colour, values):
+    """A PNG of 16 bits a channel: colour 2 is RGB, 4 grey and alpha, 6 RGB and alpha."""
+    return png(8, 8, [row.tobytes() for row in values.astype(">u2")], depth=16, colour=colour)
+
+
+def turned(orientation):
+    """Notes of a camera that was turned."""
+    notes = Image.Exif()
+    notes[0x0112] = orientation
+    return notes
+
+
+def grey(pixels):
+    return np.repeat(pixels[..., :1], 3, 2)
+
+
+def signed_tiff():
+    """A grey TIFF whose numbers are noted as signed."""
+    file = io.BytesIO()
+    Image.fromarray(RGB[..., 0]).save(file, "TIFF", tiffinfo={339: (2,)})
+    return file.getvalue()
+
+
+def wide_tiff(photometric):
+    """A TIFF of 16 bits a channel, in which a low number is dark, or with "miniswhite" bright."""
+    file, values = io.BytesIO(), SIXTEEN.astype(np.uint16)
+    tifffile.imwrite(file, values if photometric == "rgb" else values[..., 0], photometric=photometric)
+    return file.getvalue()
+
+
+def moving(kind):
+    other = Image.fromarray(255 - RGB)
+    return saved(Image.fromarray(RGB), kind, save_all=True, append_images=[other])
 
 
 @pytest.mark.parametrize(
@@ -465,7 +504,28 @@ TURNED[0x0112] = 6  # turn by a quarter to view
         ("x.jpg", saved(Image.fromarray(RGB)), RGB),  # a PNG all the same
         ("X.PNG", saved(PALETTE), np.asarray(PALETTE.convert("RGB"))),
         ("x.png", saved(Image.fromarray(RGB[..., 0])), np.repeat(RGB[..., :1], 3, 2)),
-        ("x.png", png(8, 8, [row.tobytes() for row in SIXTEEN], depth=16), (SIXTEEN >> 8).astype(np.uint8)),
+        ("x.png", sixteen(2, SIXTEEN), SCALED),
+        ("x.png", sixteen(6, np.concatenate([SIXTEEN, OPAQUE], 2)), SCALED),
+        ("x.png", sixteen(4, np.concatenate([SIXTEEN[..., :1], OPAQUE], 2)), grey(SCALED)),
+        ("x.png", sixteen(0, SIXTEEN[..., 0]), grey(SCALED)),
+        ("x.tif", saved(Image.fromarray(SIXTEEN[..., 0].astype(np.uint16)), "TIFF"), grey(SCALED)),
+        ("x.pgm", b"P5 8 8 65535\n" + SIXTEEN[..., 0].tobytes(), grey(SCALED)),
+        ("x.ppm", b"P6 8 8 65535\n" + SIXTEEN.tobytes(), SCALED),
+        ("x.png", saved(Image.fromarray(RGB).convert("RGBA")), RGB),
+        ("x.png", saved(Image.fromarray(RGB[..., 0]).convert("LA")), grey(RGB)),
+        ("x.png", saved(Image.fromarray(RGB), transparency=(1, 2, 3)), RGB),  # no pixel has this colour
+        (
+            "x.png",
+            saved(Image.fromarray(RGB).convert("1")),
+            grey(np.asarray(Image.fromarray(RGB).convert("1"))[..., None] * 255),
+        ),
+        ("x.gif", saved(PALETTE, "GIF"), np.asarray(PALETTE.convert("RGB"))),
+        ("x.bmp", saved(Image.fromarray(RGB), "BMP"), RGB),
+        ("x.tiff", saved(Image.fromarray(RGB), "TIFF"), RGB),
+        ("x.tiff", saved(Image.fromarray(RGB), "TIFF", compression="tiff_lzw"), RGB),
+        ("x.webp", saved(Image.fromarray(RGB), "WEBP", lossless=True), RGB),
+        ("x.ppm", saved(Image.fromarray(RGB), "PPM"), RGB),
+        ("x.tif", saved(Image.fromarray(RGB).convert("CMYK"), "TIFF"), RGB),
         ("x.png", png(4, 1, [b"\x1b"], 2, 0), np.repeat(np.uint8([[[0], [85], [170], [255]]]), 3, 2)),
         ("x.png", png(8, 8, [row.tobytes() for row in RGB], after=chunk(b"tEXt", b"a\0" + b"b" * 10**6)), RGB),
         ("x.png", saved(Image.fromarray(WIDE)), WIDE),
@@ -481,13 +541,45 @@ def test_odd_but_harmless_images_are_decoded_as_they_are(tmp_path, name, content
     assert images.resize(found[None], 8).shape == (1, 8, 8, 3)
 
 
-def test_an_exif_orientation_is_not_applied(tmp_path):
-    smooth = Image.fromarray(np.linspace(0, 255, 8 * 16 * 3).reshape(8, 16, 3).astype(np.uint8))
-    for name, options in (("plain.jpg", {}), ("turned.jpg", {"exif": TURNED})):
-        (tmp_path / name).write_bytes(saved(smooth, "JPEG", **options))
-    assert Image.open(tmp_path / "turned.jpg").getexif()[0x0112] == 6
-    assert images.decode(tmp_path / "turned.jpg").shape == (8, 16, 3)
-    assert (images.decode(tmp_path / "turned.jpg") == images.decode(tmp_path / "plain.jpg")).all()
+def test_sixteen_bits_are_rounded_to_the_nearest_of_eight():
+    values = np.arange(65536)
+    assert (images.scaled(values) == np.floor(values * 255 / 65535 + 0.5)).all()
+
+
+# Where row 0 and column 0 of the file are to be seen (EXIF 2.32, tag 274).
+SEEN = {1: SMOOTH, 2: SMOOTH[:, ::-1], 3: SMOOTH[::-1, ::-1], 4: SMOOTH[::-1], 5: SMOOTH.transpose(1, 0, 2),
+        6: SMOOTH[::-1].transpose(1, 0, 2), 7: SMOOTH[::-1, ::-1].transpose(1, 0, 2),
+        8: SMOOTH[:, ::-1].transpose(1, 0, 2), 9: SMOOTH}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_an_exif_orientation_is_applied(tmp_path, kind, orientation):
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    content = saved(Image.fromarray(SMOOTH), kind, exif=turned(orientation), **lossless)
+    (tmp_path / "x").write_bytes(content)
+    found = images.decode(tmp_path / "x")
+    assert found.shape == SEEN[orientation].shape and (found == SEEN[orientation]).all()
+
+
+def test_a_jpeg_is_turned_and_what_is_said_of_it_in_a_damaged_block_does_not_count(tmp_path):
+    for name, options in (
+        ("plain", {}),
+        ("turned", {"exif": turned(8)}),
+        ("damaged", {"exif": b"Exif\0\0II*\0\xff\xff\xff\xff"}),
+    ):
+        (tmp_path / name).write_bytes(saved(Image.fromarray(SMOOTH), "JPEG", **options))
+    plain = images.decode(tmp_path / "plain")
+    assert (images.decode(tmp_path / "turned") == plain[:, ::-1].transpose(1, 0, 2)).all()
+    assert (images.decode(tmp_path / "damaged") == plain).all()
+
+
+def test_of_a_photograph_with_a_preview_the_photograph_is_read(tmp_path):
+    first, preview = Image.fromarray(SMOOTH), Image.new("RGB", (2, 2))
+    (tmp_path / "x.jpg").write_bytes(saved(first, "MPO", save_all=True, append_images=[preview]))
+    (tmp_path / "plain.jpg").write_bytes(saved(first, "JPEG"))
+    assert Image.open(tmp_path / "x.jpg").n_frames == 2
+    assert (images.decode(tmp_path / "x.jpg") == images.decode(tmp_path / "plain.jpg")).all()
 
 
 def zipped():
@@ -497,7 +589,7 @@ def zipped():
 
 
 BOMB = zlib.compress(bytes(50 * 10**6))
-NOT_AN_IMAGE, NO_MODE = "not readable as a JPEG or PNG image", "convert it to 8-bit RGB or grey"
+NOT_AN_IMAGE, NO_MODE, NO_GLASS = "not readable as an image", "convert it to 8-bit RGB or grey", "transparent; put it on"
 
 
 @pytest.mark.parametrize(
@@ -508,18 +600,24 @@ NOT_AN_IMAGE, NO_MODE = "not readable as a JPEG or PNG image", "convert it to 8-
         (b"some text\n", NOT_AN_IMAGE),
         (b"<!DOCTYPE html>\n<html>404</html>", NOT_AN_IMAGE),
         (zipped(), NOT_AN_IMAGE),
-        (saved(Image.fromarray(RGB), "GIF"), NOT_AN_IMAGE),
-        (saved(Image.fromarray(RGB), "BMP"), NOT_AN_IMAGE),
-        (saved(Image.fromarray(RGB), "TIFF"), NOT_AN_IMAGE),
-        (saved(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), NOT_AN_IMAGE),
+        (saved(Image.fromarray(RGB), "ICO"), NOT_AN_IMAGE),
+        (saved(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), f"mode F (1 channels); {NO_MODE}"),
+        (saved(Image.fromarray(RGB[..., 0].astype(np.int32)), "TIFF"), f"mode I (1 channels); {NO_MODE}"),
+        (saved(Image.fromarray(RGB).convert("LAB"), "TIFF"), f"mode LAB (3 channels); {NO_MODE}"),
+        (saved(Image.fromarray(RGB).convert("YCbCr"), "TIFF"), f"mode YCbCr (3 channels); {NO_MODE}"),
+        (wide_tiff("rgb"), f"mode RGB (3 channels, 16 bits) in a TIFF file; {NO_MODE}"),
+        (wide_tiff("miniswhite"), f"mode I;16 (1 channels, 16 bits) in a TIFF file; {NO_MODE}"),
+        (signed_tiff(), f"mode L (1 channels, signed numbers); {NO_MODE}"),
+        (moving("GIF"), "2 frames or pages; save the one that you mean"),
+        (moving("PNG"), "2 frames or pages; save the one that you mean"),
+        (moving("WEBP"), "2 frames or pages; save the one that you mean"),
+        (moving("TIFF"), "2 frames or pages; save the one that you mean"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", NOT_AN_IMAGE),
-        (saved(PALETTE, transparency=0), f"mode P (1 channels, transparent); {NO_MODE}"),
-        (saved(Image.fromarray(RGB), transparency=(1, 2, 3)), f"mode RGB (3 channels, transparent); {NO_MODE}"),
-        (saved(Image.fromarray(RGB).convert("LA")), f"mode LA (2 channels); {NO_MODE}"),
-        (saved(Image.fromarray(RGB).convert("RGBA")), f"mode RGBA (4 channels); {NO_MODE}"),
-        (saved(Image.fromarray(RGB).convert("CMYK"), "JPEG"), f"mode CMYK (4 channels); {NO_MODE}"),
-        (png(8, 8, [row.tobytes() for row in SIXTEEN[..., 0]], 16, 0), NO_MODE),
-        (saved(Image.fromarray(RGB).convert("1")), f"mode 1 (1 channels); {NO_MODE}"),
+        (saved(PALETTE, transparency=0), f"mode P, {NO_GLASS}"),
+        (saved(Image.fromarray(RGB), transparency=tuple(map(int, RGB[3, 5]))), f"mode RGB, {NO_GLASS}"),
+        (saved(Image.fromarray(noise(channels=2), "LA")), f"mode LA, {NO_GLASS}"),
+        (saved(Image.fromarray(noise(channels=4))), f"mode RGBA, {NO_GLASS}"),
+        (sixteen(6, np.concatenate([SIXTEEN, OPAQUE - 1], 2)), f"mode RGBA, {NO_GLASS}"),
         (png(60_000, 60_000, [b""]), "3600000000 pixels"),
         (png(13_377, 13_377, [b""]), "13377x13377 is more than 64,000,000 pixels; make it smaller"),
         (png(8000, 8001, [b""]), "8000x8001 is more than 64,000,000 pixels; make it smaller"),
@@ -543,11 +641,11 @@ def test_what_is_no_image_or_not_of_a_kind_that_fits_is_refused_by_name(root, tm
     assert not recwarn
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "progressive"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "progressive", "BMP", "GIF", "PPM", "TIFF", "WEBP"])
 def test_a_cut_image_is_refused_or_whole_and_a_damaged_one_never_crashes(tmp_path, kind):
     path, rng = tmp_path / "x.png", np.random.default_rng(0)
     options = {"progressive": True} if kind == "progressive" else {}
-    content = saved(Image.fromarray(noise(6, 6)), "PNG" if kind == "PNG" else "JPEG", **options)
+    content = saved(Image.fromarray(noise(6, 6)), "JPEG" if kind == "progressive" else kind, **options)
     path.write_bytes(content)
     whole = images.decode(path)
     accepted = []
@@ -574,7 +672,6 @@ def test_a_cut_image_is_refused_or_whole_and_a_damaged_one_never_crashes(tmp_pat
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda p: p.mkdir(), "not a file"),
         (os.mkfifo, "not a file"),
         (lambda p: p.symlink_to("/dev/zero"), "not a file"),
         (lambda p: p.symlink_to("gone.png"), "No such file"),
@@ -595,14 +692,32 @@ def test_a_linked_image_is_read(root, tmp_path):
 
 def test_an_image_that_vanishes_is_refused_by_name(root, tmp_path, monkeypatch):
     cfg = pets(tmp_path)
-    path, decode = tmp_path / "pets/cat/3.png", data.decode
+    path, read = tmp_path / "pets/cat/3.png", data.read_image
 
     def vanishing(file):
         path.unlink(missing_ok=True)
-        return decode(file)
+        return read(file)
 
-    monkeypatch.setattr(data, "decode", vanishing)
+    monkeypatch.setattr(data, "read_image", vanishing)
     refused(cfg, f"{path}: ", "not a file")
+
+
+@pytest.mark.parametrize("within", [contextlib.nullcontext, keys.snapshot])
+def test_images_that_change_while_they_are_read_are_refused(root, tmp_path, monkeypatch, within):
+    """Or else their pixels would be kept for those that the key was made from."""
+    cfg = pets(tmp_path)
+    path, read = tmp_path / "pets/cat/3.png", data.read_image
+
+    def changing(file):
+        path.write_bytes(saved(Image.fromarray(noise(seed=99))))
+        return read(file)
+
+    with within():
+        before = key(cfg)
+        monkeypatch.setattr(data, "read_image", changing)
+        refused(cfg, f"{tmp_path}/pets: images have changed while they were read; start again")
+    monkeypatch.setattr(data, "read_image", read)
+    assert key(cfg) != before and len(loaded(cfg).classes) == 2
 
 
 @pytest.mark.parametrize("hidden", ["pets/dog/x.png", "pets/dog"])
@@ -622,7 +737,7 @@ def test_what_may_not_be_read_is_refused_by_name(root, shared, start, hidden):
 def test_an_empty_class_folder_is_refused_by_name(root, tmp_path):
     cfg = pets(tmp_path)
     (tmp_path / "pets/cow").mkdir()
-    refused(cfg, f"{tmp_path}/pets/cow: holds no JPEG or PNG image")
+    refused(cfg, f"{tmp_path}/pets/cow: holds no image (.jpg, ")
 
 
 NAMES = [b"two\nlines", "кот и пёс".encode(), b"-rf", b"\xff\xfe", b"esc\x1b[31m", b"a\xe2\x80\xa8b"]
@@ -638,12 +753,188 @@ def test_any_name_survives_in_keys_records_and_messages(root, tmp_path, name, wh
     assert key(cfg).encode("ascii")
     first, again = loaded(cfg), loaded(cfg)  # the second is from the cache
     assert first.classes == again.classes and first.summary() == again.summary()
+    assert "\x1b" not in capsys.readouterr().out
     for text in (first.name, *first.classes):
         assert text.encode() and len(text.splitlines()) == 1 and "\x1b" not in text
     assert first.classes == tuple(sorted(first.classes)) or where == "class"
     assert json.loads(json.dumps(first.summary(), ensure_ascii=False).encode()) == json.loads(json.dumps(first.summary()))
     file.write_bytes(b"no image")
-    text = refused(cfg, "not readable as a JPEG or PNG image")
+    text = refused(cfg, "not readable as an image")
     assert len(text.splitlines()) == 1 and "\x1b" not in text
     if name.isascii() and name.decode().isprintable():
         assert str(file) in text
+
+
+# ---- what was read of a folder, and what was left out ---------------------------------------------------------------
+
+
+def fill(top, files):
+    for name, content in files.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_bytes(content)
+
+
+def picture(seed, kind="PNG", **options):
+    return saved(Image.fromarray(noise(seed=seed)), kind, **options)
+
+
+TAKEN = {  # name -> (content, pixels)
+    **{f"Train/cat/{i}.png": (picture(i), noise(seed=i)) for i in range(10)},
+    **{f"Train/dog/{i}.bmp": (picture(20 + i, "BMP"), noise(seed=20 + i)) for i in range(4)},
+    "Train/dog/indoors/1.webp": (picture(30, "WEBP", lossless=True), noise(seed=30)),
+    "Train/dog/indoors/left/1.tiff": (picture(31, "TIFF"), noise(seed=31)),
+    "Train/dog/16.PNG": (sixteen(2, SIXTEEN), SCALED),
+    "Train/dog/cmyk.tif": (saved(Image.fromarray(noise(seed=32)).convert("CMYK"), "TIFF"), noise(seed=32)),
+    "Train/dog/grey.png": (saved(Image.fromarray(RGB[..., 0])), grey(RGB)),
+    "Train/dog/opaque.png": (saved(Image.fromarray(noise(seed=33)).convert("RGBA")), noise(seed=33)),
+    "Train/dog/turned.png": (picture(34, exif=turned(6)), noise(seed=34)[::-1].transpose(1, 0, 2)),
+    "Test/cat/copy.png": (picture(0), noise(seed=0)),
+    "Test/cat/again.ppm": (picture(1, "PPM"), noise(seed=1)),
+    **{f"Test/cat/{i}.png": (picture(40 + i), noise(seed=40 + i)) for i in range(4)},
+    **{f"Test/dog/{i}.gif": (saved(PALETTE, "GIF"), np.asarray(PALETTE.convert("RGB"))) for i in range(2)},
+}
+LEFT_OUT = {
+    "Train/cat/._0.png": b"\0\5\x16\7",
+    "Train/cat/.hidden.png": picture(0),
+    ".git/x.png": picture(0),
+    "__MACOSX/Train/cat/._0.png": b"",
+    "Train/loose.png": picture(50),
+    "cow/1.png": picture(51),
+    "cow/2.png": picture(52),
+    "stray.jpg": picture(53),
+    "Train/dog/phone.heic": b"ftypheic",
+    "Test/cat/Thumbs.db": b"",
+    "labels.csv": b"",
+}
+REFUSED = {
+    "Test/cat/empty.png": (b"", "not readable"),
+    "Test/cat/half.png": (picture(60)[:100], "not readable"),
+    "Test/cat/page.jpg": (b"<!DOCTYPE html>", "not readable"),
+    "Test/dog/float.tiff": (saved(Image.fromarray(RGB[..., 0].astype(np.float32)), "TIFF"), "mode F"),
+    "Test/dog/glass.png": (saved(Image.fromarray(noise(channels=4))), "transparent"),
+    "Test/dog/moving.gif": (moving("GIF"), "2 frames"),
+    "Train/cat/cut.bmp": (picture(61, "BMP")[:-9], "not readable"),
+    "Train/cat/cut.webp": (picture(62, "WEBP", lossless=True)[:-9], "not readable"),
+    "Train/cat/huge.png": (png(60_000, 60_000, [b""]), "pixels"),
+    "Train/cat/signed.tiff": (signed_tiff(), "signed"),
+    "Train/dog/cut.ppm": (picture(63, "PPM")[:-9], "not readable"),
+    "Train/dog/cut.tiff": (picture(64, "TIFF")[:-99], "not readable"),
+    "Train/dog/deep.tif": (wide_tiff("rgb"), "16 bits"),
+    "Train/dog/lab.tif": (saved(Image.fromarray(RGB).convert("LAB"), "TIFF"), "mode LAB"),
+    "Train/dog/pages.tiff": (moving("TIFF"), "2 frames"),
+    "Train/dog/text.png": (b"some text", "not readable"),
+    "Train/dog/torn.gif": (picture(65, "GIF")[:200], "not readable"),
+    "Train/dog/zip.jpeg": (zipped(), "not readable"),
+    "Train/dog/disc.png": (None, "not a file"),
+    "Train/dog/torn.jpg": (picture(66, "JPEG")[:300], "not readable"),
+}
+
+
+def test_of_sixty_ordinary_and_hostile_files_each_is_read_right_or_named_with_the_reason(root, capsys):
+    """First all that cannot be used are named, then, once they are gone, it is said what was read and what was left out."""
+    assert len(TAKEN) + len(LEFT_OUT) + len(REFUSED) == 60
+    top, cfg = root / "pets", Config(dataset="folder", data_dir=str(root / "pets"), image_size=8, batch=16)
+    fill(top, {name: content for name, (content, _) in TAKEN.items()} | LEFT_OUT)
+    fill(top, {name: content for name, (content, _) in REFUSED.items() if content is not None})
+    os.mkfifo(top / "Train/dog/disc.png")
+    (top / "Train/dog/back").symlink_to(top)
+    text = refused(cfg, f"{len(REFUSED)} images cannot be used: {top}/", f"; and {len(REFUSED) - 3} more: ")
+    assert all(name in text for name in REFUSED) and not any(name in text for name in TAKEN)
+    for name, (_, why) in REFUSED.items():
+        with pytest.raises(DataError, match=f"{name}: .*{why}"):
+            images.decode(top / name)
+        (top / name).unlink()
+    d = loaded(cfg)
+    assert capsys.readouterr().out.splitlines() == [
+        "pets: 21 train, 8 test images in 2 classes (cat, dog); left out: "
+        "files of kinds that are not read: 3 (labels.csv, Test/cat/Thumbs.db, Train/dog/phone.heic), "
+        "hidden files or folders: 4 (.git/, __MACOSX/, Train/cat/._0.png, ...), "
+        "images beside class folders: 1 (Train/loose.png), "
+        "images beside train/ and test/: 3 (cow/, stray.jpg), "
+        "links to a folder above: 1 (Train/dog/back/)",
+        "pets: warning: CMYK images converted to RGB without their colour profiles: 1 (Train/dog/cmyk.tif)",
+        "pets: warning: test images that are in train, too: 2 of 8 (Test/cat/again.ppm, Test/cat/copy.png)",
+    ]
+    shutil.copytree(top, root / "other", ignore=shutil.ignore_patterns("back"))
+    other, lines = said_of(replace(cfg, data_dir=str(root / "other")), capsys)
+    assert other.fingerprint == d.fingerprint and (other.name, lines[0][:8]) == ("other", "other: 2")  # from the cache, too
+    classes, arrays = data.read_folder(top, 8)
+    assert classes == d.classes == ("cat", "dog")
+    for split, part in (("Train", "train"), ("Test", "test")):
+        expected = [(name, pixels) for name, (_, pixels) in sorted(TAKEN.items()) if name.startswith(split)]
+        assert arrays[f"{part}_labels"].tolist() == ["/dog/" in name for name, _ in expected]
+        for (name, pixels), found in zip(expected, arrays[part], strict=True):
+            assert (found == pixels).all(), name
+
+
+def said_of(cfg, capsys):
+    """(what was loaded, the lines that were printed)"""
+    capsys.readouterr()
+    found = loaded(cfg)
+    return found, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "Valid", "Test"), ("TRAINING", "Validation", "testing")])
+def test_splits_are_known_by_their_usual_names(root, capsys, names):
+    top = root / "pets"
+    for number, name in enumerate(names):
+        fill(top, {f"{name}/{kind}/{i}.png": picture(100 * number + 10 * (kind == "dog") + i) for kind in ("cat", "dog")
+                   for i in range(4)})  # fmt: skip
+    cfg = Config(dataset="folder", data_dir=str(top), image_size=8, pretext="none")
+    d, lines = said_of(cfg, capsys)
+    assert lines == ["pets: 8 train, 8 val, 8 test images in 2 classes (cat, dog)"]
+    for number, part in enumerate(("train", "val", "test")):
+        assert (getattr(d, part).images[0].numpy() == noise(seed=100 * number)).all()
+    assert Config(dataset="folder", data_dir=str(top), pretext="supervised").pretext == "supervised"  # two classes
+    fill(top, {"dev/cat/0.png": b"", "val/cat/0.png": b"", "valid/cat/0.png": b""})
+    refused(cfg, "data_dir: ", "/ for val; keep one", kind=ConfigError)
+
+
+def test_classes_may_be_called_like_a_split(root, capsys):
+    top = root / "parts"
+    fill(top, {f"{name}/{i}.png": picture(10 * len(name) + i) for name in ("valid", "invalid") for i in range(5)})
+    d, lines = said_of(Config(dataset="folder", data_dir=str(top), image_size=8, pretext="none"), capsys)
+    assert d.classes == ("invalid", "valid") and lines == ["parts: 8 train, 2 test images in 2 classes (invalid, valid)"]
+
+
+def test_a_class_without_an_image_in_a_split_is_named(root, capsys):
+    top = root / "pets"
+    fill(top, {f"{part}/{kind}/{i}.png": picture(i) for part in ("train", "test") for kind in ("cat", "cow") for i in range(4)})
+    shutil.rmtree(top / "test/cow")
+    cfg = Config(dataset="folder", data_dir=str(top), image_size=8, pretext="none")
+    refused(cfg, f"{top}: class cow is in train, but not in test; add images of it there, or remove it from train")
+    (top / "test/cow").mkdir()
+    refused(cfg, f"{top}/test/cow: holds no image")
+    (top / "train").rename(top / "few")
+    fill(top / "few", {"dog/1.png": picture(9)})
+    _, lines = said_of(replace(cfg, data_dir=str(top / "few")), capsys)
+    assert lines[1:] == [
+        "few: warning: test images that are in train, too: 2 of 2 (cat/1.png, cow/2.png)",
+        "few: warning: images that are in several classes: 8 (cat/1.png, cow/2.png, cat/0.png, ...)",
+        "few: warning: no test image of class dog; add images of it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "words"),
+    [
+        (27, 32, "batch: 32 images, but pets has 20 to train on, besides 2 for validation and 5 to test; choose batch 20"),
+        (2, 64, "batch: 64 images, but pets has 0 to train on, besides 1 for validation and 1 to test; add images, training "
+                "needs 2 or more"),
+        (2, 2, "pets has 0 to train on"),
+        (1, 2, "pets has 0 to train on, besides 0 for validation and 1 to test; add images"),
+    ],
+)  # fmt: skip
+def test_with_too_few_images_for_a_batch_it_is_said_which_batch_fits_or_how_many_are_needed(root, count, batch, words):
+    top = root / "pets"
+    fill(top, {f"{i}.png": picture(i) for i in range(count)})
+    cfg = Config(dataset="folder", data_dir=str(top), image_size=8, patch=2, batch=batch)
+    refused(cfg, words)
+    if "choose batch 20" in words:
+        assert len(loaded(replace(cfg, batch=20)).pool.labels) == 20
+
+
+def test_a_batch_that_hides_too_few_tokens_says_which_batch_does():
+    with pytest.raises(ConfigError, match=r"^mask_rate: 0.5 hides 8 of the 16 tokens of a batch .* choose batch 2 or more"):
+        Config(image_size=8, batch=1)
+    assert Config(image_size=8, batch=2).batch == 2

@@ -465,7 +465,7 @@ def test_a_state_of_another_run_or_version_is_refused_naming_what_differs(zygote
 # Where a run is ended: words -> (call of a function, what `biasnb status` then says of it).
 PLACES = {
     "lock": ("'files.FileLock.acquire', {}", "missing"),
-    "data decoding": ("'data.decode', {}, 40", "missing"),
+    "data decoding": ("'data.read_image', {}, 40", "missing"),
     "palette fit": ("'palette.np.argsort', {}", "missing"),
     "first batch": ("'train.augmentation', {}", "missing"),
     "save": ("'files.os.replace', {}, 2, on='checkpoints'", "goes on from step 1"),

@@ -461,6 +461,20 @@ def test_a_finished_suite_called_again_trains_nothing_and_draws_the_same(story):
     assert pictures == story["done"][2] and {path.suffix for path in pictures} >= {".png", ".md"}
 
 
+def test_two_suites_at_once_both_succeed_and_leave_what_one_does(tmp_path, decoded):
+    shutil.copytree(decoded, tmp_path / "runs/cache")
+    parameters = "profile = 'smoke'\nmixers = ['mixer']\nsettings = {}"
+    write_notebook(tmp_path, TWO[0], "sweep.train()", 'show_table("summary", sweep)', parameters=[parameters], sweep=SWEEP)
+    write_notebook(tmp_path, TWO[1], "print(1)")
+    both = [start(tmp_path, "reproduce", *SMOKE, "steps=5", BIASNB_SCHEDULER=None) for _ in range(2)]
+    for process in both:
+        code, out, error = finish(process, 2 * TIMES)
+        assert code == 0 and error == "" and "2 of 2 notebooks" in out, out + error
+    store = store_of(tmp_path)
+    assert len(store.keys()) == 3 and all(store.load(key) for key in store.keys())  # noqa: SIM118
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.name.endswith((".part", ".error"))]
+
+
 # ---- a full disk ----------------------------------------------------------------------------------------------------
 
 # A process that may mount: it is root, or becomes it in a namespace of its own.
@@ -762,6 +776,23 @@ def test_locale_time_zone_path_and_hash_seed_change_neither_key_nor_result(tmp_p
             }
         )
     assert found[0] == found[1] == found[2] and len(found[0]["history"]) == 3
+
+
+def test_a_notebook_is_given_a_path_with_any_sign_whatever_the_locale_and_none_that_is_not_utf8(tmp_path):
+    """And when it is refused, it is before anything runs."""
+    write_notebook(
+        tmp_path, "01_inputs", "print('folder:', settings['data_dir'])", parameters=["profile = 'smoke'\nsettings = {}"]
+    )
+    (tmp_path / "Bilder ü 像").mkdir()
+    words = ("notebook", "01_inputs", *SMOKE, "dataset=folder")
+    for locale in (ASCII, {"LC_ALL": "C.UTF-8"}):
+        code, out, error = biasnb(tmp_path, *words, "data_dir=Bilder ü 像", **locale)
+        assert code == 0, error
+        assert f"folder: {tmp_path}/Bilder ü 像" in out and len(list((tmp_path / "runs/smoke/notebooks").glob("*"))) == 1
+    shutil.rmtree(tmp_path / "runs")
+    code, out, error = biasnb(tmp_path, *words, os.fsdecode(b"data_dir=\xff"))
+    assert code == 2 and "settings: " in one_line(error) and "is not UTF-8, which a notebook takes; rename it" in error
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.fault("F25")

@@ -20,12 +20,12 @@ from biasnb.sweep import Study
 
 
 @pytest.fixture
-def pets(tmp_path):
-    """The Config of a folder of images (whose content no key reads)."""
+def pets(root, tmp_path):
+    """The Config of a folder of images (which no key decodes)."""
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    return Config(dataset="folder", data_dir=str(tmp_path))
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_bytes(b"x")
+    return Config(dataset="folder", data_dir=str(tmp_path / "pets"))
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_a_thousand_keys_of_a_snapshot_list_the_folder_once(pets, listings, tmp_
         found = {key(replace(pets, seed=seed)) for seed in range(1000)}
         with keys.snapshot():
             keys.baseline_key(pets)
-        (tmp_path / "dog/2.png").write_bytes(b"x")
+        (tmp_path / "pets/dog/2.png").write_bytes(b"x")
         assert key(replace(pets, seed=0)) in found
-    assert len(found) == 1000 and listings == [str(tmp_path)]
+    assert len(found) == 1000 and listings == [str(tmp_path / "pets")]
     assert key(replace(pets, seed=0)) not in found
     assert len(listings) == 2
 
@@ -62,17 +62,59 @@ def test_a_snapshot_that_fails_is_over(pets, listings):
 
 def test_an_image_that_is_rewritten_in_place_gives_another_key_at_once(pets, tmp_path):
     before = key(pets)
-    file = tmp_path / "cat/1.png"
+    file = tmp_path / "pets/cat/1.png"
     old = file.stat()
-    file.write_bytes(b"xy")
-    os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
-    assert key(pets) != before
+    for content in (b"xy", b"y"):  # the second of the same size
+        file.write_bytes(content)
+        os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+        assert key(pets) != before
     file.write_bytes(b"x")
     assert key(pets) == before
 
 
+@pytest.fixture
+def readings(monkeypatch):
+    """The files that were read to tell their content."""
+    found, file_digest = [], keys.hashlib.file_digest
+
+    def counting(file, kind):
+        found.append("/".join(file.name.split("/")[-2:]))
+        return file_digest(file, kind)
+
+    monkeypatch.setattr(keys.hashlib, "file_digest", counting)
+    return found
+
+
+def test_images_are_read_again_only_if_they_may_have_changed_and_a_touch_keeps_the_key(pets, readings, tmp_path, monkeypatch):
+    before = key(pets)
+    assert readings == ["cat/1.png", "cat/2.png", "dog/1.png"]
+    assert key(pets) == before and len(readings) == 6  # written just now, so that the next change may have the same time stamp
+    monkeypatch.setattr(keys, "TICK", -1)
+    assert {key(replace(pets, seed=seed)) for seed in (0, 0, 0)} == {before} and len(readings) == 9
+    (tmp_path / "pets/cat/2.png").touch()
+    assert key(pets) == before and readings[9:] == ["cat/2.png"]
+    replaced = tmp_path / "pets/dog/1.png"
+    old = replaced.stat()
+    (tmp_path / "new").write_bytes(b"z")
+    os.utime(tmp_path / "new", ns=(old.st_atime_ns, old.st_mtime_ns))
+    (tmp_path / "new").rename(replaced)  # another file of the same size and time of writing
+    assert key(pets) != before and readings[10:] == ["dog/1.png"]
+    (cache,) = (tmp_path / "runs/cache").glob("folder-*.contents")
+    for damaged in ("no JSON", "[]", '{"cat/1.png": 1, "cat/2.png": []}'):
+        cache.write_text(damaged)
+        assert key(pets) != before and len(readings) % 3 == 2
+
+
+@pytest.mark.parametrize("name", ["cat/._1.png", ".DS_Store", "cat/notes.txt", "loose.png", ".git/1.png", "__MACOSX/cat/1.png"])
+def test_files_that_are_not_read_change_no_key(pets, tmp_path, name):
+    before = key(pets)
+    (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "pets" / name).write_bytes(b"y")
+    assert key(pets) == before
+
+
 def test_a_folder_that_cannot_be_listed_is_named(pets, tmp_path):
-    (tmp_path / "cat/gone.png").symlink_to("nowhere")
+    (tmp_path / "pets/cat/gone.png").symlink_to("nowhere")
     with pytest.raises(ConfigError, match=r"gone.png: No such file or directory; repair or remove it"):
         key(pets)
 

@@ -115,8 +115,9 @@ def test_executed_notebook_has_no_error_and_shows_a_picture_or_says_why_not(smok
     executed = nbformat.read(smoke[0] / "runs/smoke/notebooks" / f"{name}.ipynb", as_version=4)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    shown = [output.get("data", {}) for output in outputs]
-    assert any("image/png" in data or "one seed cannot tell" in str(data) for data in shown), "no picture"
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures or any("one seed cannot tell" in str(output.get("data")) for output in outputs), "no picture"
+    assert all(output.metadata["image/png"]["alt"] for output in pictures)
 
 
 @pytest.mark.fault("T12")
@@ -155,6 +156,30 @@ def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_reco
         monkeypatch.setenv("BIASNB_ROOT", str(tmp_path / way))
         found[way] = results(Store("smoke"))
     assert len(found["strict"]) == 13 and found["papermill"] == found["strict"] == found["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("given", "tag", "says"),
+    [
+        (["-p", "seed", "3"], "parameters", "seed: no such parameter (given 3); did you mean 'seeds'?"),
+        (["-p", "overrides", "{'steps': 2}"], "parameters", "overrides: no such parameter"),
+        (["-y", "settings: {sede: 3}"], "parameters", "sede: no such setting (given 3); did you mean 'seed'?"),
+        (["-p", "depths", "1"], "parameters", "depth: 1 is not a list of levels; give e.g. [1]"),
+        (["-y", "seeds: [0]"], "", "20_trio: what was given stands before the parameters; tag their cell `parameters`"),
+    ],
+)
+def test_what_plain_papermill_is_given_counts_or_is_refused_in_a_line_before_training(tmp_path, given, tag, says):
+    notebook = source("20_trio")
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"] = [tag] if tag else []
+    nbformat.write(notebook, tmp_path / "20_trio.ipynb")
+    command = ["papermill", "20_trio.ipynb", "out.ipynb", "-k", "python3", "--no-progress-bar", "-p", "profile", "smoke"]
+    env = environment(tmp_path / "root")
+    done = subprocess.run([sys.executable, "-m", *command, *given], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"ConfigError: {says}"), done.stderr
+    assert not (tmp_path / "root").exists()
 
 
 def test_papermill_lists_the_factors_with_their_comments():

@@ -21,6 +21,10 @@ from biasnb.sweep import manifest
 LIGHT = ("figures", "evidence", "records", "config", "operators", "suite", "sweep")  # parts that start without torch
 
 
+# Names on PyPI -> on conda-forge, where they differ.
+CONDA_FORGE = {"torch": "pytorch", "huggingface-hub": "huggingface_hub"}
+
+
 def requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return project["dependencies"] + project["optional-dependencies"]["dev"], project
@@ -30,7 +34,10 @@ def test_conda_environment_equals_pyproject():
     needed, project = requirements()
     given = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     listed = [d for d in given if isinstance(d, str)] + [d for d in given[-1]["pip"] if not d.startswith("--")]
-    expected = {f"python{project['requires-python']}", "pip", *(d.replace("torch>", "pytorch>") for d in needed)}
+    expected = {f"python{project['requires-python']}", "pip"}
+    for requirement in needed:
+        name, version = requirement.split(">=")
+        expected.add(f"{CONDA_FORGE.get(name, name)}>={version}")
     assert sorted(listed) == sorted(expected)
 
 

@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from bs4 import BeautifulSoup
 from forked import environment
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from synthetic import NO_TORCH, run_record
+from synthetic import NO_TORCH, run_record, saved_sweep
 
 from biasnb.records import places, store
 from biasnb.records.store import Store, StoreError
-from biasnb.suite import report
+from biasnb.suite import notebooks, report
 from biasnb.sweep import manifest
 
 CHECKOUT = places.CHECKOUT
@@ -181,6 +182,22 @@ def test_pages_load_nothing_and_run_nothing(site):
         assert soup.html["lang"] == "en" and len(soup("h1")) == 1 and soup.title.get_text()
 
 
+def test_tables_of_the_probe_say_how_it_was_measured(site):
+    """k and temperature of k-NN, and the penalties and layers of the probe, as they are in the records."""
+    saved_sweep(site, "20_trio").save()
+    table = pd.DataFrame({"network": ["conv"], "probe, %": [50.0], "k-NN, %": [40.0]})._repr_html_()
+    notebook = executed("# 20 · Trio", new_output("execute_result", {"text/html": table}))
+    nbformat.write(notebook, site.folder / "notebooks" / "20_trio.ipynb")
+    found = pages(report.write(site))
+    (note,) = found["20_trio.html"]("p", class_="soft", string=re.compile("^Probe"))
+    assert note.find_previous("table").find("th", string="k-NN, %")
+    for words in ("logistic regression on frozen features", "penalties from", "layers 1 to L", "k = 20", "similarity / 0.07"):
+        assert words in note.get_text()
+    assert "Probe: multinomial" not in found["20_trio-leaves-ab12cd.html"].get_text()  # which shows no such table
+    (site.folder / "sweeps" / "20_trio.json").write_text("{")
+    assert "Probe: multinomial" not in pages(report.write(site))["20_trio.html"].get_text()
+
+
 def test_what_a_claim_says_is_text_not_markup(site):
     index = report.write(site, FINDINGS)
     soup = pages(index)["index.html"]
@@ -194,6 +211,14 @@ def test_images_are_described_code_is_folded_and_numbers_stand_to_the_right(site
     trio = found["20_trio.html"]
     assert [image["alt"] for image in trio("img")] == ["Figure: the curves"] * 2 + ["Shown: more"]
     assert [image["alt"] for image in found["00_start_here.html"]("img")] == ["a figure"]
+    path = site.folder / "notebooks" / "20_trio.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].source = 'show_figure("psnr", sweep)'
+    notebook.cells[-1].outputs[2].metadata["image/png"] = {"alt": 'by "hand" <b>'}
+    notebooks.describe_pictures(notebook)
+    nbformat.write(notebook, path)
+    trio = pages(report.write(site))["20_trio.html"]
+    assert [image["alt"] for image in trio("img")] == ["Figure: the curves (psnr)", 'by "hand" <b>', "Shown: more"]
     assert "elsewhere" in found["00_start_here.html"].get_text()
     assert [summary.get_text() for summary in trio("summary")] == ["code: Parameters", "code"]
     assert [code.get_text().strip() for code in trio("details")[0](class_="highlight")] == ["steps = 1", "steps = 2"]

@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,6 +15,7 @@ from biasnb.config import configure
 from biasnb.records import files
 from biasnb.records import store as stores
 from biasnb.records.keys import init_key, key
+from biasnb.records.places import CHECKOUT
 from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
 from biasnb.records.sweep import Choice, choices, choose
@@ -324,3 +327,44 @@ def test_environment_names_versions_and_machine_but_no_path(root):
     stamp = json.dumps(environment("cpu", None, 2))
     assert "torch" in stamp and "commit" in stamp
     assert str(root) not in stamp and socket.gethostname() not in stamp
+
+
+def committed(folder):
+    """Make a folder a repository with everything in it; returns its commit."""
+    git = ["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e@e"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "--allow-empty", "-m", "all"]):
+        subprocess.run([*git, *words], check=True, env=without_git())
+    done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True, env=without_git())
+    return done.stdout.strip()
+
+
+def without_git():
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+
+def test_a_commit_counts_only_if_it_is_the_checkouts_own(tmp_path):
+    outer = tmp_path / "other repository ü"
+    copy = outer / "biasnb-main"
+    for name in ("biasnb", "notebooks"):
+        shutil.copytree(CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (outer / ".gitignore").write_text("__pycache__")
+    (copy / ".gitignore").write_text("__pycache__")
+    script = "from biasnb.records.provenance import _commit; print(*_commit())"
+
+    def stamp(folder=copy, **variables):
+        env = without_git() | {"PYTHONPATH": str(folder), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        done = subprocess.run([sys.executable, "-c", script], env=env | variables, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert stamp() == ["None", "None"]
+    other = committed(outer)
+    assert stamp() == ["None", "None"]
+    own = committed(copy)
+    assert own != other and stamp() == [own, "False"]
+    assert stamp(GIT_DIR=str(outer / ".git"), GIT_WORK_TREE=str(outer)) == [own, "False"]  # in a hook of the other
+    (copy / "notebooks/mine.ipynb").write_text("")
+    assert stamp() == [own, "True"]
+    site = copy / ".venv/site-packages"
+    shutil.copytree(copy / "biasnb", site / "biasnb")
+    assert stamp(site) == ["None", "None"]  # installed inside a checkout

@@ -109,7 +109,7 @@ def test_the_overview_counts_saved_runs_by_level(root):
     Store("smoke").save(record_of(runs[0]))
     shown = some.plan(runs).overview()
     assert shown.data.set_index("factor").loc["mixer"].tolist() == ["conv, attn", "1 of 2, 0 of 2"]
-    assert shown.caption == "4 runs: 1 saved, 3 missing"
+    assert shown.caption.endswith(" steps; 4 runs: 1 saved, 3 missing") and "mask rate 0.5" in shown.caption
 
 
 def test_own_images_are_asked_for_by_their_full_path(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 import itertools
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from forked import pictures
 from synthetic import init_record, record_of
 
 from biasnb.config import BiasnbError, configure
@@ -121,8 +123,8 @@ def test_a_record_of_every_pretext_validates_and_holds_what_the_task_has_and_the
     cfg, store = configure("smoke", pretext=task, target=target), Store("smoke")
     assert main(["run", "--profile", "smoke", f"pretext={task}", f"target={target}"]) == 0
     said, record, arrays = capsys.readouterr().out, store.load(key(cfg)), store.arrays(key(cfg))
-    assert f"\n{SAID[task]}" in said and "\nprobe        " in said
-    assert ("PSNR" in said, "accuracy" in said) == (task in PREDICTED, task == "supervised")
+    assert f"\n{SAID[task]}" in said and "\nprobe        " in said and "\nk-NN         " in said and "k = 20" in said
+    assert ("PSNR" in said, "\naccuracy" in said) == (task in PREDICTED, task == "supervised")
     assert record["status"] == "done"
     assert record["config"].get("target") == (target if task in PREDICTED else None)
     assert record["steps"] == (0 if task == "none" else cfg.steps)
@@ -214,6 +216,24 @@ def test_restore_gives_back_the_trained_network(root, monkeypatch, fields):
     store.path(key(cfg), ".safetensors").unlink()
     with pytest.raises(StoreError, match="weights cannot be read"):
         run.restore(key(cfg), store)
+
+
+def test_a_record_of_a_folder_counts_only_for_the_images_it_was_made_from(root, tmp_path):
+    """Others of the same names, sizes and time stamps are another run, and no network is restored for them."""
+    top = pictures(tmp_path / "pets")
+    files = [top / "a/0.png", top / "b/1.png"]
+    cfg, store = configure("smoke", dataset="folder", data_dir=str(top), labelled=0, steps=2), Store("smoke")
+    before = run.run(cfg, store)
+    assert run.restore(key(cfg), store, cfg.data_dir)[0] == before
+    contents, stamps = [file.read_bytes() for file in files], [file.stat() for file in files]
+    assert len(contents[0]) == len(contents[1])
+    for file, content, stamp in zip(files, reversed(contents), stamps, strict=True):
+        file.write_bytes(content)
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(BiasnbError, match=f"{before['key']}: its data or its operator are others now"):
+        run.restore(before["key"], store, cfg.data_dir)
+    after = run.run(cfg, store)
+    assert after["key"] != before["key"] and after["data"]["fingerprint"] != before["data"]["fingerprint"]
 
 
 def test_the_weight_norm_in_the_history_is_that_of_all_weights(images):

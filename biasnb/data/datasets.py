@@ -12,18 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..config import CIFAR10_JPEG, IMAGE_SUFFIXES, VERSIONS
+from ..config import CIFAR10_JPEG, IMAGE_SUFFIXES, VERSIONS, split_folders
 from ..records import places
 from ..records.files import StoreError, arrays_digest, locked, read_arrays, write_atomic
-from ..records.keys import folder_signature
+from ..records.keys import ALL, content_signature, folder_signature, list_images
 from .downloads import SOURCES, download, stamp
 from .embedded import EMBEDDED
-from .images import DataError, decode, printable, resize
+from .images import DataError, printable, read_image, resize
 
 KEPT = 2  # version of what the cache holds of a data set
-ALL = "."  # the class of images that are in none
 VAL_FRACTION = 0.1
 TEST_FRACTION = 0.2  # of a folder without train/ and test/
+SHOWN, LISTED = 3, 50  # names in a line on many, and of images that cannot be used
 
 
 class Split(NamedTuple):
@@ -68,7 +68,7 @@ def load(cfg, device="cpu"):
     """The data set of a Config. A tenth of the training images, drawn by the seed, is the validation split
     (embedded sets have their own). Raises DataError, or ConfigError if data_dir is no folder of images."""
     try:
-        signature = folder_signature(cfg.data_dir, content=True) if cfg.dataset == "folder" else ""
+        signature = folder_signature(cfg.data_dir) if cfg.dataset == "folder" else ""
         name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
     except OSError as error:
         raise DataError(f"{error.filename or cfg.data_dir}: {error.strerror or error}; repair or remove it") from None
@@ -86,10 +86,20 @@ def load(cfg, device="cpu"):
     if cfg.pretext == "supervised":
         split = {part: (images[labels >= 0], labels[labels >= 0]) for part, (images, labels) in split.items()}
         split["pool"] = split["train"]
-    if cfg.pretext != "none" and len(split["pool"][1]) < cfg.batch:
-        raise DataError(f"batch: {cfg.batch} images, but {name} has {len(split['pool'][1])} to train on; choose fewer")
+    _check_batch(cfg, name, {part: len(labels) for part, (_, labels) in split.items()})
     parts = {part: Split(images.to(device), labels.to(device)) for part, (images, labels) in split.items()}
     return Data(name, classes, fingerprint=fingerprint, groups=groups, **parts)
+
+
+def _check_batch(cfg, name, counts):
+    """Raise DataError if there are fewer images to train on than in a batch, saying which batch fits, if any does."""
+    found = counts["pool"]
+    if cfg.pretext == "none" or found >= cfg.batch:
+        return
+    least = cfg.least_batch
+    there = f"{name} has {found} to train on, besides {counts['val']} for validation and {counts['test']} to test"
+    advice = f"choose batch {found}, or add images" if found >= least else f"add images, training needs {least} or more"
+    raise DataError(f"batch: {cfg.batch} images, but {there}; {advice}")
 
 
 def subset(split, count, seed, field):
@@ -115,6 +125,9 @@ def _arrays(dataset, data_dir, size, signature):
     top = Path(data_dir).expanduser() if data_dir else places.root() / "data"
     classes, arrays = _decoded(dataset, top, size, signature)
     name = printable(top.resolve().name) if dataset == "folder" else dataset
+    classes = tuple(name if one == ALL else one for one in classes)
+    for line in arrays.pop("remarks", ()):
+        print(f"{name}: {line}", flush=True)
     pixels = {part: array for part, array in arrays.items() if part != "test_groups"}  # and labels
     return name, classes, arrays, arrays_digest(pixels)[:16]
 
@@ -133,10 +146,13 @@ def _decoded(dataset, top, size, signature):
                 return tuple(arrays.pop("classes").tolist()), arrays
         if dataset == "folder":
             classes, arrays = read_folder(top, size)
+            if content_signature(top) != signature:
+                raise DataError(f"{top}: images have changed while they were read; start again")
         elif dataset in SOURCES:
             classes, arrays = download(dataset, top, size)
         elif dataset == "cifar10_jpeg":
             classes, arrays = read_folder(cifar10_jpeg(top), size)
+            del arrays["remarks"]
         else:
             classes, arrays = EMBEDDED[dataset](size)
         buffer = io.BytesIO()
@@ -158,51 +174,112 @@ def _entry(dataset, top, size, signature):
 
 
 def read_folder(top, size):
-    """Images of `top/<class>/*` or `top/{train,val,test}/<class>/*` as (classes, arrays); of a folder without class folders
-    all are one class. JPEG and PNG, grey or RGB, as they are stored: 16 bits are cut to 8, an EXIF orientation is not
-    applied. Images of other sizes are cut to the central square and resized, with a warning.
+    """The images of a folder, see `keys.list_images` and `images.read_image`, as (classes, arrays). Images of other sizes are
+    cut to the central square and resized. `remarks` among the arrays are lines for the user: what was read and what was left
+    out, and warnings.
 
-    Raises DataError naming the folder or file, OSError for a folder that cannot be listed."""
-    parts = {part: top / part for part in ("train", "val", "test") if (top / part).is_dir()}
-    if parts and not {"train", "test"} <= set(parts):
-        raise DataError(f"{top}: has {sorted(parts)} but not both train and test; add the other or use class folders only")
-    arrays, classes, sizes = {}, None, set()
-    for part, folder in (parts or {"all": top}).items():
-        found = _class_names(folder)
-        if classes not in (None, found):
-            raise DataError(f"{folder}: classes {sorted(set(found) ^ set(classes))} are not in every split")
-        classes, images, labels = found, [], []
+    Raises DataError naming the folder or files that cannot be used, OSError for a folder that cannot be listed."""
+    splits, left_out = list_images(top)
+    classes = _class_names(top, splits)
+    arrays, read, broken = {}, {}, {}
+    for split, files in splits.items():
+        images, labels, read[split] = [], [], []
         for label, name in enumerate(classes):
-            files = sorted(_images_in(folder / name))
-            if not files:
-                raise DataError(f"{folder / name}: holds no JPEG or PNG image; add some or remove the folder")
-            for image in map(decode, files):
-                sizes.add(image.shape[:2])
+            for file in files[name]:
+                try:
+                    image, mode = read_image(top / file)
+                except DataError as error:
+                    broken[file] = str(error)
+                    continue
+                content = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+                read[split].append(ReadFile(file, mode, image.shape[:2], content))
                 images.append(resize(image[None], size)[0])
-            labels += [label] * len(files)
-        arrays[part], arrays[f"{part}_labels"] = np.stack(images), np.array(labels, np.int64)
-    if len(sizes) > 1 or any(h != w for h, w in sizes):
-        seen = ", ".join(f"{w}x{h}" for h, w in sorted(sizes)[:3]) + (", ..." if len(sizes) > 3 else "")
-        warnings.warn(f"{printable(top.name)}: images of {len(sizes)} sizes ({seen}), cut to the central square and "
-                      f"resized to {size}x{size}", stacklevel=2)  # fmt: skip
-    if not parts:
-        images, labels = arrays.pop("all"), arrays.pop("all_labels")
+                labels.append(label)
+        if not broken:
+            arrays[split], arrays[f"{split}_labels"] = np.stack(images), np.array(labels, np.int64)
+    if broken:
+        names, reasons = list(broken)[SHOWN:], list(broken.values())[:SHOWN]
+        count = f"{len(broken)} images cannot be used: " if len(broken) > 1 else ""
+        more = f"; and {len(names)} more: {_some(names, most=LISTED)}" if names else ""
+        raise DataError(count + "; ".join(reasons) + more)
+    if "" in splits:
+        images, labels, files = arrays.pop(""), arrays.pop("_labels"), read.pop("")
         order = np.random.default_rng(stream(0, "test split")).permutation(len(labels))
         held = max(1, round(TEST_FRACTION * len(labels)))
         for part, index in (("test", np.sort(order[:held])), ("train", np.sort(order[held:]))):
             arrays[part], arrays[f"{part}_labels"] = images[index], labels[index]
-    return tuple(printable(top.resolve().name if name == ALL else name) for name in classes), arrays
+            read[part] = [files[i] for i in index]
+    classes = tuple(printable(name) for name in classes)
+    arrays["remarks"] = np.array([_reading(classes, read, left_out), *_warnings(classes, read, arrays, size)])
+    return classes, arrays
 
 
-def _class_names(folder):
-    names = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
-    if not names and not _images_in(folder):
-        raise DataError(f"{folder}: holds neither JPEG or PNG images nor class folders of them; add some")
-    return tuple(names or [ALL])
+class ReadFile(NamedTuple):
+    name: str  # path below the folder
+    mode: str  # as Pillow names it
+    shape: tuple  # height and width
+    content: bytes  # digest of the pixels
 
 
-def _images_in(folder):
-    return [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+def _class_names(top, splits):
+    """The classes of a folder, the same in every split. Raises DataError if they are not, or if one has no image."""
+    if "" not in splits and not {"train", "test"} <= set(splits):
+        raise DataError(f"{top}: has {sorted(splits)} but not both train and test; add the other or use class folders only")
+    suffixes = ", ".join(IMAGE_SUFFIXES)
+    for split, files in splits.items():
+        folder = split_folders(top).get(split, top)
+        if files == {ALL: []}:
+            raise DataError(f"{folder}: holds neither images ({suffixes}) nor class folders of them; add some")
+        for name, found in files.items():
+            if not found:
+                raise DataError(f"{folder / name}: holds no image ({suffixes}); add some or remove the folder")
+    classes = {split: set(files) - {ALL} for split, files in splits.items()}
+    for split, names in classes.items():
+        for other, more in classes.items():
+            if lacking := sorted(more - names):
+                raise DataError(f"{top}: class {_some(lacking)} is in {other}, but not in {split}; add images of it there, or "
+                                f"remove it from {other}")  # fmt: skip
+    return tuple(next(iter(splits.values())))
+
+
+def _reading(classes, read, left_out):
+    """What was read of a folder and what was left out, in a line."""
+    counts = ", ".join(f"{len(read[part])} {part}" for part in ("train", "val", "test") if part in read)
+    named = f"{len(classes)} classes ({_some(classes)})" if len(classes) > 1 else f"one class ({_some(classes)})"
+    line = f"{counts} images in {'one class' if classes == (ALL,) else named}"
+    if left_out:
+        line += "; left out: " + ", ".join(f"{why}: {len(names)} ({_some(names)})" for why, names in sorted(left_out.items()))
+    return line
+
+
+def _warnings(classes, read, arrays, size):
+    """Lines on what is doubtful about the images of a folder."""
+    files = [file for part in read.values() for file in part]
+    shapes = sorted({file.shape for file in files})
+    if len(shapes) > 1 or any(h != w for h, w in shapes):
+        seen = _some(f"{w}x{h}" for h, w in shapes)
+        yield f"warning: images of sizes {seen} are cut to the central square and resized to {size}x{size}"
+    if converted := [file.name for file in files if file.mode == "CMYK"]:
+        yield f"warning: CMYK images converted to RGB without their colour profiles: {len(converted)} ({_some(converted)})"
+    trained = {file.content for file in read["train"]}
+    for part in sorted(read.keys() - {"train"}):
+        if again := [file.name for file in read[part] if file.content in trained]:
+            yield f"warning: {part} images that are in train, too: {len(again)} of {len(read[part])} ({_some(again)})"
+    classes_of = {}
+    for part, found in read.items():
+        for file, label in zip(found, arrays[f"{part}_labels"], strict=True):
+            classes_of.setdefault(file.content, set()).add(int(label))
+    if unclear := [file.name for file in files if len(classes_of[file.content]) > 1]:
+        yield f"warning: images that are in several classes: {len(unclear)} ({_some(unclear)})"
+    for part in ("train", "test"):
+        if absent := [name for label, name in enumerate(classes) if label not in arrays[f"{part}_labels"]]:
+            yield f"warning: no {part} image of class {_some(absent)}; add images of it"
+
+
+def _some(names, most=SHOWN):
+    """The first few of these names."""
+    names = list(dict.fromkeys(names))
+    return printable(", ".join(names[:most])) + ", ..." * (len(names) > most)
 
 
 # ---- CIFAR-10 as JPEG files ---------------------------------------------------------------------------------------

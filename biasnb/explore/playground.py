@@ -13,6 +13,7 @@ from ..config import IMAGE_SUFFIXES, BiasnbError, full_path, short
 from ..data import images as files
 from ..data.datasets import Split, load
 from ..figures.style import Picture
+from ..records.keys import image_files
 from ..records.progress import in_jupyterlab
 from ..training import run
 from .scene import MASKS, Scene, Sheet, heads_of, networks, respond
@@ -94,7 +95,7 @@ class Controls:
         each = [(f"head {i + 1}", i) for i in range(heads)]
         self.source = w.ToggleButtons(options=["test set", "folder", "upload"], style={"button_width": "5.5em"})
         self.index = w.IntSlider(panel.first, 0, len(panel.images) - 1, **named("number"), **AT_REST)
-        self.folder = w.Text(placeholder="a folder with JPEG or PNG files", **named("folder"), **AT_REST)
+        self.folder = w.Text(placeholder="a folder with images", **named("folder"), **AT_REST)
         self.upload = w.FileUpload(accept=",".join(IMAGE_SUFFIXES), description="choose a file", layout=WIDTH)
         self.rule = w.Dropdown(options=[*MASKS, PAINTED], **named("mask"))
         self.rate = w.FloatSlider(panel.rate, min=0.05, max=0.95, step=0.05, **named("rate"), **AT_REST)
@@ -241,14 +242,14 @@ class Controls:
 
 
 def pictures_in(folder):
-    """Image files in a folder and in the folders in it. Raises BiasnbError if there are none."""
+    """Image files in a folder and in all below it. Raises BiasnbError if there are none."""
     top = full_path(folder)
     if not top.is_dir():
         raise BiasnbError(f"folder: {short(folder)} is not a folder; choose another")
-    files = [path for pattern in ("*", "*/*") for path in top.glob(pattern) if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not files:
-        raise BiasnbError(f"folder: {short(folder)} holds no JPEG or PNG image; choose another")
-    return sorted(files)
+    found = [top / path for path in image_files(top)[0]]
+    if not found:
+        raise BiasnbError(f"folder: {short(folder)} holds no image ({', '.join(IMAGE_SUFFIXES)}); choose another")
+    return found
 
 
 def read(path, size):

@@ -14,16 +14,24 @@ import secrets
 import site
 import sys
 import sysconfig
+import time
 import types
 from dataclasses import asdict
 from pathlib import Path
+from stat import S_ISREG
 
-from ..config import IMAGE_SUFFIXES, VERSIONS, ConfigError
+from ..config import IMAGE_SUFFIXES, VERSIONS, ConfigError, is_hidden, split_folders
 from ..operators import FAMILIES, MIXERS, USER
+from . import places
+from .files import StoreError, read_json, to_json, write_atomic
 
 SPECIAL = {name for op in MIXERS.values() for name in op.reads}  # fields that only some operators read
 TRAINING = {"augment", "batch", "budget", "clip", "lr", "optimizer", "precision", "steps", "warmup", "weight_decay"}
 SNAPSHOT = contextvars.ContextVar("snapshot", default=None)
+ALL = "."  # the class of images that are in none
+HIDDEN, OTHER, LOOP = "hidden files or folders", "files of kinds that are not read", "links to a folder above"
+BESIDE_SPLITS, BESIDE_CLASSES = "images beside train/ and test/", "images beside class folders"
+TICK = 2 * 10**9  # nanoseconds, of the coarsest clock of a file system
 
 
 # ---- keys -----------------------------------------------------------------------------------------------------------
@@ -47,7 +55,7 @@ def digest(content, length=16):
 def key(cfg):
     """Name of the run: 16 hexadecimal digits, equal exactly for runs that must give the same result.
 
-    It covers the version of the embedded data, the paths and sizes of the images of a folder, and the code and entry of a
+    It covers the version of the embedded data, the paths and contents of the images of a folder, and the code and entry of a
     user-defined operator, see `user_digest`: if one of them changes, it is another run."""
     return digest(key_fields(cfg) | data_identity(cfg) | operator_identity(cfg))
 
@@ -82,7 +90,7 @@ def search_key(cfg):
 
 
 def data_identity(cfg):
-    """What tells the data of a Config from other data of the same name, as far as it is known without reading them."""
+    """What tells the data of a Config from other data of the same name, as far as it is known without decoding them."""
     if cfg.dataset == "folder":
         return {"files": folder_signature(cfg.data_dir)}
     return {"version": VERSIONS[cfg.dataset]} if cfg.dataset in VERSIONS else {}
@@ -119,33 +127,93 @@ def _once(make, *given):
 # ---- folders of images ----------------------------------------------------------------------------------------------
 
 
-def folder_signature(folder, content=False):
-    """Digest of the relative paths and sizes of all images below a folder; with `content` of their time stamps too, always
-    from a new listing, so that it also changes when a file is rewritten. Raises ConfigError if the folder is missing or
-    cannot be listed."""
-    top = Path(folder).expanduser()
+def folder_signature(folder):
+    """Digest of the images of a folder: of the paths of those that are read, and of their contents. Within a snapshot it is
+    that of the folder as it was first seen there. Raises ConfigError if the folder is missing or cannot be read."""
+    return _once(content_signature, Path(folder).expanduser())
+
+
+def content_signature(top):
+    """`folder_signature` of the folder as it is now."""
     if not top.is_dir():
-        raise ConfigError(f"data_dir: {folder!r} is not a folder; set it to a folder of images, or of class folders of them")
+        raise ConfigError(f"data_dir: {str(top)!r} is not a folder; set it to a folder of images, or of class folders of them")
     try:
-        if content:
-            return digest(_image_files(top))
-        return digest([(path, size) for path, size, _ in _once(_image_files, top)])
+        splits, _ = list_images(top)
+        names = sorted(name for classes in splits.values() for names in classes.values() for name in names)
+        return digest(content_digests(top, names))
     except OSError as error:
         raise ConfigError(f"data_dir: {error.filename}: {error.strerror}; repair or remove it") from None
 
 
-def _image_files(top):
-    """(path below top, bytes, time stamp) of all images of a folder, of its splits and of their class folders."""
-    found = []
+def content_digests(top, names):
+    """Name -> sha256 of the files of a folder. runs/cache keeps them, and a file is read again only if its number, size or time
+    stamps are others. A file that has just changed is not kept, as it may change again within one tick of the clock."""
+    cache = places.root() / "runs" / "cache" / f"folder-{digest(str(top.resolve()))}.contents"
+    known, found, kept = {}, {}, {}
+    with contextlib.suppress(StoreError):
+        known = read_json(cache)
+    for name in names:
+        stat, now = os.stat(top / name), time.time_ns()
+        stamp = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        entry = known.get(name) if isinstance(known, dict) else None
+        if isinstance(entry, list) and entry[:-1] == stamp:
+            found[name] = entry[-1]
+        elif S_ISREG(stat.st_mode):
+            with open(top / name, "rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            found[name] = "not a file"  # opening a FIFO waits for ever
+        if now - max(stamp[2:]) > TICK:
+            kept[name] = [*stamp, found[name]]
+    if kept != known:
+        with contextlib.suppress(StoreError):  # the cache is read-only
+            write_atomic(cache, to_json(kept))
+    return found
+
+
+def list_images(top):
+    """What is read of a folder of images, and what is left out: ({split: {class: names of its images}}, {why: names}).
+
+    Images are in `<class>/` or `<split>/<class>/` and in folders below these; split is "" where the folder has no train/ and
+    test/, class is ALL where images are in no class folder. Names are paths below the folder, with `/`. Raises OSError for a
+    folder that cannot be listed."""
+    images, left_out = image_files(top)
+    folders = split_folders(top) or {"": top}
+    splits = {split: {} for split in folders}
+    for split, folder in folders.items():
+        classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and not is_hidden(d.name))
+        splits[split] = {name: [] for name in classes or [ALL]}
+    of_folder = {folder.name: split for split, folder in folders.items() if split}
+    for path in images:
+        split, inside = (of_folder.get(path.parts[0]), path.parts[1:]) if of_folder else ("", path.parts)
+        name = inside[0] if len(inside) > 1 else ALL
+        if split is None or not inside:
+            left_out.setdefault(BESIDE_SPLITS, []).append(path.parts[0] + "/" * (len(path.parts) > 1))
+        elif name not in splits[split]:
+            left_out.setdefault(BESIDE_CLASSES, []).append(path.as_posix())
+        else:
+            splits[split][name].append(path.as_posix())
+    return splits, left_out
+
+
+def image_files(top):
+    """The image files of a folder and of all below it, links followed, as sorted paths below it; and {why: names left out}."""
+    images, left_out, above = [], {}, {str(top): ()}
     for folder, subfolders, names in os.walk(top, followlinks=True, onerror=_raise):
-        below = Path(folder).relative_to(top)
-        if len(below.parts) >= 2:
-            subfolders.clear()
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                stat = os.stat(os.path.join(folder, name))
-                found.append(((below / name).as_posix(), stat.st_size, stat.st_mtime_ns))
-    return sorted(found)
+        below, within = Path(folder).relative_to(top), (*above.pop(folder), os.path.realpath(folder))
+        for name in sorted(subfolders):
+            path = os.path.join(folder, name)
+            if why := HIDDEN if is_hidden(name) else LOOP if os.path.realpath(path) in within else None:
+                left_out.setdefault(why, []).append(f"{(below / name).as_posix()}/")
+                subfolders.remove(name)
+            above[path] = within
+        for name in sorted(names):
+            why = HIDDEN if is_hidden(name) else None if name.lower().endswith(IMAGE_SUFFIXES) else OTHER
+            if why:
+                left_out.setdefault(why, []).append((below / name).as_posix())
+            else:
+                images.append(below / name)
+    return sorted(images), left_out
 
 
 def _raise(error):

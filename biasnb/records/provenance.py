@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -11,16 +12,18 @@ from pathlib import Path
 from . import places
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
+OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
 
 
 def environment(device="cpu", gpu=None, threads=None):
     """What the numbers were made with: versions, commit, machine. Holds no path and no host name."""
+    commit, dirty = _commit()
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
+        "commit": commit,
+        "dirty": dirty,
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "device": device,
@@ -37,13 +40,24 @@ def _version(package):
         return None
 
 
-@functools.cache  # as above
+def _commit():
+    """(commit, whether files differ from it) of the checkout; None for both where it has no commit of its own: the package is
+    installed, or the checkout is a copy inside another repository."""
+    top = _git("rev-parse", "--show-toplevel")
+    if places.CHECKOUT is None or not top or Path(top).resolve() != places.CHECKOUT:
+        return None, None
+    changed = _git("status", "--porcelain")
+    return _git("rev-parse", "HEAD"), None if changed is None else bool(changed)
+
+
+@functools.cache
 def _git(*words):
+    """What git says of the folder that the package is in, whatever repository a hook works in; None if nothing."""
+    surroundings = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
+    command = ("git", "--no-optional-locks", "-C", str(places.PACKAGE), *words)
     try:
-        done = subprocess.run(
-            ("git", "--no-optional-locks", "-C", str(places.PACKAGE), *words), capture_output=True, text=True, timeout=10
-        )
-        return done.stdout.strip() if done.returncode == 0 else None
+        done = subprocess.run(command, capture_output=True, timeout=10, env=surroundings)
+        return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
     except (OSError, subprocess.TimeoutExpired):
         return None
 

@@ -124,6 +124,11 @@ class Sweep:
         words += [f"{name} {value}" for name, value in self.content["changed"].items() if name not in said]
         return ", ".join(words)
 
+    def protocol(self):
+        """How the probe and k-NN of its runs were measured, in words; "" without a finished run."""
+        done = (self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"]))
+        return next((protocol(record["probe"]) for record in done if record["status"] == "done"), "")
+
 
 # ---- the probe's penalties and layer --------------------------------------------------------------------------------
 
@@ -189,6 +194,15 @@ def choices(records, inits):
             done, started = record["status"] == "done", record["init"] in starts
             found[record["key"]] = (chosen if done else None, at_init if started else None)
     return found
+
+
+def protocol(probe):
+    """How the accuracies of a probe's table were measured, in words."""
+    weakest, strongest = min(probe["penalties"]), max(probe["penalties"])
+    return (f"Probe: multinomial logistic regression on frozen features averaged over tokens; in each layer the best of "
+            f"{len(probe['penalties'])} penalties from {weakest:g} to {strongest:g} by validation accuracy over the seeds; "
+            f"mean of the test accuracies of layers 1 to L. k-NN: k = {probe['neighbours']}, cosine similarity, votes weighted "
+            f"by exp(similarity / {probe['temperature']:g}); mean over layers 1 to L.")  # fmt: skip
 
 
 def pixel_accuracy(baseline, split="test"):

@@ -26,7 +26,7 @@ from ..operators import MIXERS
 from ..records import places
 from ..records.keys import key
 from ..records.store import Store
-from ..records.sweep import choose
+from ..records.sweep import choose, knn, protocol
 from ..sweep import executor, manifest
 
 SETTINGS = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
@@ -181,7 +181,9 @@ def run(profile, settings):
         print(f"accuracy     {100 * accuracy:.1f} %")
     mean, best = chosen.mean(record["probe"]), chosen.best(record["probe"])
     print(f"probe        {100 * mean:.1f} %, mean over layers (random init {100 * at_start.mean(start['probe']):.1f} %)")
+    print(f"k-NN         {100 * knn(record['probe']):.1f} %, mean over layers")
     print(f"best layer   {chosen.layer}: {100 * best:.1f} % (random init {100 * at_start.best(start['probe']):.1f} %)")
+    print(protocol(record["probe"]))
 
 
 @command("notebook", "notebook 20_trio --profile smoke seed=0,1")
@@ -465,6 +467,8 @@ def main(words=None):
             signal.signal(number, signal.SIG_DFL)
         quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]  # it would complain of a death by signal
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
+        if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":  # it could not write a path with ü
+            os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a terminal that lacks a sign gets its number
     try:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from ..records.store import Store
 from ..sweep import manifest
 from ..sweep.manifest import NotebookError
 
+SHOWN = re.compile(r"""show_figure\(\s*["'](\w+)["']""")
 NOTE = "biasnb"  # in the metadata of a failed copy: why it failed
 
 
@@ -232,6 +234,7 @@ def keep(attempt, path, trouble):
         executed = nbformat.read(attempt / "executed.ipynb", as_version=4)
         for name in ("input_path", "output_path"):
             executed.metadata.get("papermill", {}).pop(name, None)
+        describe_pictures(executed)
         if trouble:
             executed.metadata[NOTE] = trouble
         write_atomic(path, nbformat.writes(executed) + "\n")
@@ -242,3 +245,19 @@ def keep(attempt, path, trouble):
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
     return None
+
+
+def describe_pictures(executed):
+    """Give the pictures of an executed notebook an alternative text where they have none: the heading that they stand under and
+    the name of the figure."""
+    heading = ""
+    for cell in executed.cells:
+        if cell.cell_type == "markdown":
+            heading = [heading, *re.findall(r"^#+ +(.*)", cell.source, re.MULTILINE)][-1]
+            continue
+        named = SHOWN.search(cell.source)
+        text = f"{heading} ({named[1]})" if named else heading
+        for output in cell.get("outputs", ()):
+            for kind in ("image/png", "image/jpeg"):
+                if kind in output.get("data", {}):
+                    output.metadata.setdefault(kind, {}).setdefault("alt", text)

@@ -23,6 +23,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 NUMBER = re.compile(r"[-−+±]?\d|[-–—]?$|nan$")
+PROBED = re.compile(r"\bprobe|k-NN")  # tables that show such accuracies
 # Of the HTML in notebooks pages keep no active and no styling tag, and of the attributes only these.
 REMOVED = "script, style, link, meta, base, title, iframe, object, embed, template, form, svg, video, audio, a.anchor-link"
 SPANS = ["colspan", "rowspan"]
@@ -41,7 +42,8 @@ def write(store, findings=(), folder=None):
         again = f"run `biasnb reproduce --profile {store.profile}` first"
         raise StoreError(f"{store.folder / 'notebooks'}: no executed notebook to report on; {again}")
     exporter = cells_exporter()
-    pages = {name: convert(path, paths, folder, exporter) for name, path in paths.items()}
+    protocols = protocols_of(store)
+    pages = {name: convert(path, paths, folder, exporter, protocols.get(name)) for name, path in paths.items()}
     names = sorted({*known, *pages}, key=lambda name: (name.partition("-")[0], name))
     belonging = {name: [f for f in findings if name in (*f.claim.notebooks, f.evidence)] for name in names}
     render = renderer(store.profile, pages)
@@ -51,13 +53,23 @@ def write(store, findings=(), folder=None):
         write_atomic(folder / f"{name}.html", text)
     for path in folder.glob("*.html"):
         if executed(path.stem, known) and path.stem not in pages:
-            path.unlink()
+            path.unlink(missing_ok=True)  # by another report
     cards = [(name, manifest.question(name.partition("-")[0]), pages.get(name), belonging[name]) for name in names]
     claims = [list(group) for _, group in groupby(findings, lambda finding: finding.claim.id)]
     verdicts = Counter(finding.verdict for finding in findings)
     counts = [(verdict, verdicts[verdict]) for verdict in MARKS if verdict in verdicts]
     write_atomic(folder / "index.html", render("index.j2", cards=cards, claims=claims, counts=counts, facts=facts(store)))
     return folder / "index.html"
+
+
+def protocols_of(store):
+    """Name of a sweep -> how its probe was measured; of those that can be read."""
+    found = {}
+    with contextlib.suppress(StoreError):
+        for sweep in store.sweeps():
+            with contextlib.suppress(StoreError):
+                found[sweep.name] = sweep.protocol()
+    return found
 
 
 def executed(name, known):
@@ -112,8 +124,9 @@ def facts(store):
     return [(label, "; ".join(sorted(texts, reverse=label == "records"))) for label, texts in found.items() if texts]
 
 
-def convert(path, executed, folder, exporter):
-    """An executed notebook as a dict of what its page and the index show. Raises StoreError naming the file."""
+def convert(path, executed, folder, exporter, protocol=""):
+    """An executed notebook as a dict of what its page and the index show; `protocol` stands below tables of what it is about.
+    Raises StoreError naming the file."""
     import nbformat
     from bs4 import BeautifulSoup
     from markupsafe import Markup
@@ -139,6 +152,10 @@ def convert(path, executed, folder, exporter):
         if tag.name == "table":
             tag.wrap(box)
             set_table(tag, soup)
+            if protocol and PROBED.search(tag.get_text()):
+                note = soup.new_tag("p", attrs={"class": "soft"})
+                note.string = protocol
+                box.append(note)
         elif tag.name == "img":
             tag["alt"], tag["src"] = tag.get("alt") or heading, embedded(tag.get("src", ""))
             if not tag["src"]:

@@ -154,6 +154,7 @@ def train(configs, store):
         wanted = {key: task for key, task in wanted.items() if not store.has(key)}
         if not wanted:
             return
+        say_what_is_read(cfg for _, cfg in wanted.values())
         devices = [] if os.environ.get(SCHEDULER) else gpus([cfg for _, cfg in wanted.values()])
         slow = slow_bf16([cfg for kind, cfg in wanted.values() if kind == "run"])
         if slow and not devices and not os.environ.get(SCHEDULER):
@@ -166,6 +167,16 @@ def train(configs, store):
         named = "; ".join(failed[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise BiasnbError(f"{len(failed)} of {len(tasks)} records failed: {named}{more}")
+
+
+def say_what_is_read(configs):
+    """Print what is read of folders of images, which workers only log. One that cannot be read fails with its runs."""
+    folders = {cfg.data_dir: cfg for cfg in configs if cfg.dataset == "folder"}
+    for cfg in folders.values():
+        from ..data.datasets import load
+
+        with contextlib.suppress(BiasnbError):
+            load(replace(cfg, pretext="none", images=0, labelled=0))
 
 
 def grouped(wanted, by_seed):

@@ -6,11 +6,13 @@ and they are run here, without a kernel, to learn which runs a notebook needs wi
 import ast
 import json
 import re
+import sys
 
 from ..config import BiasnbError, ConfigError, check_names, check_settings, configure, fields_of, full_path, nearest, short
 from ..records import places
 
 KINDS = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}  # types that a parameter can have
+INJECTED = "# Parameters\n"  # begins the cell that Papermill puts below that of the parameters, or first of all without one
 SHOWN = {"show_figure": "figures", "show_table": "tables"}
 
 
@@ -190,12 +192,32 @@ def asked(name, given=None):
     if "data_dir" in values.get("settings", {}):
         values["settings"]["data_dir"] = setting("data_dir", values["settings"]["data_dir"])
     check_names(values.get("settings", {}), fields_of(), "setting")
+    for parameter, value in values.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{parameter}: {short(value)} is not UTF-8, which a notebook takes; rename it") from None
     return values, plan(name, values)
 
 
 def parameters(name, given=None):
     """All parameters of a notebook, see `asked`."""
     return asked(name, given)[0]
+
+
+def check_injected(name):
+    """Refuse what plain Papermill has put into the notebook of this name that runs in this kernel, if it does not count there.
+    Raises ConfigError for a name that is no parameter, and where the cell of the parameters has lost its tag."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    cells = [source for source in shell.user_ns.get("In", ()) if source] if shell else []
+    injected = [source for source in cells if source.startswith(INJECTED)]
+    if not injected:
+        return
+    if cells[0] == injected[0]:
+        raise ConfigError(f"{name}: what was given stands before the parameters; tag their cell `parameters`, as it was")
+    for statement in ast.parse(injected[-1]).body:
+        for target in getattr(statement, "targets", ()):
+            check_names({ast.unparse(target): shell.user_ns.get(ast.unparse(target))}, declared(name), "parameter")
 
 
 def accepted(given):

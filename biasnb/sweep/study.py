@@ -27,6 +27,7 @@ class Study:
         check_names(self.settings, fields_of(), "setting")
         check_names(factors, [*fields_of(), *manifest.default_levels(name)], "factor")
         check_names({base: base}, ("study", "trio"), "base of a study")
+        manifest.check_injected(name)
         for field, value in self.settings.items():
             if isinstance(value, list | tuple):
                 raise ConfigError(
@@ -160,7 +161,7 @@ class Planned(Sweep):
     configs: tuple = ()
 
     def overview(self):
-        """A table: every factor, its levels, and how many runs of each level are saved."""
+        """A table: every factor, its levels, and how many runs of each level are saved; its caption has the settings of all."""
         rows = []
         for factor in dict.fromkeys(["mixer", *self.factors(), "seed"]):
             counts = {}
@@ -178,7 +179,8 @@ class Planned(Sweep):
         saved = sum(self.store.has(run["key"]) for run in self.runs)
         table = pd.DataFrame(rows).style.hide(axis="index")
         runs = f"{len(self.runs)} run" + "s" * (len(self.runs) != 1)
-        return table.set_caption(f"{runs}: {saved} saved, {len(self.runs) - saved} missing")
+        settings = f"{self.caption()}; " if self.runs else ""
+        return table.set_caption(f"{settings}{runs}: {saved} saved, {len(self.runs) - saved} missing")
 
     def train(self):
         """Train what is missing, and note what was asked for in runs/<profile>. What is saved is loaded, what was interrupted

@@ -128,7 +128,8 @@ def probe_splits(train, val, test, classes):
     """`linear_probe` and k-NN of features as a record keeps them: (table, correctness of the test images). The probe is fitted
     on the CPU, as its search takes thousands of small steps."""
     table, correct = linear_probe(*((x.cpu(), y.cpu()) for x, y in (train, val, test)), classes)
-    return {**table, "knn": knn(train, test, classes), "neighbours": NEIGHBOURS, "temperature": TEMPERATURE}, correct
+    found = {"knn": knn(train, test, classes), "neighbours": min(NEIGHBOURS, len(train[1])), "temperature": TEMPERATURE}
+    return {**table, **found}, correct
 
 
 def probe_network(model, data):

@@ -26,6 +26,7 @@ from .evaluation import baseline_psnr, palette_psnr, probe_network, probe_pixels
 from .loop import Apart, Diverged, Job, pretrain_together
 from .pretext import evaluate, evaluation_draw, examples, sample
 
+OTHERS = "its data or its operator are others now; delete it to make it anew"
 PICTURED = 10  # test images whose reconstructions are kept
 MEASURED = 512  # test images that measures run on: CKA on all, the others on few of them
 
@@ -69,13 +70,17 @@ def prepare(cfg):
     return data, build(cfg, data.stats(), palette, device, len(data.classes))
 
 
-def restore(key, store, data_dir=""):
-    """(record, data, network with its trained weights) of a finished run; `data_dir` is where its data lie.
+def restore(name, store, data_dir=""):
+    """(record, data, network with its trained weights) of a finished run by its key; `data_dir` is where its data lie.
 
-    Raises StoreError for weights that are missing or do not fit, BiasnbError as `prepare` does."""
-    record = store.load(key)
-    data, model = prepare(Config(**record["config"], data_dir=data_dir))
-    load_weights(model, store.path(key, ".safetensors"))
+    Raises StoreError for weights that are missing or do not fit, BiasnbError as `prepare` does and if the data or the operator
+    are others than those of the record."""
+    record = store.load(name)
+    cfg = Config(**record["config"], data_dir=data_dir)
+    if key(cfg) != name:
+        raise BiasnbError(f"{name}: {OTHERS}")
+    data, model = prepare(cfg)
+    load_weights(model, store.path(name, ".safetensors"))
     return record, data, model
 
 
@@ -417,7 +422,7 @@ def evaluate_run(record, store, data_dir=""):
         return "up to date"
     k, cfg = record["key"], Config(**record["config"], data_dir=data_dir)
     if key(cfg) != k:
-        return "its data or its operator are others now; delete it to make it anew"
+        return OTHERS
     if record["status"] == "diverged":
         store.save(record | {"protocol": PROTOCOL})
         return "diverged, nothing to evaluate"
