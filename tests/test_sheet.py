@@ -114,7 +114,7 @@ def test_numbers_are_those_of_the_records_that_sweeps_ask_for(empty):
     assert row("data")[1:] == ["photographs", f"`{'f' * 16}`", "40", "40", "5", "10"]
     assert row("machines")[2] == "1"
     empty.write_text("{networks}; {idle}")
-    assert sheet.fill().startswith("no | none are published; `quick`, `cifar10`, `paper`")
+    assert sheet.fill().startswith("no | none are published; `quick`, `cifar10`, `full`")
     weights = there.folder / "networks" / "igpt" / "model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(bytes(1_500_000))
