@@ -10,7 +10,9 @@ from biasnb.records import places
 from biasnb.records.keys import key
 from biasnb.records.store import FROM_SCRATCH, Store, StoreError
 from biasnb.suite import publish
+from biasnb.suite.commands import main
 from biasnb.sweep import Study, executor
+from biasnb.training import run
 
 
 def test_publish_promotes_complete_valid_records_only(root):
@@ -56,6 +58,25 @@ def test_what_is_committed_is_shown_and_only_what_is_not_is_trained_or_published
     assert len(study.plan(study.every_combination("seed"), weights=True).missing()) == 3, "weights are not committed"
     monkeypatch.setenv(FROM_SCRATCH, "1")
     assert study.plan(study.every_combination("seed", "depth", "mixer")).missing() == sweep.keys
+
+
+def test_committed_runs_picked_at_random_are_trained_again_bit_for_bit(root, capsys, monkeypatch):
+    study = Study("20_trio", "smoke", mixer=["conv"], depth=[1], seed=[0, 1])
+    sweep = study.plan(study.every_combination("seed", "depth", "mixer"))
+    for cfg in sweep.configs:
+        for make in (run.baseline, run.init, run.run):
+            make(cfg, sweep.store)
+    sweep.save()
+    publish.publish("smoke", [sweep.name])
+    assert main(["check", "1", "--profile", "smoke", "--seed", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "agrees to the digit" in said and said.split()[-1] == "agrees" and "equal" in said
+    evaluate = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda *given: evaluate(*given) | {"psnr": 3.0})
+    assert main(["check", "5", "--profile", "smoke"]) == 1
+    said, error = capsys.readouterr()
+    assert "DIFFERS" in said and "others" in said and "2 of 10 numbers differ" in error
+    assert main(["check", "1", "--profile", "cifar10"]) == 1 and "has no records in results/" in capsys.readouterr().err
 
 
 def test_publish_leaves_out_sweeps_with_other_settings_unless_named(root):

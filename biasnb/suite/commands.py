@@ -397,16 +397,33 @@ def verify(profile, data_dir):
     from .publish import verify
 
     rows = verify(profile, data_dir=data_dir)
+    compared(rows)
+    if all(row["agrees"] is None for row in rows):
+        raise BiasnbError(f"profile: nothing of {profile!r} could be verified, as its data are not here; give --data-dir")
+
+
+@command("check", "check 3 --profile quick")
+@click.argument("count", type=click.IntRange(1))
+@profile_option()
+@data_dir_option
+@click.option("--seed", type=int, help="of the choice; without it another one each time")
+def check(count, profile, data_dir, seed):
+    """Train COUNT committed runs again, picked at random, and compare with their records."""
+    from .publish import check
+
+    compared(check(profile, count, seed, data_dir))
+
+
+def compared(rows):
+    """Print rows of `publish.COLUMNS`. Raises BiasnbError if a number is not the recorded one."""
     for row in rows:
         outcome = {True: "agrees", False: "DIFFERS", None: row["measured"]}[row["agrees"]]
         outcome += " to the digit" if row["agrees"] and row["measured"] == row["recorded"] else ""
         numbers = f"{row['recorded']:>18} {row['measured']:>18} {row['allowed']:9}"
-        print(f"{row['network']:12} {row['metric']:10} {numbers} {outcome}")
+        print(f"{row['network']:16} {row['metric']:10} {numbers} {outcome}")
     wrong = [f"{row['network']} {row['metric']}" for row in rows if row["agrees"] is False]
     if wrong:
         raise BiasnbError(f"{len(wrong)} of {len(rows)} numbers differ from the records: {', '.join(wrong)}")
-    if all(row["agrees"] is None for row in rows):
-        raise BiasnbError(f"profile: nothing of {profile!r} could be verified, as its data are not here; give --data-dir")
 
 
 @command("sheet", "sheet")

@@ -1,13 +1,15 @@
 """The committed reference: records and networks that are published, and how what is measured compares with them."""
 
 import json
+import random
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tabulate import tabulate
 
-from ..config import PROFILES, Config, ConfigError
+from ..config import PROFILES, Config, ConfigError, describe
 from ..operators import CUBE, TRIO
 from ..records import places
 from ..records.files import StoreError, array_bytes, arrays_digest, read_json, to_json, write_atomic
@@ -69,16 +71,17 @@ COLUMNS = ("network", "metric", "recorded", "measured", "allowed", "agrees")
 SCORES = ("loss", "psnr", "accuracy", "probe")  # parts of a record that its weights decide
 
 
-def compare(record, measured):
-    """Rows (metric, recorded, measured, allowed, agrees) of weights that were evaluated again: the data, and every metric that
-    the record has, as tables print them."""
+def compare(record, measured, how="evaluated"):
+    """Rows (metric, recorded, measured, allowed, agrees) of weights that were evaluated again, or of a run that was "trained"
+    again: the data, and every metric that the record has, as tables print them."""
     pixels, again = record["data"]["fingerprint"], measured["data"]["fingerprint"]
     rows = [("data", pixels, again, "equal", pixels == again)]
     for metric in METRICS:
-        if metric.evaluated is not None and metric.of(record, record) is not None:
+        allowed = getattr(metric, how)
+        if metric.kind == "run" and allowed is not None and metric.of(record, record) is not None:
             one, other = metric.of(record, record), metric.of(measured, record)
             printed = [f"{value:.{metric.decimals}f}" for value in (one, other)]
-            rows.append((metric.name, *printed, f"± {metric.evaluated:g}", abs(one - other) <= metric.evaluated))
+            rows.append((metric.name, *printed, f"± {allowed:g}", abs(one - other) <= allowed))
     return rows
 
 
@@ -296,6 +299,29 @@ def verify(profile, stream=sys.stdout, data_dir=""):
             print(f"data not here: {error}", file=stream, flush=True)
             found = [("data", "", "data not here; give data_dir", "", None)]
         rows += [dict(zip(COLUMNS, (mixer, *row), strict=True)) for row in found]
+    return rows
+
+
+def check(profile, count, seed=None, data_dir="", stream=sys.stdout):
+    """Train so many of the committed runs of a profile again, picked at random, each with the threads of its record and in a
+    folder of its own. Returns rows of the COLUMNS, see `compare`, the last of each run says whether loss, PSNR, accuracy,
+    probe and history are equal bit for bit. Raises BiasnbError as `run.run` does, StoreError for a profile without records."""
+    from ..training import run
+    from ..training.loop import threads
+
+    published(profile)
+    store, rows = Store(profile, "results"), []
+    runs = [store.load(key) for key in store if "-" not in key]
+    finished = [record for record in runs if record["status"] == "done"]
+    chosen = random.Random(seed).sample(finished, min(count, len(finished)))
+    for i, record in enumerate(chosen, 1):
+        cfg = Config(**record["config"], data_dir=data_dir)
+        print(f"[{i}/{len(chosen)}] {record['key']}: {describe(cfg)}", file=stream, flush=True)
+        with tempfile.TemporaryDirectory() as folder, threads(record["environment"]["threads"]):
+            again = run.run(cfg, Store(profile, folder))
+        same = all(again[name] == record[name] for name in (*SCORES, "history"))
+        found = [*compare(record, again, "trained"), ("bits", "", "equal" if same else "others", "", same or None)]
+        rows += [dict(zip(COLUMNS, (record["key"], *row), strict=True)) for row in found]
     return rows
 
 
