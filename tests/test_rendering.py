@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -555,3 +556,11 @@ def test_the_shipped_file_of_reported_numbers_has_an_example_and_no_entry(root):
     assert tables.reported() == []
     enter(root, text[text.index("# [[reported]]") :].replace("# ", ""))
     assert [entry["table"] for _, entry in tables.reported()] == ["20_trio-summary"]
+
+
+def test_tables_that_show_the_probe_say_how_it_was_measured_and_pictures_what_is_seen(root):
+    g = saved_sweep(Store("smoke"), seed=[0, 1])
+    for name, probed in {"summary": True, "depths": True, "differences": True, "cost": False}.items():
+        table = tables.make(name, g)
+        assert ("k-NN: k = 20" in tables.heading(g, table)) == probed and ("k-NN: k" in tables.markdown(g, table)) == probed
+    assert re.match(r"depth: Depth 2: .* dB", show_figure("depth", g).alt)

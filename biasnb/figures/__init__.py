@@ -50,7 +50,8 @@ def show_figure(name, sweep):
         content = encoded(figure, "png")
     if sweep.store.base == "runs":
         write_atomic(sweep.store.folder / "figures" / f"{sweep.name}-{name}.png", content)
-    return Image(content, width=round(figure.get_figwidth() * STYLE["figure.dpi"]))
+    alternative = f"{name}: {' '.join(figure.get_suptitle().split())}"  # for those who do not see it
+    return Image(content, width=round(figure.get_figwidth() * STYLE["figure.dpi"]), alt=alternative)
 
 
 def show_table(name, sweep):

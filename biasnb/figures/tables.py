@@ -256,9 +256,15 @@ def make(name, sweep):
 
 
 def heading(sweep, table):
-    """What was run, and how the cells read if they are means over seeds."""
-    counted = table.astype(str).stack().str.contains(r"\d \(\d+\)$").any()
-    return sweep.caption() + (f"; {COUNTED}" if counted else "")
+    """What was run, how the cells read if they are means over seeds, and how the probe was measured if they show it."""
+    words = table.astype(str)
+    counted = words.stack().str.contains(r"\d \(\d+\)$").any()
+    probed = any(PROBED.search(text) for text in (*table.columns, *words.get("metric", ())))
+    protocol = sweep.protocol() if probed else ""
+    return sweep.caption() + (f"; {COUNTED}" if counted else "") + (f". {protocol}" if protocol else "")
+
+
+PROBED = re.compile(r"\bprobe|k-NN")  # of columns that show such accuracies
 
 
 class Latex(dict):
