@@ -15,7 +15,6 @@ from ..config import PROFILES, Config, fields_of, nearest
 from ..evidence import claims
 from ..evidence.contrasts import METRICS as MEASURED
 from ..evidence.hypotheses import MARKS
-from ..evidence.verdicts import worst
 from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.store import Store
@@ -100,22 +99,20 @@ def with_verdicts():
 
 
 def findings(found):
-    """The claims that are decided, a row each, by the worst of their rows and their first metric, in the profile that decides
-    most; then which are not."""
-    profiles = [profile for profile, _ in Counter(f.profile for f in found if f.verdict in DECIDED).most_common()]
+    """What is decided of each claim, by its first metric and by PSNR, in the profile that decides most of it, a row each; then
+    the claims of which nothing is."""
+    decided = [f for f in found if f.verdict in DECIDED and f.metric in (f.claim.metrics[0], "psnr")]
     rows, others = [], []
     for claim in claims.CLAIMS:
-        judged = []
-        for profile in profiles:
-            own = [f for f in found if (f.claim, f.metric, f.profile) == (claim, claim.metrics[0], profile)]
-            judged += [worst(own)] if own else []
-        f = next((f for f in judged if f.verdict in DECIDED), None)
-        if f:
-            link = f"[{f.evidence}](notebooks/{f.evidence.partition('-')[0]}.ipynb)"
-            rows.append({"claim": f"**{claim.id}** {claim.text}", "verdict": f"{MARKS[f.verdict]} {f.verdict}",
-                         "effect and 95 % interval": f.effect, "seeds": f.n, "data": f.profile, "notebook": link})  # fmt: skip
-        else:
-            others.append(claim.id)
+        own = [f for f in decided if f.claim is claim]
+        profile = Counter(f.profile for f in own).most_common(1)[0][0] if own else others.append(claim.id)
+        for f in own:
+            if f.profile == profile:
+                text = f"**{claim.id}** {claim.text}" + (f" *{f.row}*" if f.row else "")
+                link = f"[{f.evidence}](notebooks/{f.evidence.partition('-')[0]}.ipynb)"
+                verdict = f"{MARKS[f.verdict]} {f.verdict}"
+                rows.append({"claim": text, "metric": MEASURED[f.metric].name, "verdict": verdict,
+                             "effect and 95 % interval": f.effect, "seeds": f.n, "data": profile, "notebook": link})  # fmt: skip
     return f"{markdown(rows)}\n\nNot decided by the committed records: {', '.join(others) or 'none'}."
 
 
