@@ -111,8 +111,9 @@ def findings(found):
                 text = f"**{claim.id}** {claim.text}" + (f" *{f.row}*" if f.row else "")
                 link = f"[{f.evidence}](notebooks/{f.evidence.partition('-')[0]}.ipynb)"
                 verdict = f"{MARKS[f.verdict]} {f.verdict}"
-                rows.append({"claim": text, "metric": MEASURED[f.metric].name, "verdict": verdict,
-                             "effect and 95 % interval": f.effect, "seeds": f.n, "data": profile, "notebook": link})  # fmt: skip
+                row = {"claim": text, "metric": MEASURED[f.metric].name, "verdict": verdict}
+                row |= {"effect and 95 % interval": f.effect, "seeds": f.n, "data": profile, "notebook": link}
+                rows.append(row)
     return f"{markdown(rows)}\n\nNot decided by the committed records: {', '.join(others) or 'none'}."
 
 
