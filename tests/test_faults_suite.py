@@ -471,7 +471,7 @@ def test_two_suites_at_once_both_succeed_and_leave_what_one_does(tmp_path, decod
         code, out, error = finish(process, 2 * TIMES)
         assert code == 0 and error == "" and "2 of 2 notebooks" in out, out + error
     store = store_of(tmp_path)
-    assert len(store.keys()) == 3 and all(store.load(key) for key in store.keys())  # noqa: SIM118
+    assert len(list(store)) == 3 and all(store.load(key) for key in store)
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.name.endswith((".part", ".error"))]
 
 
