@@ -45,7 +45,7 @@ def test_run_all_of_the_trio_ends_with_its_tables_and_figures(page, place):
     browser.run_all(page)
     cells, outputs = browser.saved(page, place / "notebooks/20_trio.ipynb")
     assert all(cell["execution_count"] for cell in cells) and not [o for o in outputs if o["output_type"] == "error"]
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 5
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
     assert sum("text/html" in o.get("data", {}) for o in outputs) >= 5  # tables
     progress = [o["data"]["text/plain"] for o in outputs if "training: " in str(o.get("data", {}).get("text/plain"))]
     assert len(progress) == 1 and "training: 25 records done in " in "".join(progress[0])

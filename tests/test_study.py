@@ -40,7 +40,7 @@ def test_a_factor_with_a_single_level_has_it_in_every_run():
 
 def test_none_stands_for_the_levels_of_the_profile_and_those_of_the_notebook_come_first():
     assert study(depth=None).levels["depth"] == PROFILES["smoke"]["levels"]["depth"]
-    assert study(base="trio", depth=None, profile="quick").levels["depth"] == [1, 3]
+    assert study(base="trio", depth=None, profile="quick").levels["depth"] == [2]
     assert Study("25_skip", "smoke", depth=None).levels["depth"] == PROFILES["smoke"]["levels"]["25_skip"]["depth"]
 
 
