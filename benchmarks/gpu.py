@@ -24,6 +24,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from benchmarks.bench import synchronise, theirs
 from biasnb.config import BiasnbError, Config, ConfigError, configure  # noqa: F401  # Config: by a killed child
 from biasnb.networks.mixing import Static
 from biasnb.networks.model import flop_per_image_dense
@@ -40,11 +41,6 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of a difference from the CPU in fp32
 LARGE = ("igpt", "full", "mixer", "convmixer", "conv")  # compiled at the largest size
 ARCHIVES, ARCHIVE_BYTES = 6, 15e6
 RESERVED = 20  # seconds at the end for the archives
-
-
-def synchronise():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def per_second(step, seconds):
@@ -243,9 +239,7 @@ def speed(device, ceiling, mixers, seconds):
         cfg = at(mixer, *every[min(1, len(every) - 1)], device)
         for count in (1, 5):
             yield measured(cfg, device, ceiling, seconds, count=count)
-    with contextlib.suppress(ImportError):
-        from benchmarks.bench import theirs
-
+    with contextlib.suppress(BiasnbError):  # timm is not installed
         for mixer in [mixer for mixer in (*TRIO, "conv_dense") if mixer in mixers]:
             cfg = at(mixer, *one, device)
             rate = per_second(theirs(cfg, device), seconds) * cfg.batch

@@ -12,7 +12,7 @@ from ..evidence.stats import AXES, mean_interval
 from ..operators import MIXERS
 from ..records import places
 from ..records.files import StoreError, write_atomic
-from ..records.sweep import pixel_accuracy, with_columns
+from ..records.sweep import PROBED, pixel_accuracy, with_columns
 from .effects import EFFECT_COLUMNS, Absent, effect_table
 from .lines import depths_of, done_runs, level_name, of_first, percent
 from .style import BASELINES, LABELS, mixers
@@ -262,9 +262,6 @@ def heading(sweep, table):
     probed = any(PROBED.search(text) for text in (*table.columns, *words.get("metric", ())))
     protocol = sweep.protocol() if probed else ""
     return sweep.caption() + (f"; {COUNTED}" if counted else "") + (f". {protocol}" if protocol else "")
-
-
-PROBED = re.compile(r"\bprobe|k-NN")  # of columns that show such accuracies
 
 
 class Latex(dict):

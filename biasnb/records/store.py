@@ -150,10 +150,14 @@ class Store:
         self.path(record["key"], ".error").unlink(missing_ok=True)
         return record
 
+    def holder(self, key):
+        """The Store that a record is read from: this one, or that behind it which has what this one has not."""
+        return self.behind.holder(key) if self.behind and not self.own(key) and self.behind.has(key) else self
+
     def load(self, key, outdated=False):
         """The validated record of this key, see `check`. Raises StoreError."""
-        if self.behind and not self.own(key) and self.behind.has(key):
-            return self.behind.load(key, outdated)
+        if (other := self.holder(key)) is not self:
+            return other.load(key, outdated)
         if not self.path(key).is_file() and (line := self.lines().get(key)):
             return check(json.loads(line), self.path(key), outdated)
         record = check(read_json(self.path(key)), self.path(key), outdated)
@@ -163,12 +167,11 @@ class Store:
 
     def arrays(self, key):
         """The arrays beside a record, checked against its digest. Raises StoreError."""
-        if self.behind and not self.own(key) and self.behind.has(key):
-            return self.behind.arrays(key)
+        if (other := self.holder(key)) is not self:
+            return other.arrays(key)
         path = self.path(key, ".npz")
-        if not path.is_file() and key in self.packs():
-            path = self.packs()[key]
-            arrays = read_arrays(io.BytesIO(read_packed(path, f"{key}.npz")))
+        if not path.is_file() and (packed := self.packs().get(key)):
+            path, arrays = packed, read_arrays(io.BytesIO(read_packed(packed, f"{key}.npz")))
         else:
             arrays = read_arrays(path)
         if arrays_digest(arrays) != self.load(key).get("arrays"):

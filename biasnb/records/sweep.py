@@ -1,6 +1,7 @@
 """A sweep: the runs that one notebook asked for, and their records as a pandas frame; the choice of the probe's penalties."""
 
 import math
+import re
 from dataclasses import dataclass
 
 from ..config import fields_of
@@ -194,6 +195,9 @@ def choices(records, inits):
             done, started = record["status"] == "done", record["init"] in starts
             found[record["key"]] = (chosen if done else None, at_init if started else None)
     return found
+
+
+PROBED = re.compile(r"\bprobe|k-NN")  # in tables that show such accuracies
 
 
 def protocol(probe):

@@ -17,13 +17,13 @@ from ..evidence.contrasts import METRICS
 from ..evidence.hypotheses import MARKS
 from ..records import places
 from ..records.files import StoreError, write_atomic
+from ..records.sweep import PROBED
 from ..sweep import manifest
 
 TEMPLATES = Path(__file__).with_name("templates")
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 NUMBER = re.compile(r"[-−+±]?\d|[-–—]?$|nan$")
-PROBED = re.compile(r"\bprobe|k-NN")  # tables that show such accuracies
 # Of the HTML in notebooks pages keep no active and no styling tag, and of the attributes only these.
 REMOVED = "script, style, link, meta, base, title, iframe, object, embed, template, form, svg, video, audio, a.anchor-link"
 SPANS = ["colspan", "rowspan"]
