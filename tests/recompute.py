@@ -329,12 +329,14 @@ def values(g, claim, metric):
             of = change("content_distance", lambda rows: np.mean(rows[0]))
             found["content of attn, layer 1, trained − init"] = v(of, mixer="attn")
     if claim == "S5":
+        patch = max(p for p in g.levels("patch") if g.runs[0]["image_size"] // p >= 16)
+        depths = sorted({run["depth"] for run in g.runs if run["patch"] == patch})
         for mixer in ("igpt", "convmixer"):
             of = {"last layer − embedding": change("spectrum", lambda rows: rows[-1][-1] - rows[0][-1])}
             if all("mixing_spectrum" in last(run)["measures"] for run in g.runs if run["record"]):
                 of["mean over mixing sub-blocks"] = change("mixing_spectrum", np.mean)
             for words, number in of.items():
-                found[f"{mixer}, {words}, trained − init"] = mean(v(number, mixer=mixer, depth=d) for d in g.levels("depth"))
+                found[f"{mixer}, {words}, trained − init"] = mean(v(number, mixer=mixer, depth=d, patch=patch) for d in depths)
     if claim == "L1":
 
         def loses(run):

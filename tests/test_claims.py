@@ -197,7 +197,8 @@ CASES = {
                 edit=rolls, verdicts={**USUAL, NONE: "contradicted"})],  # none commutes
     "S3": [Case("30_symmetry", {"dataset": "photographs"}, scaled(-1), edit=lies)],
     "S4": [Case("31_receptive_field", {}, scaled(-1, -1), edit=reaches)],
-    "S5": [Case("20_trio", {"image_size": 16, "patch": 1}, scaled(-1, 1), edit=spectra)],
+    "S5": [Case("20_trio", {"image_size": 16, "patch": 1}, scaled(-1, 1), edit=spectra),
+           Case("24_geometry", {**STAR, "image_size": 16, "patch": [2, 1]}, scaled(-1, 1), edit=spectra)],
     "L1": [Case("20_trio", {"depth": [1, 4, 6]}, lambda t, metric: [2 * t, 1] * 3, edit=layers),
            Case("24_geometry", {**STAR, "depth": [1, 4]}, lambda t, metric: [2 * t, 1] * 3, edit=layers)],
     "L2": [Case("23_pretext", {"pretext": ["bert", "ar"]}, scaled(2, 2, 2), lambda cfg, t: 2 * t * (cfg.pretext == "ar"))],

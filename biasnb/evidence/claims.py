@@ -316,21 +316,24 @@ def s4(e):
                  row="its content alone", lacks=lacking(e, attn, "content_distance"))  # fmt: skip
 
 
-@claim("S5", "Attention (igpt) is low-pass, convolution (convmixer) high-pass.", VIT, ("20_trio",), ("spectrum",),
+@claim("S5", "Attention (igpt) is low-pass, convolution (convmixer) high-pass.", VIT, ("20_trio", "24_geometry"),
+       ("spectrum",),
        "over the mixing sub-blocks the log amplitude at the highest frequency falls for igpt and rises for convmixer, trained "
        "− init, both; grids of 16x16 tokens or more; whole networks are shown")  # fmt: skip
 def s5(e):
-    run = e.sweep.runs[0]
-    side = run["image_size"] // run["patch"]
-    if side < 16:
+    size = e.sweep.runs[0]["image_size"]
+    fine = [patch for patch in e.levels("patch") if size // patch >= 16]
+    if not fine:
+        side = size // min(e.levels("patch"))
         raise Absent(f"needs a grid of 16x16 tokens or more, this is {side}x{side}")
-    depths = e.levels("depth")
+    patch = max(fine)
+    depths = sorted({run["depth"] for run in e.sweep.runs if run["patch"] == patch})
 
     def highest(spectrum):
         return spectrum[-1][-1] - spectrum[0][-1]
 
     for mixer, goal in (("igpt", "below"), ("convmixer", "above")):
-        runs = mean(e.of(mixer=mixer, depth=depth) for depth in depths)
+        runs = mean(e.of(mixer=mixer, depth=depth, patch=patch) for depth in depths)
         yield e.test(f"{mixer}, mean over mixing sub-blocks, trained − init", runs, goal, reference=runs,
                      value=partial(change_of, e, "mixing_spectrum", np.mean),
                      lacks=lacking(e, runs, "mixing_spectrum"))  # fmt: skip
