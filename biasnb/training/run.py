@@ -1,6 +1,7 @@
 """One run from its Config to its record, or several that differ in their seed: prepare, start, train, evaluate, save."""
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from .pretext import evaluate, evaluation_draw, examples, sample
 
 OTHERS = "its data or its operator are others now; delete it to make it anew"
 PICTURED = 10  # test images whose reconstructions are kept
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 MEASURED = 512  # test images that measures run on: CKA on all, the others on few of them
 
 
@@ -39,9 +41,19 @@ def pick_device(cfg):
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise BiasnbError("device: 'cuda', but torch sees no GPU; choose 'cpu' or 'auto'")
     if cfg.device == "cpu" or not torch.cuda.is_available():
+        keep_memory()
         return "cpu"
     repeatable()
     return "cuda"
+
+
+def keep_memory():
+    """Have glibc keep freed memory for the next step. It learns to, unless it is told a threshold, as Dask tells its workers
+    (64 KiB): every large tensor is then made of pages that the system clears anew, which takes as long as the training."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_TRIM_THRESHOLD, 2**29)
 
 
 def repeatable():
