@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from dataclasses import asdict
 
 import psutil
 import pytest
-from forked import environment, pictures, until, workers_of
+from forked import environment, pictures, python, until, workers_of
 from synthetic import results
 
 from biasnb.config import BiasnbError, configure
@@ -149,6 +150,25 @@ def owner(store, cfg, processes):
     """The process that holds the lock of a run."""
     path = os.fspath(store.folder / "locks" / f"{key(cfg)}.lock")
     return next(process for process in processes if path in [file.path for file in process.open_files()])
+
+
+FRESH_PAGES = """
+import resource, torch
+from biasnb.config import Config
+from biasnb.training import run
+run.pick_device(Config())
+for _ in range(2):
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        torch.ones(2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresholds of glibc's malloc")
+def test_large_tensors_use_memory_again_whatever_trim_threshold_dask_gives_its_workers(root):
+    faults = int(python(root, "-c", FRESH_PAGES, MALLOC_TRIM_THRESHOLD_="65536"))  # as a nanny of Dask gives
+    assert faults < 1024  # one tensor has 1024 pages, 50 fresh ones 51 200
 
 
 @pytest.mark.fault("F14")

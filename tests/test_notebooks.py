@@ -159,27 +159,34 @@ def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_reco
 
 
 @pytest.mark.parametrize(
-    ("given", "tag", "says"),
+    ("name", "given", "tag", "says"),
     [
-        (["-p", "seed", "3"], "parameters", "seed: no such parameter (given 3); did you mean 'seeds'?"),
-        (["-p", "overrides", "{'steps': 2}"], "parameters", "overrides: no such parameter"),
-        (["-y", "settings: {sede: 3}"], "parameters", "sede: no such setting (given 3); did you mean 'seed'?"),
-        (["-p", "depths", "1"], "parameters", "depth: 1 is not a list of levels; give e.g. [1]"),
-        (["-y", "seeds: [0]"], "", "20_trio: what was given stands before the parameters; tag their cell `parameters`"),
+        ("20_trio", ["-p", "seed", "3"], "parameters", "seed: no such parameter (given 3); did you mean 'seeds'?"),
+        ("20_trio", ["-p", "overrides", "{'steps': 2}"], "parameters", "overrides: no such parameter"),
+        ("20_trio", ["-y", "settings: {sede: 3}"], "parameters", "sede: no such setting (given 3); did you mean 'seed'?"),
+        ("20_trio", ["-p", "depths", "1"], "parameters", "depth: 1 is not a list of levels; give e.g. [1]"),
+        ("20_trio", ["-y", "seeds: [0]"], "", "20_trio: what was given stands before the parameters; tag"),
+        ("90_paper", ["-p", "depths", "1"], "parameters", "depths: no such parameter (given 1)"),
     ],
 )
-def test_what_plain_papermill_is_given_counts_or_is_refused_in_a_line_before_training(tmp_path, given, tag, says):
-    notebook = source("20_trio")
+def test_what_plain_papermill_is_given_counts_or_is_refused_in_a_line_before_training(tmp_path, name, given, tag, says):
+    notebook = source(name)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = [tag] if tag else []
-    nbformat.write(notebook, tmp_path / "20_trio.ipynb")
-    command = ["papermill", "20_trio.ipynb", "out.ipynb", "-k", "python3", "--no-progress-bar", "-p", "profile", "smoke"]
+    nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    command = ["papermill", f"{name}.ipynb", "out.ipynb", "-k", "python3", "--no-progress-bar", "-p", "profile", "smoke"]
     env = environment(tmp_path / "root")
     done = subprocess.run([sys.executable, "-m", *command, *given], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"ConfigError: {says}"), done.stderr
     assert not (tmp_path / "root").exists()
+
+
+def test_every_notebook_refuses_unknown_parameters():
+    for name in NAMES:
+        code = "".join(cell.source for cell in source(name).cells if cell.cell_type == "code")
+        assert f'Study("{name}"' in code or f'manifest.check_injected("{name}")' in code, name
 
 
 def test_papermill_lists_the_factors_with_their_comments():
