@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..data.palette import quantise
 from ..networks.embed import arrange, pixel_order
 from ..networks.model import features, per_pass
-from .pretext import evaluation_masks, pixel_mask, psnr
+from .pretext import RECONSTRUCTED, evaluation_masks, pixel_mask, psnr, spread
 
 PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean entropy; scikit-learn's C = 1 / (n * penalty)
 GRADIENT, EVALUATIONS = 1e-6, 5000  # where the search for a minimum ends
@@ -185,12 +185,14 @@ BASELINES = {"image_mean": image_mean, "neighbour_mean": neighbour_mean, "neares
 
 
 def baseline_psnr(data, cfg, part, chunk=500):
-    """PSNR in dB of each baseline on one split of the data under its fixed masks, on pixels in the order of the network. An
-    image with nothing visible gets the mean colour of the training images."""
+    """PSNR in dB of each baseline on one split of the data, of the images and under the fixed masks that networks are evaluated
+    with (`pretext.evaluate`), on pixels in the order of the network. An image with nothing visible gets the mean colour of
+    the training images."""
     split, order, (mean, _) = getattr(data, part), pixel_order(cfg), data.stats()
-    hidden = pixel_mask(evaluation_masks(split, cfg, part), cfg.patch)
+    hidden = pixel_mask(spread(evaluation_masks(split, cfg, part), RECONSTRUCTED), cfg.patch)
+    arranged = arrange(spread(split.images, RECONSTRUCTED), order)
     errors = dict.fromkeys(BASELINES, 0.0)
-    for images, mask in zip(arrange(split.images, order).split(chunk), hidden.split(chunk), strict=True):
+    for images, mask in zip(arranged.split(chunk), hidden.split(chunk), strict=True):
         pixels, blind = images.float(), mask.all(2).all(1)[:, None, None, None]
         for name, fill in BASELINES.items():
             filled = torch.where(blind, mean, fill(pixels, mask))

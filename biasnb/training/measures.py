@@ -14,6 +14,7 @@ from ..networks.model import features, per_pass
 from ..networks.positions import masked_softmax
 from ..records.sweep import choose
 from .evaluation import layer_features, probe_network
+from .pretext import spread
 
 TINY = 1e-12
 FEW = 32  # images of all measures but CKA
@@ -377,12 +378,6 @@ def network(model, images):
         "cka": cka_layers(model, images).tolist(),
     }
     return rounded(measures), field["map"].cpu().numpy()
-
-
-def spread(images, count):
-    """`count` of the images, evenly spread over them; all if there are fewer."""
-    n = len(images)
-    return images if n <= count else images[torch.arange(count, device=images.device) * n // count]
 
 
 def rounded(value):

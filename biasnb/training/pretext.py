@@ -11,6 +11,8 @@ from ..data.palette import quantise
 from ..networks.embed import patchify, unpatchify
 from ..networks.model import per_pass
 
+RECONSTRUCTED = 2048  # images of a split that its PSNR and pretext loss are taken of
+
 
 def draw_mask(n, grid, rate, generator):
     """(n, H, W) bool, True where hidden: every token independently with probability `rate` (image-GPT, section 3.2)."""
@@ -166,16 +168,25 @@ def evaluation_draw(cfg, split, part):
     return given if given is None else given.to(split.images.device)
 
 
+def spread(x, count):
+    """`count` entries of a tensor, evenly spread over its first dimension; all if there are fewer."""
+    n = len(x)
+    return x if n <= count else x[torch.arange(count, device=x.device) * n // count]
+
+
 @torch.no_grad()
 def evaluate(model, split, part, chunk=None):
     """{"loss", "psnr", "accuracy"} on one split under its fixed masks or noise: the loss averaged over predicted tokens or
-    labels, PSNR pooled over the predicted pixels of all images, see `psnr`; None for what a task has not."""
+    labels, PSNR pooled over the predicted pixels of all images, see `psnr`; None for what a task has not. A task that predicts
+    pixels is evaluated on RECONSTRUCTED images, evenly spread over the split."""
     cfg = model.cfg
-    given = evaluation_draw(cfg, split, part)
+    every, hints = split.images, evaluation_draw(cfg, split, part)
+    if cfg.predicts:
+        every, hints = spread(every, RECONSTRUCTED), None if hints is None else spread(hints, RECONSTRUCTED)
     loss = error = right = total = pixels = 0
-    chunk = chunk or per_pass(cfg, split.images.device)
-    for i in range(0, len(split.labels), chunk):
-        images, hint = split.images[i : i + chunk], None if given is None else given[i : i + chunk]
+    chunk = chunk or per_pass(cfg, every.device)
+    for i in range(0, len(every), chunk):
+        images, hint = every[i : i + chunk], None if hints is None else hints[i : i + chunk]
         count = int(hint.sum()) if cfg.pretext == "bert" else len(images)
         if not count:
             continue

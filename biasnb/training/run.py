@@ -25,7 +25,7 @@ from . import measures
 from .checkpoint import Checkpoints, Monitor
 from .evaluation import baseline_psnr, palette_psnr, probe_network, probe_pixels
 from .loop import Apart, Diverged, Job, pretrain_together
-from .pretext import evaluate, evaluation_draw, examples, sample
+from .pretext import evaluate, evaluation_draw, examples, sample, spread
 
 OTHERS = "its data or its operator are others now; delete it to make it anew"
 PICTURED = 10  # test images whose reconstructions are kept
@@ -120,7 +120,7 @@ def pictured(split):
 
 def measured(split):
     """(MEASURED, S, S, 3) images that measures run on, evenly spread over the split; all of a smaller one."""
-    return measures.spread(split.images, MEASURED)
+    return spread(split.images, MEASURED)
 
 
 def transfer_config(cfg, **data):
