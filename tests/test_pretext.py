@@ -326,6 +326,26 @@ def test_a_chunk_with_nothing_hidden_is_left_out(images, monkeypatch):
     assert found["loss"] == pytest.approx(pretext.pixel_loss(net, split.images, mask).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("task", ["bert", "ar", "denoise", "supervised"])
+def test_what_predicts_pixels_is_evaluated_on_some_images_of_a_large_split(images, task, monkeypatch):
+    split = Split(images(2 * pretext.RECONSTRUCTED, 8), torch.arange(2 * pretext.RECONSTRUCTED) % 5)
+    net = network(split.images, pretext=task)
+    given = pretext.evaluation_draw(net.cfg, split, "test")
+    found, baselines = pretext.evaluate(net, split, "test"), evaluation.baseline_psnr(data_of(split), net.cfg, "test")
+    if task == "supervised":
+        right = pretext.classify(net, net.encode(net.arrange(split.images))).argmax(1) == split.labels
+        assert found["accuracy"] == pytest.approx(float(right.double().mean()))
+        return
+    some = Split(split.images[::2], split.labels[::2])
+    for module, name in ((pretext, "evaluation_draw"), (evaluation, "evaluation_masks")):
+        monkeypatch.setattr(module, name, lambda *_: given if given is None else given[::2])
+    assert found == pretext.evaluate(net, some, "test")
+    if task == "bert":
+        mean = split.images.double().mean((0, 1, 2))
+        monkeypatch.setattr(Data, "stats", lambda _: (mean, None))
+        assert baselines == pytest.approx(evaluation.baseline_psnr(data_of(some), net.cfg, "test"))
+
+
 @pytest.mark.parametrize("permute", ["none", "pixels"])
 @pytest.mark.parametrize("task", ["bert", "ar", "denoise"])
 def test_examples_show_what_the_network_gets_and_what_it_makes_of_it(images, task, permute):
