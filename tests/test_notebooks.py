@@ -16,10 +16,10 @@ import pytest
 from forked import environment, python
 from synthetic import NO_TORCH, results, saved_sweep, write_notebook
 
-from biasnb.config import ConfigError
+from biasnb.config import PROFILES, ConfigError
 from biasnb.records.places import CHECKOUT as ROOT
 from biasnb.records.store import Store
-from biasnb.suite import notebooks, reproduce
+from biasnb.suite import notebooks, reproduce, status
 from biasnb.suite.commands import main
 from biasnb.suite.notebooks import NotebookError
 from biasnb.sweep import executor, manifest
@@ -308,7 +308,7 @@ def traced(root, monkeypatch):
     """What `reproduce` would train and which notebooks it would run with what; it does neither."""
     seen = {"trained": [], "executed": {}}
 
-    def execute(name, given, stream, kernel):
+    def execute(name, given, stream, kernel, profile):
         seen["executed"][name] = given
         if name == seen.get("fails"):
             raise NotebookError(f"{name}: no luck")
@@ -335,6 +335,20 @@ def test_reproduce_passes_each_notebook_what_it_can_use(root, traced):
     assert {cfg.mixer for cfg in trained} >= {"convmixer", "attn", "static_softmax"}
     with pytest.raises(ConfigError, match="sede"):
         reproduce.reproduce("smoke", {"sede": "3"})
+
+
+def test_notebooks_that_a_profile_leaves_to_saved_records_run_as_they_are_and_train_nothing(root, traced, monkeypatch, capsys):
+    monkeypatch.setitem(PROFILES["smoke"], "saved", ["22_representation", "90_paper"])
+    own = manifest.parameters("22_representation")
+    stores = []
+    monkeypatch.setattr(reproduce, "decide", lambda given, found: stores.extend(given))
+    reproduce.reproduce("smoke", {"steps": "5", "seed": "3"})
+    assert traced["executed"]["22_representation"] == own and list(traced["executed"]) == sorted(traced["executed"])
+    assert traced["executed"]["21_cube"]["settings"] == {"steps": 5}
+    assert {cfg.input for cfg in traced["trained"]} == {"rgb"}, "no run of 22_representation"
+    assert [(store.base, store.profile) for store in stores] == [("runs", "smoke"), ("results", own["profile"])]
+    assert f"for {len(NAMES) - 2} notebooks" in (said := capsys.readouterr().out) and "2 more show saved records" in said
+    assert set(NAMES) - {sweep.content["notebook"] for sweep in status.asked("smoke")[0]} >= {"22_representation"}
 
 
 def test_a_profile_among_the_settings_of_reproduce_is_refused(root, traced, capsys):

@@ -56,7 +56,9 @@ def test_what_is_committed_is_shown_and_only_what_is_not_is_trained_or_published
     changed.plan(changed.every_combination("seed", "depth", "mixer")).train()
     assert asked == [True, False]
     assert len(study.plan(study.every_combination("seed"), weights=True).missing()) == 3, "weights are not committed"
-    monkeypatch.setenv(FROM_SCRATCH, "1")
+    monkeypatch.setenv(FROM_SCRATCH, "quick")
+    assert not study.plan(study.every_combination("seed", "depth", "mixer")).missing(), "of another profile"
+    monkeypatch.setenv(FROM_SCRATCH, "smoke")
     assert study.plan(study.every_combination("seed", "depth", "mixer")).missing() == sweep.keys
 
 

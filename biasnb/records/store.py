@@ -297,8 +297,8 @@ def read_text(path):
 
 def shown(profile):
     """What notebooks show: your own records of a profile and, where there are none, the committed ones. With the environment
-    variable BIASNB_FROM_SCRATCH only your own, so that everything is trained here."""
-    return Store(profile, behind=None if os.environ.get(FROM_SCRATCH) else Store(profile, "results"))
+    variable BIASNB_FROM_SCRATCH=<profile> only your own of that profile, so that everything is trained here."""
+    return Store(profile, behind=None if os.environ.get(FROM_SCRATCH) == profile else Store(profile, "results"))
 
 
 def load(profile, base="results"):

@@ -92,13 +92,13 @@ def typed(settings):
     return {name: manifest.setting(name, value) for name, value in settings.items()}
 
 
-def profile_option(default="quick"):
+def profile_option(default="quick", without="all published"):
     def checked(context, option, name):
         if name is not None:
             check_profile(name)
         return name
 
-    words = f"{', '.join(PROFILES)} (default: {default or 'all published'})"
+    words = f"{', '.join(PROFILES)} (default: {default or without})"
     return click.option("--profile", default=default, callback=checked, metavar="NAME", help=words)
 
 
@@ -188,7 +188,7 @@ def run(profile, settings):
 
 @command("notebook", "notebook 20_trio --profile smoke seed=0,1")
 @click.argument("name")
-@profile_option()
+@profile_option(None, "the notebook's own")
 @click.option("--cell-timeout", type=int, metavar="SECONDS", help="a cell that takes longer fails the notebook")
 @training_options
 @settings_argument("NAME=VALUE")
@@ -196,7 +196,8 @@ def notebook(name, profile, settings, cell_timeout):
     """Run one notebook with its parameters or settings, strictly checked."""
     from .notebooks import execute
 
-    print(execute(name, {"profile": profile, **settings}, cell_timeout=cell_timeout))
+    own = {"profile": profile} if profile else {}
+    print(execute(name, {**own, **settings}, cell_timeout=cell_timeout))
 
 
 @command("tune", "tune 21_cube --profile cifar10")

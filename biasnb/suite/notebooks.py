@@ -23,9 +23,9 @@ SHOWN = re.compile(r"""show_figure\(\s*["'](\w+)["']""")
 NOTE = "biasnb"  # in the metadata of a failed copy: why it failed
 
 
-def execute(name, given=None, stream=None, cell_timeout=None, kernel=None):
+def execute(name, given=None, stream=None, cell_timeout=None, kernel=None, profile=None):
     """Run a notebook through Papermill. Returns the path of the executed copy, `runs/<profile>/notebooks/<name>.ipynb`
-    (with changed settings, `<name>-<data>-<digest>.ipynb`).
+    (with changed settings, `<name>-<data>-<digest>.ipynb`), where `profile` is the notebook's own unless another is given.
 
     The copy appears there only if every cell ran, each within `cell_timeout` seconds, and every record that the parameters
     ask for exists and validates; otherwise it is kept as `<name>.failed.ipynb` and NotebookError says what went wrong. An
@@ -33,7 +33,7 @@ def execute(name, given=None, stream=None, cell_timeout=None, kernel=None):
     where several notebooks run at once."""
     values, sweep = manifest.asked(name, given)
     label = sweep.name if sweep else label_of(name, values)
-    folder = Store(values["profile"]).folder / "notebooks"
+    folder = Store(profile or values["profile"]).folder / "notebooks"
     final, failed, attempt = folder / f"{label}.ipynb", folder / f"{label}.failed.ipynb", attempt_of(folder / label)
     with locked(lock_of(folder, label), f"{label}: another process runs it; waiting for that"):
         remove_attempts(folder, label)

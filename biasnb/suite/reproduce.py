@@ -39,19 +39,25 @@ class Step:
     notebook: bool = False
 
 
-@notebooks.environment({FROM_SCRATCH: "1"})
 def reproduce(profile, given=None, fresh=False, stream=None):
-    """Train what you have not trained of all notebooks, run every notebook, decide the claims, write the report and compare
+    """Train what you have not trained of the notebooks, run every notebook, decide the claims, write the report and compare
     with the committed reference. Whatever fails, the rest goes on; raises BiasnbError at the end, naming what failed.
 
-    `given` are settings for every notebook that has a use for them; they are all checked before anything starts. `fresh` first
-    sets earlier runs of the profile aside as runs/<profile>.old1, .old2, ..."""
+    Notebooks that the profile leaves to saved records are run as they are and train nothing. `given` are settings for every
+    other notebook that has a use for them; they are all checked before anything starts. `fresh` first sets earlier runs of the
+    profile aside as runs/<profile>.old1, .old2, ..."""
     check_profile(profile)
-    began, store, stream = time.monotonic(), Store(profile), stream or sys.stdout
-    asked, sweeps = {}, {}
+    with notebooks.environment({FROM_SCRATCH: profile}):
+        _reproduce(profile, given or {}, fresh, stream or sys.stdout)
+
+
+def _reproduce(profile, given, fresh, stream):
+    began, store, asked, sweeps = time.monotonic(), Store(profile), {}, {}
     with keys.snapshot():
-        for name, taken in manifest.accepted({"profile": profile, **(given or {})}).items():
+        for name, taken in manifest.accepted({"profile": profile, **given}).items():
             asked[name], sweeps[name] = manifest.asked(name, taken)
+        saved = {name: manifest.asked(name) for name in manifest.saved(profile)}
+        asked = dict(sorted((asked | {name: values for name, (values, _) in saved.items()}).items()))
         if fresh:
             set_aside(store.folder)
     steps = []
@@ -61,17 +67,19 @@ def reproduce(profile, given=None, fresh=False, stream=None):
 
     configs = configs_by_key(sweeps.values())
     missing = [cfg for key, cfg in configs.items() if not store.has(key)]
-    print(f"{len(configs)} runs for {len(asked)} notebooks, {len(missing)} to train", file=stream, flush=True)
+    words = f"; {len(saved)} more show saved records" if saved else ""
+    print(f"{len(configs)} runs for {len(sweeps)} notebooks, {len(missing)} to train{words}", file=stream, flush=True)
     with own_scheduler(missing):
         step("training", lambda: executor.train(list(configs.values()), store))
         for sweep in filter(None, sweeps.values()):
             sweep.save()
-        for number, (done, text) in enumerate(run_notebooks(asked), 1):
+        for number, (done, text) in enumerate(run_notebooks(asked, profile), 1):
             heading = f"[{number}/{len(asked)}] {done.name}: {manifest.question(done.name)}"
             print(f"\n{heading}\n{text}", file=stream, flush=True)
             steps.append(done)
+    shown = dict.fromkeys(sweep.store.profile for _, sweep in saved.values() if sweep)
     found = []
-    step("claims", lambda: decide(store, found))
+    step("claims", lambda: decide([store, *(Store(profile, "results") for profile in shown)], found))
     step("report", lambda: [report.write(store, found)])
     summary = summarise(profile, steps, time.monotonic() - began)
     write_atomic(store.folder / "summary.md", summary)
@@ -119,18 +127,19 @@ def one_step(name, make, stream):
     return Step(name, state, time.monotonic() - began, tuple(paths or ()))
 
 
-def decide(store, found):
-    """Write the board of the claims from this store alone, and add its findings to `found`; returns the paths."""
-    found += claims.findings([store])
-    return board.write(found, store.folder / "claims")
+def decide(stores, found):
+    """Write the board of the claims from these stores, beside the records of the first, and add the findings to `found`;
+    returns the paths."""
+    found += claims.findings(stores)
+    return board.write(found, stores[0].folder / "claims")
 
 
 # ---- notebooks ------------------------------------------------------------------------------------------------------
 
 
-def run_notebooks(asked):
-    """Run notebooks with these parameters, several at once, each with its share of the cores: yields for each its Step and what
-    it printed, in their order. One that fails or is killed leaves the others alone."""
+def run_notebooks(asked, profile):
+    """Run notebooks with these parameters, several at once, each with its share of the cores, into the folder of a profile:
+    yields for each its Step and what it printed, in their order. One that fails or is killed leaves the others alone."""
     at_once = min(executor.cores(), AT_ONCE, len(asked))
     share = {"OMP_NUM_THREADS": str(executor.cores() // at_once)}  # threads that wait for each other are slow
     pool = ThreadPoolExecutor(at_once)
@@ -139,7 +148,7 @@ def run_notebooks(asked):
         notebooks.environment(share),
         contextlib.chdir(places.notebooks()),  # for all threads, as Papermill itself would do for each
     ):
-        running = [pool.submit(run_notebook, name, values, kernel) for name, values in asked.items()]
+        running = [pool.submit(run_notebook, name, values, kernel, profile) for name, values in asked.items()]
         try:
             for future in running:
                 yield future.result()
@@ -147,11 +156,11 @@ def run_notebooks(asked):
             pool.shutdown(wait=False, cancel_futures=True)  # of a command that ends early
 
 
-def run_notebook(name, values, kernel):
+def run_notebook(name, values, kernel, profile):
     """(the Step that this notebook was, what it printed)"""
     began, stream, state, paths = time.monotonic(), io.StringIO(), "done", ()
     try:
-        paths = (notebooks.execute(name, values, stream, kernel=kernel),)
+        paths = (notebooks.execute(name, values, stream, kernel=kernel, profile=profile),)
     except BiasnbError as error:
         state = getattr(error, "state", "failed")
         print(f"error: {error}", file=stream)

@@ -176,7 +176,10 @@ def on_worker(fields):
     """What `timed` gives of a Config, for None the FLOP/s of the probe, with one thread as runs have."""
     import torch
 
+    from ..training.run import keep_memory
+
     torch.set_num_threads(1)
+    keep_memory()
     return probe_rate() if fields is None else timed(Config(**fields))
 
 
@@ -205,6 +208,8 @@ class Predictor:
     def run(self, cfg):
         """{"training", "evaluation", "seconds", "flop", "bytes"} of one run; "evaluation": seconds of features and probe,
         which its random init takes once more."""
+        from ..training.pretext import RECONSTRUCTED
+
         one = self.of(cfg)
         train, val, test, classes = sizes(cfg.dataset, data_dir=cfg.data_dir, image_size=cfg.image_size, patch=cfg.patch)
         steps = 0 if cfg.pretext == "none" else cfg.steps
@@ -212,7 +217,8 @@ class Predictor:
             steps = max(1, round(steps * self.of(cfg, **identity(cfg))["needed"] / one["needed"]))
         labelled = cfg.labelled or train
         evaluated = labelled + val + test
-        passes = evaluated + (val + test if steps else 0)
+        reconstructed = 4 * min(test, RECONSTRUCTED) + min(val, RECONSTRUCTED)  # four times over the steps
+        passes = evaluated + (0 if not steps else reconstructed if cfg.predicts else val + test)
         passes += 1.5 * SHOWN * cfg.grid**2 if cfg.pretext == "ar" else 0
         neighbours = 2 * (cfg.depth + 1) * test * labelled * cfg.width
         probes = probe_flop(cfg.depth + 1, labelled, cfg.width, classes) + neighbours

@@ -8,7 +8,18 @@ import json
 import re
 import sys
 
-from ..config import BiasnbError, ConfigError, check_names, check_settings, configure, fields_of, full_path, nearest, short
+from ..config import (
+    BiasnbError,
+    ConfigError,
+    check_names,
+    check_profile,
+    check_settings,
+    configure,
+    fields_of,
+    full_path,
+    nearest,
+    short,
+)
 from ..records import places
 
 KINDS = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}  # types that a parameter can have
@@ -220,15 +231,24 @@ def check_injected(name):
             check_names({ast.unparse(target): shell.user_ns.get(ast.unparse(target))}, declared(name), "parameter")
 
 
+def saved(profile):
+    """The notebooks whose runs a profile does not train: they show the records of the profile that they name themselves."""
+    return check_profile(profile).get("saved", [])
+
+
 def accepted(given):
-    """Notebook -> the part of settings for all notebooks that it has a use for. A list goes where the notebook varies that
-    field; where only others do, its first value is taken. Raises ConfigError for a setting that no notebook knows."""
+    """Notebook -> the part of settings for all notebooks that it has a use for, without the notebooks that the given profile
+    leaves to saved records. A list goes where the notebook varies that field; where only others do, its first value is taken.
+    Raises ConfigError for a setting that no notebook knows."""
+    left = saved(given["profile"]) if "profile" in given else ()
     every = {name: declared(name) for name in names()}
     varied = {name: {field_of(factor) for factor in factors_of(values).values()} for name, values in every.items()}
     by_any = set().union(*varied.values())
     check_names(given, [*fields_of(), *(parameter for values in every.values() for parameter in values)], "parameter")
     found = {}
     for name, values in every.items():
+        if name in left:
+            continue
         found[name] = {}
         for field, value in given.items():
             if field in values or field in varied[name]:
