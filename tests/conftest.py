@@ -9,6 +9,7 @@ from forked import zygote  # noqa: F401  a fixture
 
 def pytest_addoption(parser, pluginmanager):
     pluginmanager.register(Table())
+    parser.addoption("--slurm", action="store_true", help="run the tests that start a Slurm (root, slurm-wlm, munge)")
 
 
 # Files that take long, longest first: then processes that share the files (--dist loadfile) end at about the same time.

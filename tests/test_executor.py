@@ -118,10 +118,11 @@ def test_the_cluster_of_this_machine_and_workers_in_separate_folders_make_equal_
     assert results(Store("smoke"), good) == results(store, good)
 
 
-def test_a_scheduler_that_cannot_be_reached_is_named(root, monkeypatch):
-    monkeypatch.setenv(executor.SCHEDULER, "tcp://127.0.0.1:1")
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "pigeon://127.0.0.1:1"])
+def test_a_scheduler_that_cannot_be_reached_is_named(root, monkeypatch, address):
+    monkeypatch.setenv(executor.SCHEDULER, address)
     monkeypatch.setattr(executor, "REACH", "1s")
-    with pytest.raises(BiasnbError, match=r"^scheduler: tcp://127\.0\.0\.1:1 cannot be reached .* leave --scheduler out$"):
+    with pytest.raises(BiasnbError, match=rf"^scheduler: {address} cannot be reached .* leave --scheduler out$"):
         executor.train([configure("smoke")], Store("smoke"))
 
 

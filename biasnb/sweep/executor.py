@@ -133,7 +133,7 @@ def client(workers, devices=()):
         named = {"scheduler_file": where} if Path(where).is_file() else {"address": where}
         try:
             reached = stack.enter_context(Client(**named, timeout=REACH, set_as_default=False))
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:  # of these two are TLS without certificates and no such protocol
             raise BiasnbError(f"scheduler: {where} cannot be reached ({error}); start it, or leave --scheduler out") from None
         yield reached
 
