@@ -27,9 +27,10 @@ audit: $(READY)  ## known vulnerabilities of the exact versions; needs the netwo
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --no-deps --requirement constraints.txt
 
-lint: $(READY)  ## style of package, tests and notebooks, and which room may import which
+lint: $(READY)  ## style and spelling of package, tests, notebooks and pages, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m biasnb lint
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb

@@ -83,7 +83,7 @@ def synchronise():
 
 def ceilings(device):
     """What the machine can do at best: matrix product (GFLOP/s, 1024 x 1024) and 3 x 3 dense convolution in both
-    arithmetics, and copying memory (GB/s, 128 MB)."""
+    kinds of arithmetic, and copying memory (GB/s, 128 MB)."""
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
