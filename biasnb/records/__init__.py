@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it is found again. `keys` gives a run its name, `store` reads and writes its record,
-`sweep` is the list of runs that one notebook asked for, `files` writes atomically and holds locks, `places` says where the
-folders are, `provenance` stamps a record with machine and versions, `progress` shows how far something is. Imports the
-configuration and the table of operators only, and no torch: tables, figures and claims are made from this room alone."""
+"""Records of runs. `keys` computes the key of a run, `store` reads and writes its record, `sweep` lists the runs that a
+notebook requests, `files` provides atomic writes and locks, `places` locates the folders, `provenance` describes the machine
+and the package versions, and `progress` reports progress. Imports only the configuration and the table of operators. It does
+not import torch, so tables, figures and claims can be made from records without it."""

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment, written beside their name and then renamed, and locks that die with their owner."""
+"""Atomic file writes (temporary file, then rename) and file locks that the system releases when their process dies."""
 
 import contextlib
 import errno
@@ -19,12 +19,12 @@ from ..config import BiasnbError
 
 try:
     import fcntl
-except ImportError:  # Windows, where it is not shown who holds a lock
+except ImportError:  # Windows has no fcntl; `is_locked` then always answers False
     fcntl = None
 
-HOUR = 3600  # seconds after which an attempt at a file belongs to a process that was killed
-PATIENCE = 1  # seconds of waiting for a lock before a line says so
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EROFS)  # what a file system without locks answers
+HOUR = 3600  # seconds; a temporary file older than this was left by a process that was killed
+PATIENCE = 1  # seconds to wait for a lock before a message is printed
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EROFS)  # errors of file systems without locks
 
 
 class StoreError(BiasnbError):
@@ -32,12 +32,12 @@ class StoreError(BiasnbError):
 
 
 def attempt_of(path):
-    """A name beside `path` that nobody else uses, for what will be called `path` once it is whole."""
+    """Return a unique temporary name in the folder of `path`; the complete file is later renamed to `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
 
 
 def write_atomic(path, content):
-    """Write bytes or text so that the final name holds the old content or the new, never a part of it.
+    """Write bytes or text so that `path` always holds either the complete old or the complete new content.
 
     Raises StoreError naming the file."""
     path = Path(path)
@@ -47,7 +47,7 @@ def write_atomic(path, content):
             return _write_and_rename(path, data)
         except OSError as error:
             if attempts_left and isinstance(error, FileNotFoundError):
-                continue  # another process has removed the folder meanwhile, as the run that it belongs to is done
+                continue  # another process finished the run and removed its folder
             raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
@@ -66,8 +66,8 @@ def _write_and_rename(path, data):
 
 
 def remove_attempts(folder, start="", age=0):
-    """Remove what writers that were killed left in a folder: attempts at files whose names are `start` or begin with it and a
-    dot, last changed more than `age` seconds ago. Without an age only whoever holds the lock of these files may ask for it."""
+    """Remove temporary files that killed processes left in a folder: those of files named `start` or `start.*` (all files if
+    `start` is empty) that are at least `age` seconds old. The caller must hold the lock of these files if `age` is 0."""
     pattern = f".{glob.escape(start)}.*.part" if start else ".*.part"
     for attempt in folder.glob(pattern):
         with contextlib.suppress(OSError):
@@ -77,11 +77,11 @@ def remove_attempts(folder, start="", age=0):
 
 @contextlib.contextmanager
 def locked(path, waiting):
-    """Hold the lock file `path` within the block. While another process holds it this one waits, and prints the line `waiting`
-    once; the system releases the lock when its owner dies.
+    """Hold the lock file `path` within the block. If another process holds it, wait and print the line `waiting` once. The
+    system releases the lock when its process dies.
 
-    Yields whether the lock is held: on a file system without locks the block runs without one. Raises StoreError if the file
-    cannot be made."""
+    Yields True if the lock is held, and False on a file system without locks, where the block runs without it. Raises
+    StoreError if the lock file cannot be created."""
     lock = FileLock(path, fallback_to_soft=False)
     held = _acquire(lock, path, waiting)
     try:
@@ -92,7 +92,7 @@ def locked(path, waiting):
 
 
 def _acquire(lock, path, waiting):
-    """Whether the lock is now held; False on a file system without locks."""
+    """Acquire the lock. Returns False on a file system without locks."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -110,7 +110,7 @@ def _acquire(lock, path, waiting):
 
 
 def is_locked(path):
-    """Whether some process, this one included, holds the lock file `path`. Asking disturbs nobody."""
+    """Return whether any process, including this one, holds the lock file `path`. The check does not block other processes."""
     if fcntl is None:
         return False
     try:
@@ -124,12 +124,12 @@ def is_locked(path):
 
 
 def to_json(content):
-    """JSON with sorted names and a line for each, ending in a newline; numbers that are not finite raise ValueError."""
+    """Serialise to JSON with sorted names, one per line, and a final newline. Raises ValueError for non-finite numbers."""
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_json(path):
-    """Parse a JSON file, in which all numbers are finite. Raises StoreError naming the file."""
+    """Parse a JSON file. Raises StoreError naming the file if it is missing, malformed or holds a non-finite number."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
@@ -143,19 +143,19 @@ def _no_number(word):
 
 
 def write_arrays(path, arrays):
-    """Write named arrays as a compressed .npz file, whole or not at all. Raises StoreError naming the file."""
+    """Write named arrays atomically as a compressed .npz file. Raises StoreError naming the file."""
     write_atomic(path, array_bytes(arrays))
 
 
 def array_bytes(arrays):
-    """Named arrays as the content of a compressed .npz file."""
+    """Return the bytes of a compressed .npz file of the named arrays."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
 def read_arrays(path):
-    """Arrays of an .npz file as a dict; pickled content is refused. Raises StoreError naming the file."""
+    """Return {name: array} of an .npz file. Raises StoreError naming the file, also for pickled content."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -164,7 +164,7 @@ def read_arrays(path):
 
 
 def arrays_digest(arrays):
-    """sha256 over names, shapes, types and content."""
+    """Return the SHA-256 of the names, types, shapes and contents of the arrays."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -1,4 +1,4 @@
-"""The key of a run: a hash of everything that decides its result, the data and a user-defined operator included."""
+"""The key of a run: a hash of everything that determines its result, including the data and a user-defined operator."""
 
 import contextlib
 import contextvars
@@ -28,17 +28,17 @@ from .files import StoreError, read_json, to_json, write_atomic
 SPECIAL = {name for op in MIXERS.values() for name in op.reads}  # fields that only some operators read
 TRAINING = {"augment", "batch", "budget", "clip", "lr", "optimizer", "precision", "steps", "warmup", "weight_decay"}
 SNAPSHOT = contextvars.ContextVar("snapshot", default=None)
-ALL = "."  # the class of images that are in none
+ALL = "."  # class of the images of a folder without class folders
 HIDDEN, OTHER, LOOP = "hidden files or folders", "files of kinds that are not read", "links to a folder above"
 BESIDE_SPLITS, BESIDE_CLASSES = "images beside train/ and test/", "images beside class folders"
-TICK = 2 * 10**9  # nanoseconds, of the coarsest clock of a file system
+TICK = 2 * 10**9  # nanoseconds; the coarsest resolution of time stamps among file systems
 
 
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
 
 def key_fields(cfg):
-    """The fields that decide the result: everything but where the data lie, the device, and unread fields."""
+    """Return {name: value} of the fields that determine the result: all but data_dir, device and the fields not read."""
     read = {"mask_rate": cfg.pretext == "bert", "hidden": cfg.pretext == "bert", "noise": cfg.pretext == "denoise",
             "colours": cfg.uses_palette, "target": cfg.predicts, "images": cfg.pretext != "supervised"}  # fmt: skip
     unread = {"data_dir", "device"} | SPECIAL - cfg.reads | {name for name, is_read in read.items() if not is_read}
@@ -48,64 +48,63 @@ def key_fields(cfg):
 
 
 def digest(content, length=16):
-    """First hexadecimal digits of the sha256 of a JSON-able value."""
+    """Return the first `length` hexadecimal digits of the SHA-256 of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:length]
 
 
 def key(cfg):
-    """Name of the run: 16 hexadecimal digits, equal exactly for runs that must give the same result.
+    """Return the key of the run, 16 hexadecimal digits. Two keys are equal exactly if the runs must give the same result.
 
-    It covers the version of the embedded data, the paths and contents of the images of a folder, and the code and entry of a
-    user-defined operator, see `user_digest`: if one of them changes, it is another run."""
+    The key covers the version of the embedded data, the paths and contents of the images in a folder, and the code and the
+    table entry of a user-defined operator (see `user_digest`). A change of any of these gives a new key."""
     return digest(key_fields(cfg) | data_identity(cfg) | operator_identity(cfg))
 
 
 def baseline_fields(cfg):
-    """The fields that decide the baselines."""
     return {name: getattr(cfg, name) for name in ("dataset", "image_size", "patch", "mask_rate", "permute", "labelled")}
 
 
 def baseline_key(cfg):
-    """Key of what data and masks alone decide: the untrained baselines and the raw-pixel probe."""
+    """Return the key of the baselines without a network and of the raw-pixel probe, which depend on data and masks only."""
     return f"baseline-{digest(baseline_fields(cfg) | data_identity(cfg))}"
 
 
 def init_fields(cfg):
-    """The fields that decide the network at its initial weights and the images it is evaluated on: not its training, and of
-    the pretext only how the future is hidden and whether the labelled images alone are trained on."""
+    """Return the fields that determine the network at random initialisation and the images on which it is evaluated. Training
+    fields are left out. Of the pretext only causality and the use of labels (supervised) remain."""
     trained = TRAINING | {"pretext", "mask_rate", "noise", "target", "hidden"} | ({"colours"} if cfg.input == "rgb" else set())
     fields = {name: value for name, value in key_fields(cfg).items() if name not in trained}
     return fields | {"causal": cfg.causal, "supervised": cfg.pretext == "supervised"}
 
 
 def init_key(cfg):
-    """Key of the evaluation at random init, which all runs share that start from the same network on the same data."""
+    """Return the key of the evaluation at random initialisation, shared by runs with the same initial network and data."""
     return f"init-{digest(init_fields(cfg) | data_identity(cfg) | operator_identity(cfg))}"
 
 
 def search_key(cfg):
-    """Key of the search for a learning rate: of everything but the rate and the seed."""
+    """Return the key of a learning-rate search, which covers everything but the learning rate and the seed."""
     fields = {name: value for name, value in key_fields(cfg).items() if name not in ("lr", "seed")}
     return f"search-{digest(fields | data_identity(cfg) | operator_identity(cfg))}"
 
 
 def data_identity(cfg):
-    """What tells the data of a Config from other data of the same name, as far as it is known without decoding them."""
+    """Return what distinguishes the data from others of the same name (file digest or version), without decoding images."""
     if cfg.dataset == "folder":
         return {"files": folder_signature(cfg.data_dir)}
     return {"version": VERSIONS[cfg.dataset]} if cfg.dataset in VERSIONS else {}
 
 
 def operator_identity(cfg):
-    """What tells a user-defined operator from others of the same name; nothing for an operator of the suite."""
+    """Return the digest of a user-defined operator as a dict, which is empty for an operator of the suite."""
     mine = user_digest(cfg.mixer)
     return {"operator": mine} if mine else {}
 
 
 @contextlib.contextmanager
 def snapshot():
-    """Within the block every folder of images is listed once, and every user-defined operator is read once, for all keys;
-    outside of it this is done anew for every key. An outer snapshot stays in force within an inner one."""
+    """Within the block, list every image folder and read every user-defined operator only once for all keys. Outside of it
+    both are read again for every key. A nested snapshot reuses the outer one."""
     outer = SNAPSHOT.get()
     token = SNAPSHOT.set({} if outer is None else outer)
     try:
@@ -115,7 +114,7 @@ def snapshot():
 
 
 def _once(make, *given):
-    """make(*given), within a snapshot as it was made there first."""
+    """Return make(*given), computed only once within a snapshot."""
     made = SNAPSHOT.get()
     if made is None:
         return make(*given)
@@ -128,13 +127,13 @@ def _once(make, *given):
 
 
 def folder_signature(folder):
-    """Digest of the images of a folder: of the paths of those that are read, and of their contents. Within a snapshot it is
-    that of the folder as it was first seen there. Raises ConfigError if the folder is missing or cannot be read."""
+    """Return a digest of the paths and contents of the images that are read from a folder. Within a snapshot it is computed
+    only once per folder. Raises ConfigError if the folder is missing or cannot be read."""
     return _once(content_signature, Path(folder).expanduser())
 
 
 def content_signature(top):
-    """`folder_signature` of the folder as it is now."""
+    """Return the `folder_signature` of the folder in its current state. Raises ConfigError as that function does."""
     if not top.is_dir():
         raise ConfigError(f"data_dir: {str(top)!r} is not a folder; set it to a folder of images, or of class folders of them")
     try:
@@ -146,8 +145,8 @@ def content_signature(top):
 
 
 def content_digests(top, names):
-    """Name -> sha256 of the files of a folder. runs/cache keeps them, and a file is read again only if its number, size or time
-    stamps are others. A file that has just changed is not kept, as it may change again within one tick of the clock."""
+    """Return {name: SHA-256} of files. Digests are cached in runs/cache; a file is read again only if its inode number, size
+    or time stamps changed. A file changed within the last TICK is not cached: a second change might keep its time stamp."""
     cache = places.root() / "runs" / "cache" / f"folder-{digest(str(top.resolve()))}.contents"
     known, found, kept = {}, {}, {}
     with contextlib.suppress(StoreError):
@@ -162,7 +161,7 @@ def content_digests(top, names):
             with open(top / name, "rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
         else:
-            found[name] = "not a file"  # opening a FIFO waits for ever
+            found[name] = "not a file"  # opening a FIFO would block
         if now - max(stamp[2:]) > TICK:
             kept[name] = [*stamp, found[name]]
     if kept != known:
@@ -172,11 +171,11 @@ def content_digests(top, names):
 
 
 def list_images(top):
-    """What is read of a folder of images, and what is left out: ({split: {class: names of its images}}, {why: names}).
+    """Return the images of a folder and the names that are not read: ({split: {class: image names}}, {reason: names}).
 
-    Images are in `<class>/` or `<split>/<class>/` and in folders below these; split is "" where the folder has no train/ and
-    test/, class is ALL where images are in no class folder. Names are paths below the folder, with `/`. Raises OSError for a
-    folder that cannot be listed."""
+    Images are in `<class>/` or `<split>/<class>/` or in folders below these. The split is "" if the folder has neither train/
+    nor test/; the class is ALL if there are no class folders. Names are relative paths with `/`. Raises OSError for a folder
+    that cannot be listed."""
     images, left_out = image_files(top)
     folders = split_folders(top) or {"": top}
     splits = {split: {} for split in folders}
@@ -197,7 +196,7 @@ def list_images(top):
 
 
 def image_files(top):
-    """The image files of a folder and of all below it, links followed, as sorted paths below it; and {why: names left out}."""
+    """Return the sorted relative paths of all image files below a folder, following links, and {reason: names not read}."""
     images, left_out, above = [], {}, {str(top): ()}
     for folder, subfolders, names in os.walk(top, followlinks=True, onerror=_raise):
         below, within = Path(folder).relative_to(top), (*above.pop(folder), os.path.realpath(folder))
@@ -224,14 +223,14 @@ def _raise(error):
 
 
 def user_digest(mixer):
-    """Digest of a user-defined operator, "" for an operator of the suite: its entry's `version` where that is set, else what
-    its entry and its class do, as far as that is the user's own code.
+    """Return the digest of a user-defined operator, "" for an operator of the suite. The digest is the `version` of its table
+    entry if that is set, and otherwise a hash of the entry and of the user's code.
 
-    That is every member of the class and of those it inherits from; of every function the code, defaults, closure and the
-    globals it names: helper functions, constants, classes, modules. What comes from an installed package, from Python or
-    from the suite counts by its name. Comments, docstrings of functions, names of files and numbers of lines do not count.
-    A value that cannot be read in this way (an open file, a lock, a compiled function) makes the digest, and with it the
-    keys, unique to this process: such an operator is trained again in every process unless `version` is set."""
+    The hash covers every member of the class and of its base classes. For every function it covers the code, the defaults, the
+    closure and the globals that it names: helper functions, constants, classes and modules. Objects from installed packages,
+    Python or the suite contribute only their name. Comments, function docstrings, file names and line numbers do not count.
+    A value that cannot be described (an open file, a lock, a compiled function) makes the digest, and thus the keys, unique to
+    this process: such an operator is trained again in every process unless `version` is set."""
     entry = MIXERS[mixer]
     if FAMILIES.get(entry.family, {}).get(mixer) == entry._replace(family=USER):
         return ""
@@ -248,20 +247,21 @@ def _code_digest(mixer):
         return digest(unreadable(entry.operator))
 
 
-# Members of a class and its kind that say nothing of what it does, or that Python and libraries add when it is used.
+# Class attributes without influence on behaviour, or added by Python and libraries when the class is used.
 SILENT = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "__dict__", "__weakref__",
           "__slotnames__", "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__",
           "__conditional_annotations__", "__type_params__", "__orig_bases__", "__parameters__", "_abc_impl",
           "_backward_cls"}  # fmt: skip
-HAS_DOCSTRING = 0x4000000  # a flag of code objects from Python 3.13 on
-HEAP_TYPE = 1 << 9  # a flag of classes that are not compiled into Python
+HAS_DOCSTRING = 0x4000000  # CO_HAS_DOCSTRING, a flag of code objects since Python 3.13
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, a flag of classes that are not compiled into Python
 THIS_PROCESS = secrets.token_hex(16)
 UNREADABLE = {}
 
 
 class Description(pickle._Pickler):
-    """Pickles a value of any kind, code included, as bytes that are the same in every process; nobody unpickles them. The
-    package `own` counts as the user's, installed or not. (The pickler written in C cannot be told what to memoize.)"""
+    """Pickle any value, including code, to bytes that are the same in every process. The bytes are hashed, never unpickled.
+    The package `own` counts as user code even if it is installed. The base class is the pickler written in Python, because the
+    one written in C does not let a subclass choose what is memoised."""
 
     def __init__(self, own="", memo=None):
         self.bytes = io.BytesIO()
@@ -277,22 +277,22 @@ class Description(pickle._Pickler):
             super().save(value, *given)
         except RecursionError:
             raise
-        except Exception:  # code that is run to describe a value may raise anything
+        except Exception:  # pickling calls methods of the value, which may raise any exception
             super().save(unreadable(value))
 
     def memoize(self, value):
-        if type(value) not in (str, bytes, complex, tuple, frozenset):  # equal constants may be one object or several
+        if type(value) not in (str, bytes, complex, tuple, frozenset):  # Python may or may not share equal constants
             super().memoize(value)
 
     def save_global(self, value, name=None):
-        """What counts by its name in a module. Raises ValueError for a value that says so, but is not found there."""
+        """Save the value by its module and name. Raises ValueError if the module does not hold it under that name."""
         home = getattr(value, "__module__", type(value).__module__)
         if not isinstance(value, type | types.FunctionType | types.ModuleType) and not self.is_in(home, name, value):
             raise ValueError
         self.save(("name", home, name))
 
     def reducer_override(self, value):
-        """How to describe what pickle cannot: (some callable, arguments, what else the value holds), or a name."""
+        """Describe a value that pickle cannot save, as (a callable, its arguments, further content) or as a name."""
         kind, torch = type(value), sys.modules.get("torch")
         if isinstance(value, type):
             if not value.__flags__ & HEAP_TYPE or self.is_in(value.__module__, value.__qualname__, value):
@@ -309,7 +309,7 @@ class Description(pickle._Pickler):
             return str, ("module",), {name: item for name, item in sorted(vars(value).items()) if not name.startswith("__")}
         if kind is types.CodeType:
             return str, ("code",), instructions(value)[0]
-        if kind in (set, frozenset):  # the order differs between processes
+        if kind in (set, frozenset):  # the iteration order differs between processes
             return kind, (sorted(Description(self.own, self.memo).of(item) for item in value),)
         if kind is types.MappingProxyType:
             return kind, (dict(value),)
@@ -333,8 +333,8 @@ class Description(pickle._Pickler):
         return NotImplemented
 
     def function(self, function):
-        """A function: its name, or its code and what it uses. A function that is made by one of a package, as decorators are,
-        may hold functions of the user."""
+        """Describe a function by its name, or by its code and the objects it uses. A wrapper that a library's decorator
+        returns is described with its closure and defaults, because they may hold functions of the user."""
         home = function.__globals__.get("__name__", "")
         if any(self.is_in(module, function.__qualname__, function) for module in (function.__module__, home)):
             return function.__qualname__
@@ -349,7 +349,7 @@ class Description(pickle._Pickler):
         return name.partition(".")[0] != self.own and installed(name)
 
     def is_in(self, module, name, value):
-        """Whether a module that is not the user's has this value under this name."""
+        """Return whether a module that does not belong to the user holds this value under this name."""
         found = sys.modules.get(module) if isinstance(module, str) and self.installed(module) else None
         for part in name.split("."):
             found = getattr(found, part, None)
@@ -357,12 +357,12 @@ class Description(pickle._Pickler):
 
 
 def instructions(code):
-    """(what code does, without docstrings, names of files and numbers of lines; the names of globals that it uses; those of
-    modules that it imports)."""
+    """Return (the instructions of a code object without docstrings, file names and line numbers; the names of the globals
+    that it uses; the names of the modules that it imports)."""
     steps, names, imports = [], set(), set()
     for step in dis.get_instructions(code):
         if step.opname == "STORE_NAME" and step.argval in ("__firstlineno__", "__static_attributes__"):
-            steps.pop()  # the constant that is stored depends on where the class stands in its file
+            steps.pop()  # the stored constant depends on the position of the class in its file
         elif isinstance(step.argval, types.CodeType):
             inner, inner_names, inner_imports = instructions(step.argval)
             steps.append((step.opname, inner))
@@ -380,7 +380,7 @@ def instructions(code):
 
 
 def imported(name):
-    """What a module that a function imports when it is called counts by: its name, if it is installed, else its source."""
+    """Describe a module that a function imports when called: by its name if it is installed, else by its source."""
     with contextlib.suppress(ImportError, ValueError, AttributeError, OSError):
         spec = importlib.util.find_spec(name)
         if spec and (installed(name) or not str(spec.origin).endswith(".py") or is_in_a_package(spec.origin)):
@@ -391,8 +391,8 @@ def imported(name):
 
 
 def modules_of_the_user(mixer):
-    """The modules from which a user-defined operator may take code: those that are loaded and not installed, and all of its
-    own package."""
+    """Return the modules whose code a user-defined operator may use: the loaded modules that are not installed, and all
+    loaded modules of its own package."""
     own = str(getattr(MIXERS[mixer].operator, "__module__", "")).partition(".")[0]
     found = []
     for name, module in list(sys.modules.items()):
@@ -403,13 +403,13 @@ def modules_of_the_user(mixer):
 
 
 def unreadable(value):
-    """Stands for a value that cannot be described: the same for this object in this process, different for all others."""
+    """Return a placeholder for a value that cannot be described. It is unique to the object and to this process."""
     number, _ = UNREADABLE.setdefault(id(value), (len(UNREADABLE), value))
     return ["unreadable", THIS_PROCESS, os.getpid(), number]
 
 
 def installed(name):
-    """Whether a module belongs to an installed package, to Python or to the suite, and not to the user."""
+    """Return whether a module belongs to an installed package, to Python or to the suite, rather than to the user."""
     top = name.partition(".")[0]
     if top in ("biasnb", "__main__"):
         return top == "biasnb"

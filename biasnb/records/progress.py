@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a live line in JupyterLab and in a terminal, a plain line now and then in a log."""
+"""Progress with rate and remaining time: a live line in JupyterLab and in a terminal, occasional lines in a log file."""
 
 import html
 import os
@@ -7,12 +7,13 @@ import time
 
 
 def in_jupyterlab():
-    """Whether this is a kernel with a live front end: JupyterLab, not Papermill."""
+    """Return whether the code runs in a kernel of JupyterLab, where output can be updated; False under Papermill."""
     return "JPY_SESSION_NAME" in os.environ and "ipykernel" in sys.modules
 
 
 class Progress:
-    """Report steps (or another `unit`) done out of `total`; `done` counts those done before an interruption."""
+    """Report how many of `total` steps (or another `unit`) are done. `done` counts the steps before an interruption, `every`
+    is the interval between reports in seconds."""
 
     def __init__(self, label, total, done=0, every=None, stream=None, unit="steps"):
         self.label, self.total, self.first, self.unit = label, total, done, unit
@@ -28,14 +29,13 @@ class Progress:
         self.start = self.last = time.monotonic()
 
     def __call__(self, done, note="", rows=(), left=None):
-        """`rows` are dicts of text, one for each part that is under way, which JupyterLab shows as a table; `left` are the
-        seconds that are left where they are known better than by the rate."""
+        """Report `done` steps if a report is due. `rows`, one dict of text per running task, is shown as a table in JupyterLab.
+        `left` is the remaining time in seconds; by default it is estimated from the rate."""
         if self.due() and done < self.total:
             now = self.last = time.monotonic()
             self._write(self.line(done, now, note, left), rows)
 
     def due(self):
-        """Whether it is time for another line."""
         return time.monotonic() - self.last >= self.every
 
     def line(self, done, now, note, left=None):
@@ -59,7 +59,7 @@ class Progress:
 
 
 def table(rows):
-    """Dicts of text with the same names as an HTML table; nothing for none."""
+    """Return dicts of text with the same names as an HTML table; "" for an empty list."""
     if not rows:
         return ""
     lines = [_line_of_table("th", rows[0])] + [_line_of_table("td", row.values()) for row in rows]
@@ -72,7 +72,7 @@ def _line_of_table(kind, values):
 
 
 def clock(seconds):
-    """Seconds as people read them: 8 s, 3:05 min, 2:10 h."""
+    """Format a duration in seconds as, for example, 8 s, 3:05 min or 2:10 h."""
     if seconds == float("inf"):
         return "unknown time"
     if seconds < 100:

@@ -1,4 +1,4 @@
-"""The stamp on every record: what the numbers were made with."""
+"""Provenance of a record: software versions, commit and machine."""
 
 import contextlib
 import functools
@@ -13,11 +13,11 @@ from . import places
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "scikit-image", "pillow")
 OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
-CPUINFO = Path("/proc/cpuinfo")  # of Linux
+CPUINFO = Path("/proc/cpuinfo")  # exists on Linux only
 
 
 def environment(device="cpu", gpu=None, threads=None):
-    """What the numbers were made with: versions, commit, machine. Holds no path and no host name."""
+    """Return the versions, the commit and the machine as a dict. It contains no path and no host name."""
     commit, dirty = _commit()
     return {
         "python": platform.python_version(),
@@ -41,8 +41,8 @@ def _version(package):
 
 
 def _commit():
-    """(commit, whether files differ from it) of the checkout; None for both where it has no commit of its own: the package is
-    installed, or the checkout is a copy inside another repository."""
+    """Return (commit, whether files differ from it) of the checkout. Both are None if the package is installed, or if the
+    checkout is a copy inside another repository."""
     top = _git("rev-parse", "--show-toplevel")
     if places.CHECKOUT is None or not top or Path(top).resolve() != places.CHECKOUT:
         return None, None
@@ -52,7 +52,8 @@ def _commit():
 
 @functools.cache
 def _git(*words):
-    """What git says of the folder that the package is in, whatever repository a hook works in; None if nothing."""
+    """Return the output of a git command in the folder of the package, or None if it fails. The variables that git sets for
+    hooks are removed, because they name another repository."""
     surroundings = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
     command = ("git", "--no-optional-locks", "-C", str(places.PACKAGE), *words)
     try:
@@ -67,13 +68,13 @@ def _cpu():
 
 
 def bf16_instructions():
-    """Names of the processor's instructions for products in bfloat16, none if it has none; None if the system does not say."""
+    """Return the names of the processor's instructions for bfloat16 products, or None if the system does not list them."""
     flags = _cpuinfo("flags|Features")
     return None if flags is None else [flag for flag in ("avx512_bf16", "amx_bf16", "bf16") if flag in flags.split()]
 
 
 def _cpuinfo(names):
-    """What Linux says of the first processor under one of these names, a regular expression; None if it does not."""
+    """Return the first value in /proc/cpuinfo whose name matches the regular expression, or None."""
     with contextlib.suppress(OSError):
         if found := re.search(rf"^(?:{names})\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE):
             return found[1].strip()

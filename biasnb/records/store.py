@@ -1,6 +1,5 @@
-"""Records: one JSON file per run with small arrays beside it. Written atomically, validated, read without torch.
-
-Committed records are lines of `records.jsonl`; what is beside them is in `arrays/<notebook>.zip`, a file per run."""
+"""The store of records. A record is a JSON file per run with an .npz file of small arrays, written atomically and validated
+when read. Committed records are lines of `records.jsonl`; their arrays are in `arrays/<notebook>.zip`, one file per run."""
 
 import contextlib
 import functools
@@ -30,9 +29,9 @@ from .progress import clock
 from .sweep import Sweep, frame
 
 FROM_SCRATCH = "BIASNB_FROM_SCRATCH"
-LINES, PACKS = "records.jsonl", "arrays"  # of committed records, in their folder
+LINES, PACKS = "records.jsonl", "arrays"  # file and folder of committed records
 SCHEMA = 3
-PROTOCOL = 1  # of the evaluation: raise it when the probe or a measure changes; `biasnb evaluate` then evaluates again
+PROTOCOL = 1  # of the evaluation; increase it when the probe or a measure changes, then run `biasnb evaluate`
 REQUIRED = {
     "run": ("config", "status", "steps", "data", "environment", "history", "init", "protocol"),
     "init": ("config", "status", "data", "environment", "probe", "measures", "protocol"),
@@ -41,12 +40,12 @@ REQUIRED = {
 }
 METRICS = ("parameters", "flop_per_image", "flop_per_image_dense", "context_coverage", "images_per_second", "wall_seconds",
            "evaluation_seconds", "loss", "psnr", "accuracy", "probe", "measures")  # fmt: skip
-TABLE = ("penalties", "train", "val", "test", "knn")  # of a probe
+TABLE = ("penalties", "train", "val", "test", "knn")  # lists that the table of a probe holds
 
 
 def check(record, where="record", outdated=False):
-    """Return the record if it is complete; with `outdated` also one of an older protocol, whose metrics are not looked at.
-    Raises StoreError naming what is missing or wrong."""
+    """Return the record if it is complete. With `outdated`, a record of an older protocol is accepted too, and its metrics are
+    not checked. Raises StoreError naming what is missing or wrong."""
     if not isinstance(record, dict) or record.get("kind") not in REQUIRED:
         raise StoreError(f"{where}: not a record of this suite")
     if record.get("schema") != SCHEMA:
@@ -76,71 +75,71 @@ def check(record, where="record", outdated=False):
 
 
 class Store:
-    """The records of one profile in one folder: `runs/<profile>` (yours) or `results/<profile>` (reference). What it has not is
-    read from the Store `behind` it, if there is one."""
+    """The records of one profile in one folder: `runs/<profile>` (the user's) or `results/<profile>` (the committed ones). A
+    record that is missing there is read from the Store `behind`, if one is given."""
 
     def __init__(self, profile, base="runs", behind=None):
         self.profile, self.base, self.behind = profile, base, behind
         self.folder = (places.results() if base == "results" else places.root() / base) / profile
 
     def path(self, key, suffix=".json"):
-        """Where a record, or what belongs to it, is kept. Raises StoreError for a key that is none."""
+        """Return the path of a record, or of a file that belongs to it. Raises StoreError for a malformed key."""
         if not re.fullmatch(r"([a-z]+-)?[\w-]+", key, re.ASCII):
             raise StoreError(f"key: {key!r} is not the key of a record; `biasnb status` lists them")
         return self.folder / f"{key}{suffix}"
 
     @contextlib.contextmanager
     def lock(self, key):
-        """Hold a run within the block, so that no other process trains it meanwhile; waits, and says so, while another has it.
+        """Lock a run within the block, so that no other process trains it. If another process holds it, print a line and wait.
 
-        The lock ends with its process. On a file system without locks nobody is kept out: two that train one run write the
-        same files. Raises StoreError if the lock file cannot be made."""
+        The lock ends with its process. On a file system without locks the block runs unlocked; two processes that train the
+        same run then write the same files. Raises StoreError if the lock file cannot be created."""
         path = self._lock(key)
         with locked(path, f"{key}: another process has it under way; waiting for that") as held:
-            if held:  # what is there was left by a process that was killed
+            if held:  # temporary files that exist now were left by a process that was killed
                 remove_attempts(self.folder, key)
                 remove_attempts(self.checkpoints(key))
             yield
-            if (self.folder / f"{key}.json").is_file():  # whoever opens the lock file meanwhile finds the record
+            if (self.folder / f"{key}.json").is_file():  # a process that still waits for the lock file finds the record
                 path.unlink(missing_ok=True)
 
     def busy(self, key):
-        """Whether a process holds a run now."""
+        """Return whether a process holds the lock of a run."""
         return is_locked(self._lock(key))
 
     def _lock(self, key):
         return self.folder / "locks" / f"{key}.lock"
 
     def checkpoints(self, key):
-        """The folder of the states of a run."""
+        """Return the folder of the checkpoints of a run."""
         return self.folder / "checkpoints" / key
 
     def own(self, key):
-        """Whether this folder has the record."""
+        """Return whether this folder has the record."""
         return self.path(key).is_file() or key in self.lines()
 
     def __iter__(self):
-        """The keys of all records of this folder, in order."""
+        """Iterate over the sorted keys of all records of this folder."""
         return iter(sorted({path.stem for path in self.folder.glob("*.json")} | self.lines().keys()))
 
     def lines(self):
-        """{key: its line in records.jsonl}, {} if there is no such file. Raises StoreError for one that is broken."""
+        """Return {key: line} of records.jsonl, {} without that file. Raises StoreError if the file is malformed."""
         path = self.folder / LINES
         return read_lines(path, stamp(path)) if path.is_file() else {}
 
     def packs(self):
-        """{key: the file that its arrays are packed in}. Raises StoreError for one that is broken."""
+        """Return {key: zip file that holds its arrays}. Raises StoreError if a zip file is malformed."""
         found = {}
         for path in sorted((self.folder / PACKS).glob("*.zip")):
             found |= dict.fromkeys(read_names(path, stamp(path)), path)
         return found
 
     def has(self, key):
-        """Whether there is a record, here or behind."""
+        """Return whether this Store or the one behind it has the record."""
         return self.own(key) or (self.behind is not None and self.behind.has(key))
 
     def save(self, record, arrays=None):
-        """Arrays first, then the record that names their digest: a record that exists is complete."""
+        """Write the arrays, then the record with their digest, so that an existing record is complete. Raises StoreError."""
         evaluated = {} if record["kind"] == "search" else {"protocol": PROTOCOL}
         record = {"schema": SCHEMA, **evaluated, "status": "done", **record}
         if arrays:
@@ -151,11 +150,11 @@ class Store:
         return record
 
     def holder(self, key):
-        """The Store that a record is read from: this one, or that behind it which has what this one has not."""
+        """Return the Store from which a record is read: this one, or one behind it if only that one has the record."""
         return self.behind.holder(key) if self.behind and not self.own(key) and self.behind.has(key) else self
 
     def load(self, key, outdated=False):
-        """The validated record of this key, see `check`. Raises StoreError."""
+        """Return the validated record of a key (see `check`). Raises StoreError."""
         if (other := self.holder(key)) is not self:
             return other.load(key, outdated)
         if not self.path(key).is_file() and (line := self.lines().get(key)):
@@ -166,7 +165,7 @@ class Store:
         return record
 
     def arrays(self, key):
-        """The arrays beside a record, checked against its digest. Raises StoreError."""
+        """Return {name: array} of a record. Raises StoreError if they do not match the digest in the record."""
         if (other := self.holder(key)) is not self:
             return other.arrays(key)
         path = self.path(key, ".npz")
@@ -179,7 +178,7 @@ class Store:
         return arrays
 
     def sweeps(self):
-        """What notebooks asked for, one Sweep per file in `sweeps/`, in the order of their names."""
+        """Return the runs that notebooks requested, one Sweep per file in `sweeps/`, sorted by name. Raises StoreError."""
         found = []
         for path in sorted((self.folder / "sweeps").glob("*.json"), key=lambda path: path.stem):
             content = read_json(path)
@@ -190,8 +189,8 @@ class Store:
         return found
 
     def status(self, key):
-        """(state, detail): done, diverged, running and how far, failed and why, interrupted and where it goes on, missing, or
-        broken and why."""
+        """Return (state, detail) of a run. The state is done, diverged, running (detail: progress), failed (error message),
+        interrupted (step from which it resumes), missing, or broken (error message)."""
         if self.has(key):
             try:
                 return self.load(key)["status"], ""
@@ -208,15 +207,15 @@ class Store:
         return "missing", ""
 
     def _steps(self, key):
-        """Numbers of the steps of which there are states."""
+        """Return the steps of the existing checkpoints."""
         try:
             names = os.listdir(self.checkpoints(key))
-        except OSError:  # none, or its run has just come to its end
+        except OSError:  # no checkpoints, or the run has just finished
             return []
         return [int(name.partition("-")[0]) for name in names if re.fullmatch(r"\d+-\w+\.safetensors", name)]
 
     def progress(self, key):
-        """How far a run that is being trained is, in words: {"step", "loss", "left"}; {} before its first second."""
+        """Return the progress of a running run in words, {"step", "loss", "left"}; {} before its first report."""
         try:
             found = read_json(self.path(key, ".progress"))
             loss = "" if found["loss"] is None else f"loss {found['loss']:.4f}"
@@ -226,8 +225,7 @@ class Store:
             return {}
 
     def tidy(self):
-        """Remove what processes that were killed left: attempts at files, and states and notes of runs whose records are
-        complete."""
+        """Remove what killed processes left: temporary files, and checkpoints and progress files of completed runs."""
         for folder in [self.folder, *(path for path in self.folder.glob("*") if path.is_dir())]:
             remove_attempts(folder, age=HOUR)
         for path in self.folder.glob("*.json"):
@@ -235,21 +233,21 @@ class Store:
                 self.forget(path.stem)
 
     def forget(self, key):
-        """Remove all that is kept of a run beside its record, arrays and weights. For runs whose records are complete."""
+        """Remove the files of a completed run other than its record, arrays and weights."""
         shutil.rmtree(self.checkpoints(key), ignore_errors=True)
         for path in (self.path(key, ".error"), self.path(key, ".progress"), self._lock(key)):
             path.unlink(missing_ok=True)
 
 
 def stamp(path):
-    """What changes when a file does."""
+    """Return (modification time in nanoseconds, size in bytes) of a file, which identify its content in a cache."""
     found = path.stat()
     return found.st_mtime_ns, found.st_size
 
 
 @functools.lru_cache(maxsize=8)
 def read_lines(path, stamp):
-    """{key: line} of a file of records. Raises StoreError."""
+    """Return {key: line} of a file of records. Raises StoreError for a line that is no record."""
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
@@ -261,7 +259,7 @@ def read_lines(path, stamp):
 
 @functools.lru_cache(maxsize=64)
 def read_names(path, stamp):
-    """Names, without their suffix, of the files that are packed in one. Raises StoreError."""
+    """Return the names, without suffix, of the files in a zip file. Raises StoreError."""
     try:
         with zipfile.ZipFile(path) as packed:
             return [name.partition(".")[0] for name in packed.namelist()]
@@ -270,7 +268,7 @@ def read_names(path, stamp):
 
 
 def read_packed(path, name):
-    """The content of one of the files that are packed in one. Raises StoreError."""
+    """Return the bytes of one file in a zip file. Raises StoreError."""
     try:
         with zipfile.ZipFile(path) as packed:
             return packed.read(name)
@@ -279,7 +277,7 @@ def read_packed(path, name):
 
 
 def pack(path, files):
-    """Write {name: content} as a zip file whose bytes follow from them alone. Raises StoreError."""
+    """Write {name: content} as a zip file whose bytes depend on nothing else. Raises StoreError."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
         for name in sorted(files):
@@ -288,7 +286,7 @@ def pack(path, files):
 
 
 def read_text(path):
-    """The text of a small file; empty if there is none."""
+    """Return the text of a small file, "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -296,15 +294,14 @@ def read_text(path):
 
 
 def shown(profile):
-    """What notebooks show: your own records of a profile and, where there are none, the committed ones. With the environment
-    variable BIASNB_FROM_SCRATCH=<profile> only your own of that profile, so that everything is trained here."""
+    """Return the Store that notebooks read: the user's records of a profile and, where one is missing, the committed record.
+    With the environment variable BIASNB_FROM_SCRATCH=<profile> committed records are ignored, so that all runs are trained."""
     return Store(profile, behind=None if os.environ.get(FROM_SCRATCH) == profile else Store(profile, "results"))
 
 
 def load(profile, base="results"):
-    """All run records of a profile as a pandas frame: `base` is "results" (reference) or "runs" (yours). See `frame`.
-
-    Raises StoreError for a broken record, ConfigError for an unknown profile or base."""
+    """Return all run records of a profile as a data frame (see `frame`). `base` is "results" (committed) or "runs" (the
+    user's). Raises StoreError for a broken record and ConfigError for an unknown profile or base."""
     check_profile(profile)
     if base not in ("results", "runs"):
         raise ConfigError(f"base: {base!r} is neither 'results' (the reference) nor 'runs' (yours)")

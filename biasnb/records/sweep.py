@@ -1,4 +1,4 @@
-"""A sweep: the runs that one notebook asked for, and their records as a pandas frame; the choice of the probe's penalties."""
+"""A sweep: the runs that a notebook requests, their records as a data frame, and the choice of the probe's penalties."""
 
 import math
 import re
@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from ..config import fields_of
 from .files import to_json, write_atomic
 
-# Columns of `Sweep.frame`.
 BASELINES = ("baseline_psnr", "baseline_probe", "baseline_val_psnr", "baseline_val_probe", "image_mean_psnr")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs that one notebook asked for, in `<store>/sweeps/<name>.json`: {notebook, profile, data, changed, searches: keys
-    of learning-rate searches, runs: [{key, baseline, init, and the key fields of the Config}], figures, tables: names}."""
+    """The runs that a notebook requests, saved in `<store>/sweeps/<name>.json`: {notebook, profile, data, changed, searches:
+    keys of learning-rate searches, runs: [{key, baseline, init, and the key fields of the Config}], figures, tables: names}."""
 
     store: object  # the Store that holds its records
     name: str
     content: dict
 
     def save(self):
-        """Write what was asked for. Raises StoreError."""
+        """Write the file of the sweep. Raises StoreError."""
         write_atomic(self.store.folder / "sweeps" / f"{self.name}.json", to_json(self.content))
 
     @property
@@ -30,21 +29,21 @@ class Sweep:
 
     @property
     def searches(self):
-        """Keys of the searches that gave its learning rates."""
+        """The keys of the searches that determined the learning rates."""
         return self.content.get("searches", [])
 
     @property
     def keys(self):
-        """Keys of all records it needs: of its runs, then of their baselines and of their random inits."""
+        """The keys of all records of the sweep: first of the runs, then of their baselines and random initialisations."""
         return list(dict.fromkeys(run[name] for name in ("key", "baseline", "init") for run in self.runs))
 
     def missing(self):
-        """Keys of the records that it lacks."""
+        """Return the keys of the records that are missing."""
         return [key for key in self.keys if not self.store.has(key)]
 
     def factors(self):
-        """Names of the fields beside the seed that vary between runs of one mixer; ["depth"] if none does. A searched learning
-        rate follows from the other fields and is no factor."""
+        """Return the names of the fields, other than the seed, that vary between runs of one mixer; ["depth"] if none does. A
+        learning rate found by search is not a factor, because it follows from the other fields."""
         no_factor = {"key", "baseline", "init", "seed"} | ({"lr"} if self.searches else set())
         levels = {}  # (field, mixer) -> its values
         for run in self.runs:
@@ -54,17 +53,17 @@ class Sweep:
         return [name for name in fields_of() if name in varied] or ["depth"]
 
     def base(self):
-        """Factor -> its level at the point that all else is varied around: the first that was asked for."""
+        """Return {factor: level} of the reference configuration: the first level of each factor that was requested."""
         found = dict.fromkeys(self.factors())
         for run in self.runs:
             found |= {name: run.get(name) for name, level in found.items() if level is None}
         return found
 
     def frame(self):
-        """One row per run that was asked for; a run without a record has the status 'failed' if it left an error, else
-        'missing', and no metrics. The baselines' metrics are columns too: baseline_psnr (dB, visible-neighbour mean),
-        baseline_probe (accuracy on raw pixels, 0 to 1), both again on the validation split, and image_mean_psnr; those of
-        the same network at random init too, see `frame`. Raises StoreError for a broken record."""
+        """Return a data frame with one row per requested run. A run without a record has the status 'failed' if it left an
+        error message, else 'missing', and no metrics. Columns added to those of `frame`: baseline_psnr (dB, mean of visible
+        neighbours) and baseline_probe (accuracy on raw pixels, 0 to 1), both also on the validation split, and
+        image_mean_psnr (dB). Raises StoreError for a broken record."""
         import pandas as pd
 
         asked = pd.DataFrame(self.runs)
@@ -82,8 +81,8 @@ class Sweep:
         return rows.assign(status=rows["status"].fillna(asked["status"]), **asked.drop(columns="status"))
 
     def _baselines(self):
-        """Key of a baseline record -> the columns `BASELINES`, {} if it is missing. Where the record has no PSNR of the
-        validation split, that of the test split stands for it."""
+        """Return {key of a baseline record: its columns BASELINES}, with {} for a missing record. A record without a
+        validation PSNR gets its test PSNR in that column."""
         found = {}
         for key in {run["baseline"] for run in self.runs}:
             found[key] = {}
@@ -97,22 +96,22 @@ class Sweep:
         return found
 
     def baseline(self):
-        """The baseline record of its first run, or None if it is missing."""
+        """Return the baseline record of the first run, or None if it is missing."""
         if self.runs and self.store.has(self.runs[0]["baseline"]):
             return self.store.load(self.runs[0]["baseline"])
         return None
 
     def records(self):
-        """The records of the finished runs, in the order they were asked for."""
+        """Return the records of the finished runs in the order of the requests."""
         found = [self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"])]
         return [record for record in found if record["status"] == "done"]
 
     def inits(self):
-        """Key -> record of its networks at random init, of those that are there."""
+        """Return {key: record} of the available evaluations at random initialisation."""
         return {key: self.store.load(key) for key in {run["init"] for run in self.runs} if self.store.has(key)}
 
     def caption(self, data=None):
-        """Data (another than the first run's), profile, the settings that all runs share, and what was changed."""
+        """Return one line that names the data (`data` replaces the name), the profile, shared settings and changed settings."""
         run, shared = self.runs[0], set(self.runs[0]) - set(self.factors())
         named = {"pretext": "pretext", "patch": "patch", "width": "width", "depth": "depth", "mask_rate": "mask rate"}
         said = {*named, "steps", "seed", "mixer", "dataset", "files", "image_size", "user_defined"}
@@ -126,38 +125,37 @@ class Sweep:
         return ", ".join(words)
 
     def protocol(self):
-        """How the probe and k-NN of its runs were measured, in words; "" without a finished run."""
+        """Return a description of the probe and k-NN protocol of the runs; "" without a finished run."""
         done = (self.store.load(run["key"]) for run in self.runs if self.store.has(run["key"]))
         return next((protocol(record["probe"]) for record in done if record["status"] == "done"), "")
 
 
 # ---- the probe's penalties and layer --------------------------------------------------------------------------------
 
-TIE = 0.005 + 1e-9  # accuracies that differ by no more are equal: five of a thousand images
+TIE = 0.005 + 1e-9  # accuracies that differ by at most this, five of a thousand images, count as equal
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the runs of one arm are read at: a place among the penalties for every layer, and the best layer."""
+    """The probe setting at which the runs of an arm are reported: a penalty (by its index) for every layer, the best layer."""
 
     penalties: tuple
     layer: int
 
     def by_layer(self, probe, split="test"):
-        """The accuracies of a probe's table at these penalties, 0 to 1, layers 0 to L."""
+        """Return the accuracies (0 to 1) of layers 0 to L at these penalties."""
         return [row[place] for row, place in zip(probe[split], self.penalties, strict=True)]
 
     def mean(self, probe, split="test"):
-        """The mean accuracy over layers 1 to L; that of the test split is what contrasts compare."""
+        """Return the mean accuracy over layers 1 to L. Contrasts compare it on the test split."""
         accuracies = self.by_layer(probe, split)[1:]
         return sum(accuracies) / len(accuracies)
 
     def best(self, probe, split="test"):
-        """The accuracy at the best layer."""
         return self.by_layer(probe, split)[self.layer]
 
     def columns(self, probe, prefix=""):
-        """The columns that `frame` has of a probe's table."""
+        """Return the columns of `frame` that come from the table of a probe."""
         found = {}
         for name, split in (("", "test"), ("val_", "val")):
             found[f"{prefix}{name}probe"] = self.mean(probe, split)
@@ -166,9 +164,9 @@ class Choice:
 
 
 def choose(probes):
-    """The Choice for probe tables of one arm: by validation accuracy, averaged over them, the best penalty of every layer and
-    the best layer. Of those within TIE of the best the strongest penalty and the earliest layer are taken, as weak penalties
-    are as good as none."""
+    """Return the Choice for the probe tables of one arm: the best penalty of every layer and the best layer by validation
+    accuracy, averaged over the tables. Among those within TIE of the best, the strongest penalty and the earliest layer are
+    taken, because weak penalties have almost no effect."""
     penalties, accuracies = [], []
     for rows in zip(*(probe["val"] for probe in probes), strict=True):
         means = [sum(values) / len(values) for values in zip(*rows, strict=True)]
@@ -179,8 +177,8 @@ def choose(probes):
 
 
 def choices(records, inits):
-    """Key of a run that ended -> (its Choice, None if it diverged; that of its random init, None where the record is missing).
-    An arm is the runs that are equal in everything but the seed; `inits` has the records at random init by key."""
+    """Return {key of a run: (Choice, None if the run diverged; Choice at random initialisation, None if that record is
+    missing)}. An arm is the set of runs that differ only in the seed. `inits` is {key: record} at random initialisation."""
     arms = {}
     for record in records:
         settings = {name: value for name, value in record["config"].items() if name != "seed"}
@@ -197,11 +195,11 @@ def choices(records, inits):
     return found
 
 
-PROBED = re.compile(r"\bprobe|k-NN")  # in tables that show such accuracies
+PROBED = re.compile(r"\bprobe|k-NN")  # occurs in tables that show probe accuracies
 
 
 def protocol(probe):
-    """How the accuracies of a probe's table were measured, in words."""
+    """Return a description of how the accuracies in the table of a probe were measured."""
     weakest, strongest = min(probe["penalties"]), max(probe["penalties"])
     return (f"Probe: multinomial logistic regression on frozen features averaged over tokens; in each layer the best of "
             f"{len(probe['penalties'])} penalties from {weakest:g} to {strongest:g} by validation accuracy over the seeds; "
@@ -210,7 +208,7 @@ def protocol(probe):
 
 
 def pixel_accuracy(baseline, split="test"):
-    """The accuracy of the probe on raw pixels, 0 to 1, at the penalty of its own validation accuracy."""
+    """Return the accuracy (0 to 1) of the probe on raw pixels, with the penalty chosen by its own validation accuracy."""
     return choose([baseline["pixel_probe"]]).best(baseline["pixel_probe"], split)
 
 
@@ -218,12 +216,12 @@ def pixel_accuracy(baseline, split="test"):
 
 
 def frame(records):
-    """Records of runs as a pandas frame: config fields, then metrics. PSNR in dB; bits_per_pixel of networks that predict
-    palette indices. The columns of the probe are test accuracies, 0 to 1, at the penalties and the layer that `choose` takes
-    for each arm: `probe` is the mean over layers 1 to L, `probe_best` the best layer, `probe_layer`; `init_probe` and
-    `init_probe_best` the same of the records at random init, where they are among the records; `val_probe`,
-    `init_val_probe` and so on are validation accuracies; `knn` the mean of k-nearest neighbours over layers 1 to L."""
-    import pandas as pd  # takes a while, and nothing that trains needs it
+    """Return run records as a data frame: Config fields, then metrics. PSNR is in dB; bits_per_pixel exists for networks that
+    predict palette indices. Probe columns are test accuracies (0 to 1) at the penalties and the layer that `choose` selects per
+    arm: `probe` is the mean over layers 1 to L, `probe_best` the accuracy at the best layer, `probe_layer`. `init_probe` and
+    `init_probe_best` are the same at random initialisation, if those records are given. `val_probe`, `init_val_probe` etc. are
+    validation accuracies. `knn` is the mean accuracy of k-nearest neighbours over layers 1 to L."""
+    import pandas as pd  # slow to import, and training does not need it
 
     runs = [record for record in records if record["kind"] == "run"]
     inits = {record["key"]: record for record in records if record["kind"] == "init"}
@@ -246,7 +244,7 @@ def _row(record):
 
 
 def _probes(record, inits, chosen):
-    """The columns of the probe of a run; none of one that diverged."""
+    """Return the probe columns of a run, {} if it diverged."""
     choice, at_init = chosen[record["key"]]
     if not choice:
         return {}
@@ -257,11 +255,11 @@ def _probes(record, inits, chosen):
 
 
 def knn(probe):
-    """The mean accuracy of k-nearest neighbours over layers 1 to L."""
+    """Return the mean accuracy of k-nearest neighbours over layers 1 to L."""
     return sum(probe["knn"][1:]) / len(probe["knn"][1:])
 
 
 def with_columns(table, *names):
-    """The frame with these columns, empty where it lacks them."""
+    """Return the frame with these columns; columns that it lacks are added empty."""
     missing = [name for name in names if name not in table.columns]
     return table.reindex(columns=[*table.columns, *missing])
