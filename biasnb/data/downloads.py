@@ -1,4 +1,4 @@
-"""torchvision's data sets: read if they are whole, else downloaded by one process and checked by torchvision's md5 sums."""
+"""Data sets of torchvision, downloaded by one process if they are missing or damaged, and checked by their MD5 sums."""
 
 import contextlib
 import socket
@@ -11,15 +11,15 @@ from ..records.files import StoreError, locked
 from ..records.keys import digest
 from .images import DataError, reason, resize
 
-STALL = 60  # seconds without a byte after which a download has failed
+STALL = 60  # seconds without data after which a download is aborted
 
 
 class Source(NamedTuple):
     kind: str  # class in torchvision.datasets
-    train: dict  # what selects its training images
+    train: dict  # arguments that select the training images
     test: dict
     files: tuple  # files, or folders of files, that are read
-    archives: str  # what to put into the data folder where there is no network
+    archives: str  # files that a user without network access puts into the data folder
 
 
 SOURCES = {
@@ -34,7 +34,7 @@ SOURCES = {
 
 
 def stamp(dataset, root):
-    """Digest of the names, sizes and time stamps of the files that a data set is read from."""
+    """Return a digest of the names, sizes and time stamps of the files of a data set."""
     files = []
     for path in (root / name for name in SOURCES[dataset].files):
         files += sorted(path.iterdir()) if path.is_dir() else [path]
@@ -42,14 +42,14 @@ def stamp(dataset, root):
 
 
 def download(dataset, root, size):
-    """(classes, arrays) of a torchvision data set, downloaded to `root` on first use. STL-10 trains on its unlabelled
-    images too (label -1). Raises DataError saying what to put where."""
+    """Return (classes, arrays) of a torchvision data set, downloaded to `root` on first use. The training split of STL-10
+    includes its unlabelled images (label -1). Raises DataError naming the files that are needed."""
     arrays, found = {}, _whole(dataset, root)
     for part, split in zip(("train", "test"), found, strict=True):
         images = np.asarray(split.data)
         if dataset in ("svhn", "stl10"):  # (n, 3, h, w)
             images = images.transpose(0, 2, 3, 1)
-        if images.ndim == 3:  # Fashion-MNIST is grey
+        if images.ndim == 3:  # greyscale (Fashion-MNIST)
             images = np.repeat(images[..., None], 3, axis=3)
         labels = split.targets if hasattr(split, "targets") else split.labels
         arrays[part], arrays[f"{part}_labels"] = resize(images, size), np.asarray(labels, np.int64)
@@ -58,8 +58,8 @@ def download(dataset, root, size):
 
 
 def _whole(dataset, root):
-    """The training and the test images as torchvision reads them, which checks the files. What is missing, torn or tampered
-    with is fetched by one process, for which others wait, and fetched once again if it fails its check."""
+    """Return the training and test sets of torchvision, which checks their files. Missing or damaged files are downloaded by
+    one process while others wait, and once more if the check fails. Raises DataError if that fails too."""
     from torchvision import datasets
 
     if root.exists() and not root.is_dir():
@@ -70,11 +70,11 @@ def _whole(dataset, root):
     def read():
         return [kind(str(root), download=False, **choice) for choice in (source.train, source.test)]
 
-    with contextlib.suppress(Exception):  # torchvision raises many kinds
+    with contextlib.suppress(Exception):  # torchvision raises exceptions of many types
         return read()
     try:
         with locked(root / f".{dataset}.lock", f"waiting for another process that downloads {dataset}"):
-            for fetch in (False, True, True):  # another process may just have done it
+            for fetch in (False, True, True):  # another process may have downloaded the files meanwhile
                 try:
                     if fetch:
                         _fetch(kind, root)
@@ -88,8 +88,8 @@ def _whole(dataset, root):
 
 
 def _fetch(kind, root):
-    """Download the files of a torchvision data set that are missing or fail their md5, and extract them, even over what is
-    there: the classes themselves take a torn file of Fashion-MNIST, and torn class names of CIFAR, for whole."""
+    """Download the files of a torchvision data set that are missing or fail their MD5 check, and extract them over existing
+    files, because torchvision does not notice truncated files of Fashion-MNIST and truncated class names of CIFAR."""
     from torchvision.datasets.utils import download_and_extract_archive, download_url
 
     with _guarded():
@@ -107,8 +107,8 @@ def _fetch(kind, root):
 
 @contextlib.contextmanager
 def _guarded():
-    """Within the block a server that stalls is given up, and an archive that reaches outside its folder is refused, which
-    Python does by default from 3.14 on."""
+    """Within the block, abort downloads from a stalled server, and refuse archives with paths outside the target folder, which
+    is the default of Python since version 3.14."""
     timeout, extraction = socket.getdefaulttimeout(), tarfile.TarFile.extraction_filter
     socket.setdefaulttimeout(STALL)
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)

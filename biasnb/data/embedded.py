@@ -1,8 +1,8 @@
-"""The embedded and the generated data sets: crops of ten photographs, handwritten digits and dead leaves, the last two with
-twins whose pixels have a code by place. All are deterministic and need no download.
+"""The embedded and generated data sets: crops of ten photographs, handwritten digits and dead leaves, the last two also with a
+colour code that depends on position. All are deterministic and need no download.
 
-A data set is (classes, arrays): images (n, size, size, 3) uint8 and labels (n,) int64 of "train", "val" and "test", and where
-test images are not independent "test_groups" (n,) int64, equal for images that show the same."""
+A data set is (classes, arrays). The arrays are images (n, size, size, 3) uint8 and labels (n,) int64 of "train", "val" and
+"test". If test images are dependent, "test_groups" (n,) int64 is equal for images that show the same object."""
 
 from functools import cache, partial
 from itertools import permutations, product
@@ -17,17 +17,16 @@ from ..config import DIGITS_VERSION, LEAVES_VERSION, MAX_SIZE, PHOTOGRAPHS_VERSI
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "hubble", "immunohistochemistry", "motorcycle",
                "retina", "rocket")  # fmt: skip
-SHORT_SIDE, TILE = 300, 60  # every photograph is reduced to this short side and cut into tiles of this side, pixels
+SHORT_SIDE, TILE = 300, 60  # pixels; shorter side of a resized photograph, side of the tiles that it is cut into
 CROPS = {"train": 300, "val": 50, "test": 100}  # per photograph
 
 
 def photograph_crops(size):
-    """(classes, arrays) of crops of ten colour photographs that ship inside scikit-image and scikit-learn, labelled by
-    photograph.
+    """Return (classes, arrays) of crops of ten colour photographs from scikit-image and scikit-learn, labelled by photograph.
 
-    Train, val and test come from disjoint tiles (1/2, 1/6, 1/3 of them); a crop covers 24 to 60 pixels of the photograph.
-    Random exposure and tint make the mean colour a weak clue. Near-uniform crops (black sky) are drawn again. "test_groups"
-    says from which tile a test image is."""
+    Train, val and test come from disjoint tiles (1/2, 1/6 and 1/3 of them). The side of a crop is 24 to 60 pixels of the
+    photograph. Random exposure and tint make the mean colour a weak cue. Near-uniform crops (black sky) are drawn again.
+    "test_groups" identifies the tile of a test image."""
     crops, groups = {part: [] for part in CROPS}, []
     for label, name in enumerate(PHOTOGRAPHS):
         rng = np.random.default_rng([PHOTOGRAPHS_VERSION, label])
@@ -49,7 +48,7 @@ def photograph_crops(size):
 
 
 def _photograph(name):
-    """(h, w, 3) uint8, reduced to SHORT_SIDE."""
+    """Return a photograph, (h, w, 3) uint8, whose shorter side is SHORT_SIDE."""
     import skimage.data
     from sklearn.datasets import load_sample_image
 
@@ -71,7 +70,7 @@ def _tiles(photo):
 
 
 def _crop(tiles, size, rng):
-    """(a random crop, (size, size, 3) uint8; the index of its tile)."""
+    """Return (a random crop, (size, size, 3) uint8; the index of its tile)."""
     for _ in range(20):
         index = int(rng.integers(len(tiles)))
         tile = tiles[index]
@@ -89,19 +88,19 @@ def _crop(tiles, size, rng):
 
 # ---- handwritten digits -------------------------------------------------------------------------------------------
 
-# Of scikit-learn's file: the first digit, the one after the last, and how often each is placed. The file keeps the order in
-# which the digits were written, and both borders lie where the text of the form, which everybody copied, begins again.
+# Split -> (first index, index after the last, copies per digit) in scikit-learn's file. The file keeps the order of writing.
+# Every writer copied the same form, and both borders between splits lie where the text of the form begins again.
 DIGITS = {"train": (0, 1029, 3), "val": (1029, 1287, 4), "test": (1287, 1797, 4)}
 INK = 16  # the largest value in the file
 
 
 def handwritten_digits(size, coded):
-    """(classes, arrays) of the 1797 handwritten digits that ship inside scikit-learn, light grey ink on black, sorted by class;
-    `coded`: the same images recoloured.
+    """Return (classes, arrays) of the 1797 handwritten digits in scikit-learn, light grey on black, sorted by class. With
+    `coded`, the images are recoloured by position (see `recolour`).
 
-    The digits are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), 8x8 pixels.
-    They are enlarged to 3/4 of the image's side and placed at random, each several times at different places. Train, val and
-    test have different digits, by different writers. "test_groups" (n,) says which digit of the file a test image shows."""
+    The digits are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), 8x8 pixels,
+    enlarged to 3/4 of the side of the image. Each is placed several times, at distinct random positions. Train, val and test
+    contain different digits by different writers. "test_groups" (n,) is the index of the digit in the file."""
     from sklearn.datasets import load_digits
 
     file, arrays = load_digits(), {}
@@ -111,7 +110,7 @@ def handwritten_digits(size, coded):
     for index, (part, (first, last, copies)) in enumerate(DIGITS.items()):
         rng = np.random.default_rng([DIGITS_VERSION, index])
         by_class = first + np.argsort(file.target[first:last], kind="stable")
-        places = rng.random((last - first, room**2)).argsort(axis=1)[:, :copies]  # no place twice
+        places = rng.random((last - first, room**2)).argsort(axis=1)[:, :copies]  # positions without repetition
         digits = by_class.repeat(copies)
         images = np.zeros((len(digits), size, size, 3), np.uint8)
         for image, digit, place in zip(images, digits, places.flat, strict=True):
@@ -122,19 +121,19 @@ def handwritten_digits(size, coded):
 
 
 def enlarge(bitmaps, side):
-    """(n, s, s) whole numbers from 0 to INK -> (n, side, side) uint8 from 0 to 255: bilinear with antialiasing, as torch's
-    `interpolate` does it, in whole numbers, so that every platform rounds alike."""
+    """Resize (n, s, s) integers from 0 to INK to (n, side, side) uint8 from 0 to 255. The result equals antialiased bilinear
+    `torch.nn.functional.interpolate`, computed with integers so that every platform rounds identically."""
     s = bitmaps.shape[1]
     centre, source = (2 * np.arange(side)[:, None] + 1) * s, (2 * np.arange(s) + 1) * side  # in units of 1 / (2 s side)
     weights = np.maximum(2 * max(s, side) - abs(centre - source), 0)
     total = weights.sum(axis=1)
     part, whole = 255 * (weights @ bitmaps @ weights.T), INK * np.outer(total, total)
-    return ((2 * part + whole) // (2 * whole)).astype(np.uint8)  # rounded, halves up
+    return ((2 * part + whole) // (2 * whole)).astype(np.uint8)  # round half up
 
 
 # ---- dead leaves --------------------------------------------------------------------------------------------------
 
-SHAPES = {  # of area pi and symmetric under x -> -x; (x, y) from the centre in radii, y downwards
+SHAPES = {  # each has area pi and is symmetric under x -> -x; x and y (downwards) from the centre, in radii
     "disc": lambda x, y: x * x + y * y < 1,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) < sqrt(pi / 4),
     "diamond": lambda x, y: abs(x) + abs(y) < sqrt(pi / 2),
@@ -142,20 +141,20 @@ SHAPES = {  # of area pi and symmetric under x -> -x; (x, y) from the centre in 
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) < sqrt(pi / 20)) & (np.maximum(abs(x), abs(y)) < 3 * sqrt(pi / 20)),
     "bar": lambda x, y: (abs(x) < sqrt(3 * pi / 4)) & (abs(y) < sqrt(pi / 12)),
 }
-REACH = sqrt(3 * pi / 4)  # no shape goes further along x or y, radii
-SMALLEST, LARGEST = 8, 3  # radii are between 1/8 and 1/3 of the image's side
+REACH = sqrt(3 * pi / 4)  # radii; largest extent of a shape along x or y
+SMALLEST, LARGEST = 8, 3  # radii lie between 1/8 and 1/3 of the side of the image
 COUNTS = {"train": 3000, "val": 500, "test": 1000}
 
 
 def dead_leaves(size, coded):
-    """(classes, arrays) of dead leaves, labelled by the one shape that all leaves of an image have; `coded`: the same images
-    recoloured.
+    """Return (classes, arrays) of dead-leaves images, labelled by the shape that all leaves of an image share. With `coded`,
+    the images are recoloured by position (see `recolour`).
 
     Opaque leaves fall until they cover the image (Matheron 1968). Their radii have density r^-3 between two cut-offs (Lee,
-    Mumford & Huang 2001, Occlusion Models for Natural Images), their colours are uniform in RGB, and their centres are
-    uniform over the window of the image and a margin that the largest leaf cannot cross, as if over the plane. The field is
-    therefore stationary: its law is invariant to translation. It is not a torus. All shapes have equal area, so that colour
-    hardly tells the class, and are their own mirror images. Pixels are sampled at their centres."""
+    Mumford & Huang 2001, Occlusion Models for Natural Images) and their colours are uniform in RGB. Their centres are uniform
+    over the image and a margin as wide as the reach of the largest leaf, which is equivalent to the whole plane, so the
+    distribution of the images is invariant to translation (without being periodic). All shapes have equal area, so that colour
+    is hardly informative, and are their own mirror images. Pixels are sampled at their centres."""
     arrays = {}
     for index, (part, count) in enumerate(COUNTS.items()):
         rng = np.random.default_rng([LEAVES_VERSION, index])
@@ -167,10 +166,10 @@ def dead_leaves(size, coded):
 
 
 def cover(inside, n, size, rng):
-    """n images covered by leaves of one shape, (n, size, size, 3) uint8. Leaves are laid from the top: a pixel keeps its first,
-    which has the law of the endless fall (Kendall & Thönnes 1999)."""
+    """Return n images covered by leaves of one shape, (n, size, size, 3) uint8. Leaves are added from the top downwards: a
+    pixel keeps its first leaf, which samples the stationary distribution exactly (Kendall & Thönnes 1999)."""
     images = np.empty((n, size, size, 3), np.uint8)
-    image, y, x = np.indices((n, size, size)).reshape(3, -1)  # of the pixels that are still bare
+    image, y, x = np.indices((n, size, size)).reshape(3, -1)  # indices of the pixels that are not yet covered
     while len(image):
         cx, cy, radius, colour = draw(n, size, rng)
         hit = inside((x + 0.5 - cx[image]) / radius[image], (y + 0.5 - cy[image]) / radius[image])
@@ -180,22 +179,22 @@ def cover(inside, n, size, rng):
 
 
 def draw(n, size, rng):
-    """One leaf for each of n images: centre x, y and radius in pixels, each (n,), and colour (n, 3) uint8. Only operations that
-    IEEE 754 rounds exactly, so that every platform draws the same leaves."""
+    """Draw a leaf for each of n images: centre x, y and radius in pixels, each (n,), and colour (n, 3) uint8. All operations
+    are correctly rounded under IEEE 754, so that every platform draws the same leaves."""
     margin = REACH * size / LARGEST
     cx, cy = rng.random((2, n)) * (size + 2 * margin) - margin
     radius = size / np.sqrt(LARGEST**2 + (SMALLEST**2 - LARGEST**2) * rng.random(n))  # r^-2 uniform: r has density r^-3
     return cx, cy, radius, rng.integers(0, 256, (n, 3), np.uint8)
 
 
-# ---- the code by place --------------------------------------------------------------------------------------------
+# ---- the colour code by position ----------------------------------------------------------------------------------
 
 
 def recolour(images, inverse=False):
-    """Give every place of (..., H, W, 3) uint8 images its own fixed bijection of colours, or take it back.
+    """Apply a fixed bijection of colours at every position of (..., H, W, 3) uint8 images, or its inverse.
 
-    A place permutes the channels and inverts some (v -> 255 - v), see `codes`. No information is lost and uniform colours
-    stay uniform, but what holds between two neighbours does not hold one place further, in grey images neither."""
+    The bijection permutes the channels and inverts some of them (v -> 255 - v), see `codes`. No information is lost, and a
+    uniform colour distribution stays uniform, but the relation of neighbouring pixels depends on position, also for grey."""
     height, width = images.shape[-3:-1]
     code = codes()[:height, :width]
     order = np.array(list(permutations(range(3))))[code // 8]  # (H, W, 3)
@@ -207,9 +206,9 @@ def recolour(images, inverse=False):
 
 @cache
 def codes():
-    """The code of every place of the largest image, (MAX_SIZE, MAX_SIZE) from 0 to 47: 8 * (index of a permutation of the
-    channels) + (which channels are inverted, as bits). The neighbours above and to the left have other channels inverted, as
-    a permutation leaves grey as it is. Raise the versions of both coded data sets when this changes."""
+    """Return the code of every position, (MAX_SIZE, MAX_SIZE) from 0 to 47: 8 * (index of a permutation of the channels) +
+    (bits of the inverted channels). Vertical and horizontal neighbours differ in the inverted channels, because a permutation
+    alone does not change grey. Increase the versions of both coded data sets when this function changes."""
     rng = np.random.default_rng(2)
     code = rng.integers(0, 48, (MAX_SIZE, MAX_SIZE))
     while True:

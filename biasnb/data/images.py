@@ -1,4 +1,4 @@
-"""Image files and what they become: 8-bit RGB, cut and resized."""
+"""Reading of image files as 8-bit RGB, cropping and resizing."""
 
 import contextlib
 import re
@@ -11,8 +11,8 @@ from PIL import ExifTags, Image
 
 from ..config import BiasnbError
 
-MAX_PIXELS = 64_000_000  # of one image: a file of a few kB may declare gigabytes
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # by content, whatever a file is called
+MAX_PIXELS = 64_000_000  # per image, because a file of a few kB may declare gigabytes
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # detected from the content, not from the file name
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "I;16", "I;16B", "I;16L", "I;16N", *TRANSPARENT)
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF file
@@ -25,41 +25,41 @@ TURNS = {
     6: MOVES.ROTATE_270,
     7: MOVES.TRANSVERSE,
     8: MOVES.ROTATE_90,
-}  # EXIF orientation -> what undoes it
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the last are bytes that are no UTF-8
+}  # EXIF orientation -> transposition that undoes it
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the last range stands for bytes that are not UTF-8
 
 
 def printable(text):
-    """A text on one line that every terminal and file takes: a file name may hold anything."""
+    """Return a text with control characters escaped, because file names may contain line breaks and invalid bytes."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 class DataError(BiasnbError):
-    """Images that are missing or cannot be used."""
+    """Raised for images that are missing or cannot be used."""
 
     def __init__(self, message):
         super().__init__(printable(message))
 
 
 def decode(file):
-    """(h, w, 3) uint8 of an image file; see `read_image`."""
+    """Return an image file as (h, w, 3) uint8; see `read_image`."""
     return read_image(file)[0]
 
 
 def read_image(file):
-    """((h, w, 3) uint8, mode) of an image file, the mode as Pillow names it: "CMYK" is converted by Pillow's formula, all else
-    is exact. Grey is repeated, a palette looked up, 16 bits are rounded to 8, an opaque alpha channel is dropped, and the
-    orientation that EXIF notes is applied; a colour profile is not.
+    """Return ((h, w, 3) uint8, Pillow's mode) of an image file. CMYK is converted by Pillow's formula; other conversions are
+    exact. Grey is repeated in three channels, a palette is looked up, 16 bits are rounded to 8, an opaque alpha channel is
+    dropped, and the EXIF orientation is applied. Colour profiles are ignored.
 
-    Raises DataError naming the file for what cannot be decoded so. What is too large or of another kind is refused by its
-    header, before it is decoded."""
+    Raises DataError naming the file if it cannot be converted in this way. Images that are too large or of an unsupported kind
+    are refused from their header, before decoding."""
     try:
-        if not file.is_file():  # opening a FIFO waits for ever
+        if not file.is_file():  # opening a FIFO would block
             raise DataError(f"{file}: not a file, or a link to none; replace or remove it")
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{file}: {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels; make it smaller")
-            if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph, then a preview of it
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a photograph followed by its preview
                 raise DataError(f"{file}: {image.n_frames} frames or pages; save the one that you mean")
             if why := unfaithful(image):
                 raise DataError(f"{file}: {why}; convert it to 8-bit RGB or grey")
@@ -69,14 +69,14 @@ def read_image(file):
             return turned(pixels[..., :3], image), mode
     except DataError:
         raise
-    except Exception as error:  # a damaged file makes decoders raise anything
+    except Exception as error:  # decoders may raise any exception for a damaged file
         raise DataError(f"{file}: not readable as an image ({reason(error)}); replace or remove it") from None
 
 
 def unfaithful(image):
-    """Why Pillow does not give the values of an image that is open, or None."""
+    """Return the reason why Pillow cannot read the values of an open image exactly, or None."""
     channels = f"{len(image.getbands())} channels"
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, in some versions of Pillow
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # a 16-bit image in some versions of Pillow
         return None
     if image.mode not in MODES:
         return f"mode {image.mode} ({channels})"
@@ -92,13 +92,13 @@ def unfaithful(image):
 
 
 def is_sixteen_bit_png(image):
-    """Whether this is a PNG of 16 bits in several channels, of which Pillow gives the high bytes."""
+    """Return whether an image is a 16-bit PNG with several channels, of which Pillow returns only the high bytes."""
     return image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA") and str(image.tile[0][3]).endswith(";16B")
 
 
 def sixteen_bit_png(file):
-    """(h, w, 3 or 4) uint8 of a PNG of 16 bits with colours, an alpha channel or both."""
-    from torchvision.io import ImageReadMode, decode_image  # takes a while, and few images need it
+    """Read a 16-bit PNG with colours, an alpha channel or both as (h, w, 3 or 4) uint8."""
+    from torchvision.io import ImageReadMode, decode_image  # slow to import, and few images need it
 
     values = decode_image(str(file), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     channels = values.shape[2]
@@ -110,12 +110,12 @@ def sixteen_bit_png(file):
 
 
 def scaled(values):
-    """0 to 65535 -> 0 to 255, rounded to the nearest."""
+    """Map 0 to 65535 to 0 to 255, rounded to the nearest integer."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def eight_bits(image):
-    """(h, w, 3 or 4) uint8 of an image that is open."""
+    """Return an open image as (h, w, 3 or 4) uint8."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         return scaled(np.asarray(image))[..., None].repeat(3, 2)
     image.load()
@@ -124,7 +124,7 @@ def eight_bits(image):
 
 
 def turned(pixels, image):
-    """The pixels as EXIF says that they are to be seen; as they are where it cannot be read."""
+    """Apply the EXIF orientation to the pixels. They are returned unchanged if the EXIF data cannot be read."""
     turn = None
     with contextlib.suppress(Exception):
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
@@ -136,7 +136,7 @@ def reason(error):
 
 
 def resize(images, size):
-    """(n, h, w, 3) uint8 -> (n, size, size, 3) uint8: central square, bilinear with antialiasing."""
+    """Crop (n, h, w, 3) uint8 to the central square and resize it to (n, size, size, 3), bilinear with antialiasing."""
     h, w = images.shape[1:3]
     side = min(h, w)
     images = images[:, (h - side) // 2 :, (w - side) // 2 :][:, :side, :side]

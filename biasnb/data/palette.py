@@ -1,4 +1,4 @@
-"""A palette of K colours: fitted by k-means, used to quantise pixels to indices and back (image-GPT, section 3)."""
+"""A palette of K colours, fitted by k-means, that maps pixels to indices and back (image-GPT, section 3)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import torch
 from ..config import BiasnbError
 from .datasets import stream
 
-SAMPLE = 30_000  # training pixels that k-means sees
-AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # distances; on a CPU as many as its cache holds
+SAMPLE = 30_000  # training pixels used by k-means
+AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # distances computed at once; on a CPU as many as fit into its cache
 
 
 class PaletteError(BiasnbError):
-    """A palette that cannot be fitted."""
+    """Raised for a palette that cannot be fitted."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Palette:
 
 
 def fit(images, colours):
-    """k-means over pixels of (n, S, S, 3) uint8 images -> Palette of `colours` colours, sorted by luminance. Equal images give
-    an equal palette on one machine. Raises PaletteError if the images have fewer distinct colours."""
+    """Fit a Palette of `colours` colours, sorted by luminance, to (n, S, S, 3) uint8 images by k-means. Equal images give an
+    equal palette on one machine. Raises PaletteError if the images have fewer distinct colours."""
     from sklearn.cluster import KMeans
 
     pixels = images.reshape(-1, 3).cpu().numpy()
@@ -47,14 +47,14 @@ def fit(images, colours):
 
 
 def quantise(images, palette):
-    """(..., 3) uint8 -> (...) int16 index of the nearest colour by squared distance, the lower index on a tie."""
+    """Map (..., 3) uint8 to the (...) int16 index of the nearest colour in squared distance; ties go to the lower index."""
     c = palette.colours
-    with torch.autocast(images.device.type, enabled=False):  # distances need all their digits
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 is too coarse for the distances
         parts = images.reshape(-1, 3).split(max(1, AT_ONCE[images.device.type] // len(c)))
         ids = [torch.addmm((c * c).sum(1), part.float(), -2 * c.T).argmin(1).short() for part in parts]
     return torch.cat(ids).reshape(images.shape[:-1])
 
 
 def dequantise(ids, palette):
-    """(...) indices -> (..., 3) float32 colours, 0 to 255."""
+    """Map (...) indices to (..., 3) float32 colours, 0 to 255."""
     return palette.colours[ids.long()]
