@@ -1,4 +1,4 @@
-"""Pixels to a grid of tokens and back: permutations, patches, RGB or palette content, hidden tokens, positions."""
+"""The embedding of pixels as a grid of tokens: permutations, patches, RGB or palette content, hidden tokens, positions."""
 
 import torch
 from torch import nn
@@ -7,19 +7,19 @@ from ..data.datasets import generator
 
 
 def patchify(x, p):
-    """(B, S, S, C) -> (B, H, W, p*p*C), H = W = S/p; inside a token row by row."""
+    """Cut images (B, S, S, C) into tokens (B, H, W, p*p*C), H = W = S/p. A token lists its pixels row by row."""
     b, s, _, c = x.shape
     return x.reshape(b, s // p, p, s // p, p, c).transpose(2, 3).reshape(b, s // p, s // p, p * p * c)
 
 
 def unpatchify(x, p):
-    """(B, H, W, p*p*C) -> (B, S, S, C), the inverse of `patchify`."""
+    """Invert `patchify`: tokens (B, H, W, p*p*C) -> images (B, S, S, C)."""
     b, h, w, c = x.shape
     return x.reshape(b, h, w, p, p, c // (p * p)).transpose(2, 3).reshape(b, h * p, w * p, c // (p * p))
 
 
 def pixel_order(cfg):
-    """(S*S,) fixed order of pixels: of all, of whole patches, or inside every patch alike; None for no permutation."""
+    """Return the fixed pixel order (S*S,) of cfg.permute: all pixels, whole patches, or equally inside every patch; or None."""
     size, p = cfg.image_size, cfg.patch
     rng = generator("cpu", 0, "permutation", cfg.permute)
     if cfg.permute == "none":
@@ -35,12 +35,12 @@ def pixel_order(cfg):
 
 
 def arrange(images, order):
-    """(B, S, S, ...) with its pixels in a fixed order; None leaves them."""
+    """Permute the pixels of (B, S, S, ...) by a fixed order; None leaves them unchanged."""
     return images if order is None else images.flatten(1, 2)[:, order].view_as(images)
 
 
 class RGBContent(nn.Module):
-    """Standardised colours of a token's p*p pixels, mapped linearly to D channels."""
+    """Linear map of the standardised colours of the p*p pixels of a token to D channels."""
 
     def __init__(self, patch, width):
         super().__init__()
@@ -52,7 +52,7 @@ class RGBContent(nn.Module):
 
 
 class PaletteContent(nn.Module):
-    """One-hot colours: the sum over a token's p*p slots of an embedding per slot and colour (image-GPT for p = 1)."""
+    """Sum over the p*p pixels of a token of a learned vector per pixel position and colour (image-GPT for p = 1)."""
 
     def __init__(self, patch, width, colours):
         super().__init__()
@@ -65,7 +65,7 @@ class PaletteContent(nn.Module):
 
 
 def sinusoids(grid, width):
-    """(H, W, D): sines and cosines of row and column at D/4 wavelengths each, root mean square 1 (arXiv 2104.02057)."""
+    """Return (H, W, D) sines and cosines of row and column at D/4 wavelengths each, root mean square 1 (arXiv 2104.02057)."""
     rates = 10_000.0 ** -(torch.arange((width + 3) // 4) / ((width + 3) // 4))
     angles = torch.arange(grid)[:, None] * rates
     waves = torch.cat([angles.sin(), angles.cos()], 1) * 2**0.5
@@ -74,12 +74,12 @@ def sinusoids(grid, width):
 
 
 class Embedding(nn.Module):
-    """Content, and a vector per position: learned (image-GPT, section 3.1), sinusoids, or zero. Both are returned,
-    (B, H, W, D) and (H, W, D); their sum enters the first block.
+    """Content (B, H, W, D) of the tokens, and a position embedding (H, W, D) that is learned (image-GPT, section 3.1),
+    sinusoidal or zero. `forward` returns both; their sum enters the first block.
 
-    # DEVIATION: one learned vector stands for the content of hidden tokens (BERT, arXiv 1810.04805; MAE, arXiv 2111.06377).
-    image-GPT multiplies their content by 0 (Config's hidden "zero"); without absolute positions the query of a hidden token is
-    then 0, and what attention reads first cannot depend on content exactly where it has to predict."""
+    # DEVIATION: one learned vector replaces the content of hidden tokens (BERT, arXiv 1810.04805; MAE, arXiv 2111.06377).
+    image-GPT multiplies their content by 0 (Config: hidden "zero"). Without absolute positions the query of a hidden token is
+    then 0, so the first attention at the tokens to be predicted cannot depend on content."""
 
     def __init__(self, content, cfg):
         super().__init__()

@@ -1,9 +1,9 @@
-"""Operators that mix positions: constraints on one mixing matrix A per head (`Mix` and below), then presets beside them.
+"""Operators that mix positions: first those defined by one mixing matrix A per head (`Mix` and its subclasses), then presets.
 
-An operator maps tokens (B, H, W, D) to (B, H, W, D) and is all that differs between networks. `query`, where given, is what
-a position knows of itself without its own pixel: autoregressive entry passes it to operators that ask with their content.
-Buffers named `allowed` say which inputs j (columns) an output i (rows) may read. `idle` counts the multiply-adds of one image
-that the implementation spends on pairs that `allowed` excludes: beyond a window, beyond the border, in the future."""
+An operator maps tokens (B, H, W, D) to (B, H, W, D) and is the only part that differs between networks. The first block of an
+autoregressive network passes `query`, the tokens without the content of their own pixels, to operators that compute queries.
+The buffer `allowed` is True where output i (row) may read input j (column). `idle` returns the multiply-adds per image that
+the implementation computes for pairs that `allowed` excludes: outside the window or the border, or later in the sequence."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ from .positions import Table, add_identity, attend, convolve, linear, masked_sof
 
 
 def operator(cfg, layer=0):
-    """The operator that a Config names, for one of its blocks."""
+    """Return the operator that a Config names, for block `layer`."""
     made = operators.MIXERS[cfg.mixer].operator
     if isinstance(made, str):  # a class or function of this module
         made = globals()[made]
@@ -28,9 +28,9 @@ def operator(cfg, layer=0):
 
 
 class Mix(nn.Module):
-    """Y = concat_g(A^g V^g) W_O with V = X W_V: the dense reference, from `matrix`, that defines every operator below."""
+    """Y = concat_g(A^g V^g) W_O with V = X W_V. The dense product with `matrix` defines every operator below."""
 
-    products = 1  # over all pairs of positions that the implementation computes, of D/G numbers per head
+    products = 1  # that the implementation computes per pair of positions and head, each over D/G channels
 
     def __init__(self, cfg, layer=0):
         super().__init__()
@@ -39,7 +39,7 @@ class Mix(nn.Module):
         self.register_buffer("allowed", reach(cfg, layer, self.traits.local), persistent=False)
 
     def matrix(self, x, query=None):
-        """Normed tokens (B, H, W, D) -> A, (B, G, N, N), or (1, G, N, N) if it does not depend on them."""
+        """Return A of normalised tokens (B, H, W, D): (B, G, N, N), or (1, G, N, N) if it does not depend on them."""
         raise NotImplementedError
 
     def forward(self, x, query=None):
@@ -54,24 +54,24 @@ class Mix(nn.Module):
         return x.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def join(self, y, x):
-        """(B, G, N, D/G) -> (B, H, W, D) by W_O"""
+        """Concatenate the heads, (B, G, N, D/G) -> (B, H, W, D), and apply W_O."""
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
     def idle(self):
-        if type(self).__module__ != __name__:  # what a user-defined operator computes is not known
+        if type(self).__module__ != __name__:  # the implementation of a user-defined operator is not known
             return 0
         n = self.allowed.shape[-1]
         excluded = int((~self.allowed).expand(self.heads, n, n).sum())
         return self.products * excluded * self.value.out_features // self.heads
 
     def favour_self(self):
-        """Add what makes the operator the identity map, for blocks without a skip connection."""
+        """Add the identity map to the initial weights, for blocks without a skip connection."""
         for weights in (self.value, self.out):
             add_identity(weights.weight)
 
 
 class Identity(Mix):
-    """No mixing, the baseline: A = I."""
+    """The baseline without mixing, A = I."""
 
     products = 0
 
@@ -87,7 +87,7 @@ class Identity(Mix):
 
 
 class WindowMean(Mix):
-    """A is the uniform average of the window: locality and weight sharing with nothing to learn."""
+    """The uniform average over the window: A is local and shared, and has no parameters."""
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
@@ -98,9 +98,9 @@ class WindowMean(Mix):
 
 
 class Static(Mix):
-    """The cells `conv`, `gconv`, `lc`, `full` and their frozen twins: A is a parameter, A_ij = table entry where allowed.
+    """The operators `conv`, `gconv`, `lc` and `full`, and their frozen versions: A_ij is a table entry where allowed, else 0.
 
-    A causal row of a table that is not shared keeps its variance: it is scaled by sqrt(taps / allowed taps)."""
+    If the table is causal and not shared, each row is scaled by sqrt(taps / allowed taps), which preserves its variance."""
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
@@ -116,7 +116,7 @@ class Static(Mix):
         return (self.table() * self.scale)[None]
 
     def apply_matrix(self, x, query=None):
-        """Local and shared: a depthwise convolution. Anything else: the product with `matrix`."""
+        """Apply A to the values: by a depthwise convolution if A is local and shared, else by the product with `matrix`."""
         if not (self.traits.local and self.traits.shared):
             return super().apply_matrix(x, query)
         v = self.value(x)
@@ -130,12 +130,12 @@ class Static(Mix):
 
     def favour_self(self):
         super().favour_self()
-        own = self.scale.diagonal()  # 0 at an autoregressive entry, where nothing may see itself
+        own = self.scale.diagonal()  # 0 in the first block of an autoregressive network, where no token may read itself
         self.table.favour_self(torch.where(own > 0, 1 / own, 0.0))
 
 
 class StaticSoftmax(Static):
-    """The simplex control: attention without content, A = softmax(b). Rows are non-negative and sum to one."""
+    """Attention without content, A = softmax(b), as a control: rows are non-negative and sum to one."""
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
@@ -150,15 +150,15 @@ class StaticSoftmax(Static):
 
 
 class LowRank(Static):
-    """Low-rank weight sharing (Elsayed et al., arXiv 2002.02959): each position combines K kernels,
-    A_ij = sum_r softmax(c_i)_r b_r(p_j - p_i). K = 1 is `conv`; with K = N and one-hot combinations it is `lc`."""
+    """Low-rank weight sharing (Elsayed et al., arXiv 2002.02959): every position combines K kernels,
+    A_ij = sum_r softmax(c_i)_r b_r(p_j - p_i). K = 1 equals `conv`; K = N with one-hot combinations equals `lc`."""
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
         self.table.weight = nn.Parameter(torch.empty(cfg.heads, cfg.rank, cfg.kernel**2))
         self.combination = nn.Parameter(torch.empty(cfg.heads, cfg.grid**2, cfg.rank))
         self.scales = {"combination": 1.0}
-        shrink = math.e / (cfg.rank + math.e - 1)  # variance of a softmax average of K kernels over that of one
+        shrink = math.e / (cfg.rank + math.e - 1)  # variance of a softmax average of K kernels relative to one kernel
         self.table.scales = {"weight": (cfg.kernel**2 * shrink) ** -0.5}
         self.scale = self.allowed.float()
 
@@ -172,8 +172,8 @@ class LowRank(Static):
 
 
 class Attention(Mix):
-    """The cells `lattn`, `gattn`, `lattn_abs`, `attn`: A = softmax(q_i . k_j / sqrt(d) + table_ij) over what is allowed.
-    Without a table it is image-GPT's attention (section 3.1)."""
+    """The operators `lattn`, `gattn`, `lattn_abs` and `attn`: A = softmax(q_i . k_j / sqrt(d) + table_ij) over the allowed j.
+    Without a table this is the attention of image-GPT (section 3.1)."""
 
     products = 2
 
@@ -185,7 +185,7 @@ class Attention(Mix):
         self.masks = not self.allowed.all()
 
     def content(self, x, query=None):
-        """Scores q_i . k_j / sqrt(d), (B, G, N, N)."""
+        """Return the scores q_i . k_j / sqrt(d), (B, G, N, N)."""
         q = self.split(self.query(x if query is None else query))
         k = self.split(self.key(x))
         return q @ k.mT / math.sqrt(q.shape[-1])
@@ -195,13 +195,13 @@ class Attention(Mix):
         return masked_softmax(scores if self.table is None else scores + self.table(), self.allowed)
 
     def apply_matrix(self, x, query=None):
-        """The fused form of `matrix` and product."""
+        """Apply A to the values by fused attention, without computing `matrix`."""
         if query is None:
             weights = torch.cat([part.weight for part in (self.query, self.key, self.value)])
             q, k, v = (self.split(part) for part in F.linear(x, weights).chunk(3, -1))
         else:
             q, k, v = self.split(self.query(query)), self.split(self.key(x)), self.split(self.value(x))
-        empty = ~self.allowed.any(-1, keepdim=True)  # rows that may read nothing: softmax needs something to read
+        empty = ~self.allowed.any(-1, keepdim=True)  # a softmax needs at least one allowed entry per row
         bias = None if self.table is None else self.table().to(q.dtype)
         if self.masks:
             readable = self.allowed | empty
@@ -216,7 +216,7 @@ class Attention(Mix):
 
 
 class LocalHeads(Attention):
-    """Attention, some of whose heads are fixed to a local window (Raganato et al., arXiv 2002.10260)."""
+    """Attention in which some heads are restricted to a local window (Raganato et al., arXiv 2002.10260)."""
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
@@ -227,7 +227,7 @@ class LocalHeads(Attention):
 class GatedAttention(Attention):
     """ConViT (d'Ascoli et al., arXiv 2103.10697): A = (1 - sigmoid(gate)) softmax(content) + sigmoid(gate) softmax(b).
 
-    # DEVIATION: b is a free table over offsets; ConViT's is a quadratic form of the offset."""
+    # DEVIATION: b is a free table over offsets; in ConViT it is a quadratic form of the offset."""
 
     def __init__(self, cfg, layer=0):
         super().__init__(cfg, layer)
@@ -243,7 +243,7 @@ class GatedAttention(Attention):
 
 
 class Hyena(Static):
-    """Y = Q * gconv(K * V), gates around a global convolution (Hyena, Poli et al., arXiv 2302.10866).
+    """Y = Q * gconv(K * V), a global convolution between two gates (Hyena, Poli et al., arXiv 2302.10866).
 
     # DEVIATION: the filter is a free table, and there are no short convolutions."""
 
@@ -257,13 +257,13 @@ class Hyena(Static):
 
 
 def hyena_hybrid(cfg, layer=0):
-    """Hyena in the first half of the blocks, attention in the second (Hyena N-D, arXiv 2309.13600)."""
+    """Return Hyena in the first half of the blocks and attention in the second half (Hyena N-D, arXiv 2309.13600)."""
     first = layer < (cfg.depth + 1) // 2
     return Hyena(replace(cfg, mixer="hyena"), layer) if first else Attention(replace(cfg, mixer="igpt"), layer)
 
 
 def excluded_taps(allowed, taps):
-    """How many taps of a window, over all N positions, `allowed` excludes."""
+    """Return the number of taps of a window, summed over all N positions, that `allowed` excludes."""
     return len(allowed) * taps.numel() - int(allowed.sum())
 
 
@@ -271,7 +271,7 @@ def excluded_taps(allowed, taps):
 
 
 class Convolution(nn.Module):
-    """A k x k convolution with its causal form. weight (D, D/groups, k, k)."""
+    """A k x k convolution with weight (D, D/groups, k, k), masked if the network is causal."""
 
     def __init__(self, cfg, layer, groups):
         super().__init__()
@@ -284,9 +284,9 @@ class Convolution(nn.Module):
 
 
 class ConvMixer(nn.Module):
-    """Local, shared, fixed: depthwise k x k convolution, activation, pointwise (Trockman & Kolter, arXiv 2201.09792).
+    """Local, shared, static: depthwise k x k convolution, GELU, pointwise convolution (Trockman & Kolter, arXiv 2201.09792).
 
-    # DEVIATION: stands in the common pre-norm block with its channel MLP; the original has batch norm and none."""
+    # DEVIATION: it is used in the common pre-norm block with a channel MLP; the original has batch norm and no MLP."""
 
     def __init__(self, cfg, layer=0):
         super().__init__()
@@ -309,7 +309,7 @@ class ConvMixer(nn.Module):
 
 
 class DenseConv(nn.Module):
-    """Local, shared, fixed: k x k convolution over all channels."""
+    """Local, shared, static: k x k convolution over all channels."""
 
     def __init__(self, cfg, layer=0):
         super().__init__()
@@ -328,10 +328,10 @@ class DenseConv(nn.Module):
 
 
 class TokenMLP(nn.Module):
-    """Global, not shared, fixed: W2 act(W1 x) across positions, one for all channels (MLP-Mixer, arXiv 2105.01601).
+    """Global, not shared, static: W2 act(W1 x) across positions, equal for all channels (MLP-Mixer, arXiv 2105.01601).
 
-    Causal by MADE's masks (Germain et al., arXiv 1502.03509): hidden unit m has degree m // ratio, reads positions up to its
-    degree (at the entry below it) and is read by positions from its degree on; rows keep their variance."""
+    The causal form uses the masks of MADE (Germain et al., arXiv 1502.03509). Hidden unit m has degree m // ratio, reads
+    positions up to its degree (below it if `strict`) and is read by positions from its degree on. Rows keep their variance."""
 
     def __init__(self, cfg, layer=0):
         super().__init__()
@@ -361,7 +361,7 @@ class TokenMLP(nn.Module):
         n = self.out.weight.shape[0]
         hidden, out = self.hidden.weight.view(n, -1, n), self.out.weight.view(n, n, -1)  # units by degree
         reads = read_by = torch.ones(n)
-        if self.causal:  # the masks multiply what they let through
+        if self.causal:  # compensate the scale of the masks
             reads, read_by = (mask.amax(1).view(n, -1)[:, 0] for mask in (self.reads, self.read_by))
         for unit, sign in zip(range(hidden.shape[1]), (1.0, -1.0), strict=False):  # gelu(x) - gelu(-x) = x
             hidden[:, unit].diagonal().add_(sign / reads.clamp(min=1))
@@ -369,15 +369,15 @@ class TokenMLP(nn.Module):
 
 
 def scaled(mask):
-    """A mask (rows, columns) whose rows keep the variance of a sum over all columns."""
+    """Scale a mask (rows, columns) so that each row keeps the variance of a sum over all columns."""
     return mask * (mask.shape[1] / mask.sum(1, keepdim=True).clamp(min=1)).sqrt()
 
 
 class TwoStream(nn.Module):
-    """Causal convolution without a blind spot (Gated PixelCNN, van den Oord et al., arXiv 1606.05328), its control.
+    """Causal convolution without a blind spot (Gated PixelCNN, van den Oord et al., arXiv 1606.05328), a control for it.
 
-    Tokens come twice, (2B, H, W, D): a vertical stream that reads whole rows up to its own, and a horizontal stream that
-    reads its own row's past and the vertical stream one row above."""
+    The input (2B, H, W, D) holds two streams. The vertical stream reads complete rows up to the current one. The horizontal
+    stream reads earlier tokens of the current row, and the vertical stream one row above."""
 
     def __init__(self, cfg, layer=0):
         super().__init__()

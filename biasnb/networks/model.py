@@ -1,4 +1,4 @@
-"""Isotropic networks: an embedding, L equal blocks on the (B, H, W, D) grid, and a head."""
+"""Isotropic networks: an embedding, L blocks of equal shape on the token grid (B, H, W, D), and a head."""
 
 from collections import OrderedDict
 
@@ -14,12 +14,12 @@ from .mixing import add_identity, linear, operator
 from .positions import wide
 
 EPS = 1e-5
-NOISE = 0.1  # share of the random initial weights beside the identity in a branch without skip connection
+NOISE = 0.1  # scale of the random weights that are added to the identity in a branch without skip connection
 
 
 class Normalised(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + EPS) * gain over the last axis, and the (..., 1) factors of x. A CPU computes the gradient by one
-    kernel, that of layer norm for a mean of 0; what layer norm subtracts from it as its mean is added again."""
+    """Return x / sqrt(mean(x^2) + EPS) * gain over the last axis, and the scale (..., 1) of x. The gradient uses the layer-norm
+    kernel for a mean of 0, which is fast on a CPU; the mean that this kernel subtracts from the gradient is added again."""
 
     generate_vmap_rule = True
 
@@ -36,7 +36,7 @@ class Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         x, gain, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is differentiated again
+        if torch.is_grad_enabled():  # a second derivative is required
             return torch.autograd.grad(F.rms_norm(x, x.shape[-1:], gain, EPS), (x, gain), grad, create_graph=True)
         norm_backward = torch.ops.aten.native_layer_norm_backward
         of_x, of_gain, _ = norm_backward(grad, x, x.shape[-1:], torch.zeros_like(scale), scale, gain, None, [True, True, False])
@@ -44,7 +44,7 @@ class Normalised(torch.autograd.Function):
 
 
 class Norm(nn.RMSNorm):
-    """RMSNorm, on a CPU in a form that is faster to train."""
+    """RMSNorm, with an implementation for CPUs that is faster to train."""
 
     def __init__(self, width):
         super().__init__(width, eps=EPS)
@@ -57,9 +57,9 @@ class Norm(nn.RMSNorm):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block. The operator is the only part that differs between networks (image-GPT, section 3.1).
+    """Pre-norm residual block (image-GPT, section 3.1). The operator is the only part that differs between networks.
 
-    # DEVIATION: the activation is GELU itself; image-GPT's x * sigmoid(1.702 x) approximates it and is slower here."""
+    # DEVIATION: the activation is the exact GELU; image-GPT approximates it by x * sigmoid(1.702 x), which is slower here."""
 
     def __init__(self, mix, cfg):
         super().__init__()
@@ -72,8 +72,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(parts))
 
     def forward(self, x, entry=None):
-        """(B, H, W, D) -> (B, H, W, D). At the entry of an autoregressive network `entry` is x without its pixels: it
-        takes the place of x wherever a position would see itself."""
+        """Map (B, H, W, D) to (B, H, W, D). In the first block of an autoregressive network, `entry` is x without the pixels;
+        it replaces x in the skip connection and in the queries, where a token would otherwise read itself."""
         if entry is None:
             own, y = x, self.mix(self.norm1(x))  # across positions
         else:
@@ -84,7 +84,7 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def favour_self(self):
-        """Branches without skip connection start as the identity plus noise; they could not be trained otherwise."""
+        """Initialise branches without skip connection as the identity plus noise; otherwise they cannot be trained."""
         if not self.skips[0]:
             for p in self.mix.parameters():
                 p.mul_(NOISE)
@@ -95,8 +95,8 @@ class Block(nn.Module):
 
 
 class Isotropic(nn.Module):
-    """The whole network. `encode` turns images into what the network sees; `forward` gives the last hidden grid;
-    `head` maps hidden vectors to p*p*3 standardised colours, p*p*K logits, or C classes."""
+    """The whole network. `encode` maps images to the input of the network, `forward` returns the last hidden grid, and `head`
+    maps hidden vectors to p*p*3 standardised colours, p*p*K logits, or C classes."""
 
     def __init__(self, cfg, stats, palette=None, classes=0):
         super().__init__()
@@ -118,23 +118,23 @@ class Isotropic(nn.Module):
 
     @property
     def stack(self):
-        """The L blocks in order; one block L times where it is repeated."""
+        """The L blocks in order; with blocks 'repeated', the same block L times."""
         return [self.blocks[i % len(self.blocks)] for i in range(self.cfg.depth)]
 
     def standardise(self, pixels):
-        """(..., 3) colours 0 to 255 -> zero mean and unit variance on the training images."""
+        """Standardise (..., 3) colours (0 to 255) to zero mean and unit variance on the training images."""
         return (pixels.float() - self.mean) / self.std
 
     def arrange(self, images):
-        """(B, S, S, ...) in the order in which the network sees the pixels."""
+        """Permute the pixels of (B, S, S, ...) as cfg.permute says."""
         return arrange(images, self.order)
 
     def restore(self, images):
-        """The inverse of `arrange`."""
+        """Invert `arrange`."""
         return images if self.order is None else arrange(images, self.order.argsort())
 
     def encode(self, images):
-        """(B, S, S, 3) arranged images -> standardised colours (B, S, S, 3), or palette indices (B, S, S) for input
+        """Map arranged images (B, S, S, 3) to standardised colours (B, S, S, 3), or to palette indices (B, S, S) for input
         'palette'."""
         if self.cfg.input == "rgb":
             return self.standardise(images)
@@ -142,8 +142,8 @@ class Isotropic(nn.Module):
         return ids if self.cfg.input == "palette" else self.standardise(dequantise(ids, self.palette))
 
     def forward(self, x, mask=None, out=None):
-        """Encoded images and a mask (B, H, W), True where hidden -> (B, H, W, D). A dict given as `out` receives
-        "layers": the L + 1 grids h^0 ... h^L."""
+        """Map encoded images and a mask (B, H, W), True where hidden, to (B, H, W, D). If a dict `out` is given, its entry
+        "layers" is set to the L + 1 grids h^0 ... h^L."""
         content, position = self.embed(x, mask)
         h = content + position
         entry = position.expand_as(h) if self.cfg.causal == "entry" else None
@@ -160,15 +160,15 @@ class Isotropic(nn.Module):
 
 
 def context_coverage(model):
-    """Share of the pairs (i, j) that a position may read, all of them or under AR its raster past, that it does read
-    through all layers: exact, by Boolean products of what each layer reads."""
+    """Return the fraction of the permitted pairs (i, j), all pairs or j before i if causal, for which position i reads j
+    through all layers. The result is exact: it is a Boolean product of the reads of the layers."""
     cfg, n = model.cfg, model.cfg.grid**2
     may = torch.ones(n, n).tril(-1) if cfg.causal else torch.ones(n, n)
     seen = torch.diag(torch.ones(n - 1), -1) if cfg.causal == "shift" else torch.eye(n)
     seen = seen.repeat(model.streams, 1)
     for layer, block in enumerate(model.stack):
         reads = block.mix.allowed.cpu()
-        reads = (reads.any(0) if reads.dim() == 3 else reads).float()  # heads may have windows of their own
+        reads = (reads.any(0) if reads.dim() == 3 else reads).float()  # windows may differ between heads
         if block.skips[0]:
             itself = torch.ones(len(reads))
             if cfg.causal == "entry" and layer == 0:
@@ -179,13 +179,13 @@ def context_coverage(model):
 
 
 def per_pass(cfg, device):
-    """How many images go through a network at once where no gradient is kept: on a CPU as many as stay in its cache."""
+    """Return the batch size of passes without gradient; on a CPU the activations of such a batch fit into the cache."""
     numbers = 2**18 if torch.device(device).type == "cpu" else 2**24
     return max(16, numbers // (cfg.grid**2 * cfg.width))
 
 
 def features(model, images):
-    """(B, S, S, 3) uint8 -> (B, L + 1, D): token average of the normed hidden grid at every depth
+    """Map (B, S, S, 3) uint8 to features (B, L + 1, D), the token average of the normalised hidden grid at every depth
     (image-GPT, section 3.3)."""
     out = {}
     model(model.encode(model.arrange(images)), out=out)
@@ -193,12 +193,12 @@ def features(model, images):
 
 
 def build(cfg, stats, palette=None, device="cpu", classes=0):
-    """A network with its initial weights. Every parameter is drawn from its own stream, named after it, so two
-    networks of one seed start equal wherever they have the same part.
+    """Return a network with initial weights. Every parameter is drawn from a random stream named after it, so two networks
+    with the same seed have equal weights in the parts that they share.
 
-    # DEVIATION: image-GPT draws embedding and MLP with std .02 at D = 512; here every matrix has std
-    1/sqrt(fan-in), so that small widths start alike; outputs of residual branches are divided by sqrt(L) as there,
-    and content to position keeps its ratio 2 to 1."""
+    # DEVIATION: image-GPT draws embedding and MLP with std .02 at D = 512. Here every matrix has std 1/sqrt(fan-in), so that
+    small widths start alike. As there, outputs of residual branches are divided by sqrt(L), and the ratio of content to
+    position is 2 to 1."""
     model = Isotropic(cfg, stats, palette, classes)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -214,7 +214,7 @@ def build(cfg, stats, palette=None, device="cpu", classes=0):
 
 
 def initial_std(model, name, parameter):
-    """Standard deviation of a parameter's initial values: its module says it in `scales`, else it follows from the fan-in."""
+    """Return the standard deviation of the initial values of a parameter: from `scales` of its module, or from the fan-in."""
     owner, _, own = name.rpartition(".")
     scales = getattr(model.get_submodule(owner), "scales", {})
     if name in ("embed.position", "embed.start", "embed.hidden"):
@@ -227,7 +227,7 @@ def initial_std(model, name, parameter):
 
 
 def parameters_by_part(model):
-    """Number of parameters that mix positions, that mix channels (MLPs and norms), and of embedding and head."""
+    """Return the number of parameters that mix positions, that mix channels (MLPs and norms), and of embedding and head."""
     parts = {"mixing": 0, "channel": 0, "embedding": 0}
     for name, p in model.named_parameters():
         part = "mixing" if ".mix." in name else "channel"
@@ -236,15 +236,15 @@ def parameters_by_part(model):
 
 
 def flop_per_image(model):
-    """FLOP that one forward pass of one image needs, with the head on the hidden tokens only, 2 per multiply-add: products over
-    positions count for the pairs that may be read, however many more a dense implementation computes."""
+    """Return the FLOP (2 per multiply-add) that a forward pass of one image requires, with the head on predicted tokens only.
+    Products over positions count for the allowed pairs only, even if the implementation computes all pairs."""
     idle = sum(block.mix.idle() for block in model.stack if hasattr(block.mix, "idle"))
     return flop_per_image_dense(model) - 2 * idle
 
 
 def flop_per_image_dense(model):
-    """FLOP that the implementation computes where `flop_per_image` says what is needed."""
-    from torch.utils.flop_counter import FlopCounterMode  # takes a while
+    """Return the FLOP that the implementation computes, including excluded pairs (compare `flop_per_image`)."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
     cfg, device = model.cfg, model.mean.device
     images = torch.zeros(1, cfg.image_size, cfg.image_size, 3, dtype=torch.uint8, device=device)

@@ -1,4 +1,4 @@
-"""What operators are made of: which positions may be read, tables over positions, convolution, near-identity weights."""
+"""Components of operators: masks of allowed positions, tables over positions, convolution, attention, identity weights."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import nn
 
 
 def linear(inputs, outputs):
-    """Biases are left out everywhere, as in image-GPT."""
+    """Return a linear map without bias, as in image-GPT."""
     return nn.Linear(inputs, outputs, bias=False)
 
 
 def offsets(cfg):
-    """(N, N, 2): p_j - p_i in tokens, the shorter way round on a torus."""
+    """Return the offsets p_j - p_i in tokens, (N, N, 2); on a torus the shorter of the two."""
     side = torch.arange(cfg.grid)
     p = torch.cartesian_prod(side, side)
     d = p[None] - p[:, None]
@@ -21,18 +21,18 @@ def offsets(cfg):
 
 
 def strict(cfg, layer):
-    """Whether a position may not read itself: at an autoregressive entry, where pixels enter."""
+    """Return whether a position may not read itself, as in the first block of an autoregressive network."""
     return cfg.causal == "entry" and layer == 0
 
 
 def order(cfg, layer):
-    """(N, N) bool: everything, or under AR the raster past: j < i where pixels enter, j <= i once they are shifted."""
+    """Return the mask (N, N) bool of the pairs (i, j) that the order allows: all, or if causal j <= i (j < i if `strict`)."""
     everything = torch.ones(cfg.grid**2, cfg.grid**2, dtype=torch.bool)
     return everything.tril(-1 if strict(cfg, layer) else 0) if cfg.causal else everything
 
 
 def window(cfg):
-    """(N, N) bool: ||p_i - p_j||_inf <= h with kernel = 2h + 1."""
+    """Return the mask (N, N) bool of the window ||p_i - p_j||_inf <= h with kernel = 2h + 1."""
     return offsets(cfg).abs().amax(2) <= cfg.kernel // 2
 
 
@@ -41,28 +41,28 @@ def reach(cfg, layer, local):
 
 
 def convolve(x, weight, cfg, groups=1):
-    """(B, H, W, D) by a k x k kernel (D, D/groups, k, k), zeros or the torus beyond the border."""
+    """Convolve (B, H, W, D) with a kernel (D, D/groups, k, k); the border is padded with zeros or circularly."""
     h = [side // 2 for side in weight.shape[-2:]]
     x = x.permute(0, 3, 1, 2)
     if cfg.circular:
         x, h = F.pad(x, (h[1], h[1], h[0], h[0]), mode="circular"), [0, 0]
     if groups == 1 or x.device.type != "cpu":
         return F.conv2d(x, weight, padding=h, groups=groups).permute(0, 2, 3, 1)
-    with torch.autocast("cpu", enabled=False):  # depthwise in bf16 is slower there; docs/performance.md
+    with torch.autocast("cpu", enabled=False):  # depthwise bf16 convolution is slower on a CPU; docs/performance.md
         return F.conv2d(wide(x), wide(weight), padding=h, groups=groups).permute(0, 2, 3, 1)
 
 
 def wide(x):
-    """bf16 to fp32, anything else as it is."""
+    """Convert bf16 to fp32; leave other types unchanged."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def attend(q, k, v, bias=None):
-    """softmax(q k^T / sqrt(d) + bias) v: q, k, v (B, G, N, d), bias (..., N, N) added or, if Boolean, True where allowed.
+    """Return softmax(q k^T / sqrt(d) + bias) v for q, k, v (B, G, N, d). A Boolean bias (..., N, N) is True where allowed.
 
-    In bf16 on a CPU, where the fused form is slow, as products, of as many images at once as stay in the cache; above 256
-    tokens, where products would take much memory, fused in fp32. The choice follows from the shape alone, so that a run goes
-    on as it began; docs/performance.md has the times."""
+    Fused bf16 attention is slow on a CPU (docs/performance.md). There, bf16 uses explicit products, for as many images at once
+    as fit into the cache, and above 256 tokens, where products would need much memory, fused fp32 attention. The choice
+    depends on the shape only, so that a resumed run computes the same numbers."""
     heads, n, d = q.shape[1:]
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -80,7 +80,8 @@ def attend(q, k, v, bias=None):
 
 
 def taps_of(cfg, layer):
-    """(k, k) mask of a kernel: all taps, or the raster past of its centre (PixelCNN, arXiv 1601.06759)."""
+    """Return the mask (k, k) of a kernel: all taps, or if causal those up to its centre, without the centre if `strict`
+    (PixelCNN, arXiv 1601.06759)."""
     k = cfg.kernel
     mask = torch.ones(k * k)
     if cfg.causal:
@@ -89,9 +90,9 @@ def taps_of(cfg, layer):
 
 
 class Table(nn.Module):
-    """Entries of G matrices: one per offset p_j - p_i if shared, else one per position and tap. () -> (G, N, N).
+    """G matrices (G, N, N) with one parameter per offset p_j - p_i if shared, else one per position and tap.
 
-    Entries outside a window are arbitrary: whoever uses the table masks them."""
+    Entries outside the window are arbitrary; the caller must mask them."""
 
     def __init__(self, cfg, heads, local, shared, std):
         super().__init__()
@@ -115,20 +116,20 @@ class Table(nn.Module):
 
     @torch.no_grad()
     def favour_self(self, amount):
-        """Add amounts (N,) to A_ii; of a shared table the first."""
+        """Add `amount` (N,) to A_ii; a shared table uses the first element only."""
         rows = torch.arange(self.weight.shape[1])
         self.weight[:, rows, self.address.diagonal()[rows]] += amount[rows]
 
 
 def masked_softmax(scores, allowed):
-    """Softmax over the allowed entries of a row; a row that may read nothing is zero."""
+    """Return the softmax over the allowed entries of each row; a row without allowed entries is zero."""
     empty = ~allowed.any(-1, keepdim=True)
     return scores.masked_fill(~(allowed | empty), -math.inf).softmax(-1) * ~empty
 
 
 @torch.no_grad()
 def add_identity(weight, amount=1.0):
-    """W + I; for a hidden layer of 2 D or more W + [I; -I], as gelu(x) - gelu(-x) = x."""
+    """Add I to W in place; for an MLP with hidden size 2 D or more add [I; -I], because gelu(x) - gelu(-x) = x."""
     rows, columns = weight.shape
     for sign, start in ((1, 0), (-1, min(weight.shape))):
         part = weight[start:] if rows > columns else weight[:, start:]

@@ -1,4 +1,4 @@
-"""Trained networks without their data: what is saved beside weights, and how a network is built from it again."""
+"""Trained networks without their data: the description that is saved with the weights, and loading a network from both."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ from .model import Isotropic
 
 
 class Pretrained(Isotropic, PyTorchModelHubMixin, library_name="biasnb"):
-    """A trained network in the layout of Hugging Face's hub, a folder with config.json and model.safetensors:
+    """A trained network in the layout of the Hugging Face Hub, a folder with config.json and model.safetensors.
     `Pretrained.from_pretrained(folder)` reads it without a network connection, `save_pretrained(folder)` writes it.
 
-    `settings` are Config fields. mean, std: of the training pixels per channel, 0 to 255; palette: its colours (K, 3); key and
-    profile: of the record that says what the network is worth. It needs no data, so that it has no folder of them either."""
+    `settings` are Config fields; data_dir of a folder data set is dropped. `mean` and `std` are those of the training pixels
+    per channel (0 to 255), `palette` is (K, 3) colours, `key` and `profile` identify the record with the metrics."""
 
     def __init__(self, *, mean, std, palette=None, classes=0, key="", profile="", **settings):
         if settings.get("dataset") == "folder":
@@ -40,7 +40,7 @@ class Pretrained(Isotropic, PyTorchModelHubMixin, library_name="biasnb"):
 
 
 def from_file(about, path):
-    """The network of a `description`, with the weights in a file. Raises StoreError naming the file."""
+    """Return the network of a `description` with the weights in a file. Raises StoreError naming the file."""
     try:
         model = Pretrained(**about)
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as error:
@@ -51,9 +51,9 @@ def from_file(about, path):
 
 
 def network(name, profile="quick"):
-    """A trained network, ready to use, without its data: a published one by its name, one of your own runs in runs/<profile>
-    by its key, or that of a folder with config.json and model.safetensors. Raises StoreError if there is none, or if its
-    files are broken."""
+    """Return a trained network in evaluation mode, without its data. `name` is a published name, the key of one of the user's
+    runs in runs/<profile>, or a folder with config.json and model.safetensors. Raises StoreError if that is missing or
+    damaged."""
     check_profile(profile)
     name = str(name)
     if (folder(profile) / name / "config.json").is_file():
@@ -69,7 +69,7 @@ def network(name, profile="quick"):
 
 
 def from_folder(path):
-    """The network in a folder with config.json and model.safetensors. Raises StoreError naming the file."""
+    """Return the network in a folder with config.json and model.safetensors. Raises StoreError naming the file."""
     about = read_json(path / "config.json")
     if not isinstance(about, dict):
         raise StoreError(f"{path / 'config.json'}: not a description of a network; publish the network again")
@@ -77,7 +77,7 @@ def from_folder(path):
 
 
 def described_in(path):
-    """The `description` that stands beside the weights in a file. Raises StoreError."""
+    """Return the `description` in the metadata of a file of weights. Raises StoreError."""
     try:
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["about"])
@@ -86,7 +86,7 @@ def described_in(path):
 
 
 def description(model, key, profile):
-    """What a network must say of itself beside its weights to be built without its data, as JSON takes it."""
+    """Return what is needed besides the weights to build a network without its data, as values that JSON can represent."""
     cfg, palette = model.cfg, model.palette
     more = {"palette": palette.colours.tolist()} if palette else {}
     more |= {"classes": model.head.out_features} if cfg.pretext == "supervised" else {}
@@ -106,12 +106,12 @@ def load_weights(model, path):
 
 
 def folder(profile):
-    """Where the networks that a profile publishes are, a folder for each."""
+    """Return the folder of the published networks of a profile, which holds one folder per network."""
     return Store(profile, "results").folder / "networks"
 
 
 def published(profile):
-    """Names of the published networks of a profile. Raises StoreError if there are none."""
+    """Return the names of the published networks of a profile. Raises StoreError if there are none."""
     names = sorted(path.name for path in folder(profile).glob("*") if path.is_dir())
     if not names:
         raise StoreError(f"{folder(profile)}: no published networks; choose another profile or run `biasnb publish` first")
