@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it trains: states to go on from exactly, and how far it is."""
+"""Files of a run in training: checkpoints from which it resumes exactly, and its progress."""
 
 import contextlib
 import hashlib
@@ -16,23 +16,23 @@ from safetensors.torch import save as save_tensors
 from ..config import BiasnbError, ConfigError
 from ..records.files import StoreError, to_json, write_atomic
 
-SCHEMA = 3  # of a state
-KEPT = 2  # states of a run
+SCHEMA = 3  # version of the format of a checkpoint
+KEPT = 2  # checkpoints per run
 NAME = re.compile(r"(\d{8,})-([0-9a-f]{16})\.safetensors")
-SHARE = 0.05  # of the time of a training that its states may take
+SHARE = 0.05  # largest fraction of the training time spent on writing checkpoints
 
 
 class Checkpoints:
-    """The last two states of a run as `<step>-<digest>.safetensors`: network, optimizer, rows so far.
+    """The last two checkpoints of a run, `<step>-<digest>.safetensors`: network, optimizer and log.
 
-    A state is written under its final name at once or not at all, and read only if its content has its digest. `about` is
-    what the run is: a state of another is refused."""
+    A checkpoint is written atomically and is read only if its content matches the digest in its name. `about` describes the
+    run; checkpoints of another run are refused."""
 
     def __init__(self, folder, about):
         self.folder, self.about = folder, {"schema": SCHEMA, **about}
 
     def save(self, step, model, optimizer, log):
-        """Write a state after so many steps. Raises StoreError; the states before it stay then."""
+        """Write a checkpoint after `step` steps. Raises StoreError; earlier checkpoints are then kept."""
         tensors = {f"model.{name}": p for name, p in model.state_dict().items()}
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
@@ -43,7 +43,7 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def found(self):
-        """Files of states, newest first."""
+        """Return the files of checkpoints, newest first."""
         try:
             names = os.listdir(self.folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -51,15 +51,14 @@ class Checkpoints:
         return [self.folder / name for name in sorted(names, reverse=True) if NAME.fullmatch(name)]
 
     def resume(self, model, optimizer):
-        """Load the newest intact state; returns (step, log), or None if there is none to go on from.
+        """Load the newest intact checkpoint. Returns (step, log), or None if there is no checkpoint.
 
-        Raises StoreError if there are states but none is intact, or if they are of other data, settings or an older
-        version."""
+        Raises StoreError if no checkpoint is intact, or if it belongs to other data, other settings or an older version."""
         damaged = []
         for path in self.found():
             try:
                 content = path.read_bytes()
-            except FileNotFoundError:  # another process that trains the same run has just written newer ones
+            except FileNotFoundError:  # another process that trains the same run has replaced it
                 continue
             except OSError as error:
                 raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
@@ -69,7 +68,7 @@ class Checkpoints:
                 continue
             found = self._load(path, content, model, optimizer)
             for spoilt in damaged:
-                spoilt.unlink(missing_ok=True)  # or one of the two that are kept would be this
+                spoilt.unlink(missing_ok=True)  # otherwise it would count as one of the two that are kept
             return found
         if damaged:
             names = ", ".join(path.name for path in damaged)
@@ -77,7 +76,7 @@ class Checkpoints:
         return None
 
     def _load(self, path, content, model, optimizer):
-        """(step, log) of a state, whose tensors are put into a network and its optimizer. Raises StoreError."""
+        """Load a checkpoint into a network and its optimizer and return (step, log). Raises StoreError."""
         anew = f"delete {self.folder} to start anew"
         try:
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
@@ -96,12 +95,12 @@ class Checkpoints:
 
 
 def digest(content):
-    """First 16 hexadecimal digits of the sha256 of bytes."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of bytes."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def put_back(tensors, model, optimizer):
-    """Put the tensors of a state into a network and its optimizer."""
+    """Load the tensors of a checkpoint into a network and its optimizer."""
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     state = optimizer.state_dict()
     state["state"] = {}
@@ -113,10 +112,8 @@ def put_back(tensors, model, optimizer):
 
 
 class Interval:
-    """When the next states of a program are due: BIASNB_CHECKPOINT_SECONDS after the last, or so much later that writing them
-    takes a SHARE of the time at most, however many networks there are and however slow the disk is.
-
-    Raises ConfigError if the variable is no number."""
+    """The time between checkpoints: BIASNB_CHECKPOINT_SECONDS, or longer if writing would take more than SHARE of the time,
+    because there are many networks or the disk is slow. Raises ConfigError if the variable is not a number."""
 
     def __init__(self):
         self.seconds, self.last, self.cost = seconds_between(), time.perf_counter(), 0.0
@@ -126,7 +123,7 @@ class Interval:
 
     @contextlib.contextmanager
     def saving(self):
-        """The block in which the states of all networks are written."""
+        """Measure the time of the block, which writes the checkpoints of all networks."""
         began = time.perf_counter()
         yield
         self.last = time.perf_counter()
@@ -134,7 +131,7 @@ class Interval:
 
 
 def seconds_between():
-    """Seconds between two states, BIASNB_CHECKPOINT_SECONDS. Raises ConfigError."""
+    """Return BIASNB_CHECKPOINT_SECONDS, the seconds between two checkpoints. Raises ConfigError."""
     text = os.environ.get("BIASNB_CHECKPOINT_SECONDS", "15")
     try:
         return float(text)
@@ -143,15 +140,15 @@ def seconds_between():
 
 
 class Monitor:
-    """What others can see of a run while it trains: {step, steps, loss, seconds_left} as JSON in `path`, once a second, and
-    TensorBoard's events in `folder` if they are asked for. Nothing that goes wrong while a run trains stops it."""
+    """Progress of a run for other processes: {step, steps, loss, seconds_left} as JSON in `path`, once a second, and events for
+    TensorBoard in `folder` if requested. Errors of writing do not stop the training."""
 
     def __init__(self, path, folder):
         self.path, self.folder, self.events, self.first = path, folder if tensorboard() else None, None, None
-        self.close()  # what a killed run left
+        self.close()  # removes the file of a run that was killed
 
     def __call__(self, step, steps, loss):
-        """`loss`: the last that is known; not finite if none is."""
+        """Write the progress. `loss` is the last known loss, not finite if there is none."""
         now = time.monotonic()
         if self.first is None:
             self.first, self.start, self.written = step, now, now
@@ -163,7 +160,7 @@ class Monitor:
                 write_atomic(self.path, to_json(seen))
 
     def row(self, row):
-        """A row of a run's history, see `loop.pretrain`."""
+        """Add a row of the history of the run (see `loop.pretrain`) to the events."""
         if self.folder:
             with contextlib.suppress(OSError):
                 self._add(row)
@@ -172,7 +169,7 @@ class Monitor:
         if not self.events:
             from torch.utils.tensorboard import SummaryWriter
 
-            # what a killed run wrote after its last state is purged
+            # purge the events that a killed run wrote after its last checkpoint
             self.events = SummaryWriter(self.folder, purge_step=row["step"])
         for name in row.keys() - {"step"}:
             self.events.add_scalar(name, row[name], row["step"])
@@ -186,8 +183,8 @@ class Monitor:
 
 
 def tensorboard():
-    """Whether events for TensorBoard are asked for, by `--tensorboard` or BIASNB_TENSORBOARD=1. Raises BiasnbError if its
-    package is missing."""
+    """Return whether events for TensorBoard are requested by `--tensorboard` or BIASNB_TENSORBOARD=1. Raises BiasnbError if
+    the package is missing."""
     if os.environ.get("BIASNB_TENSORBOARD", "0") in ("", "0"):
         return False
     if not find_spec("tensorboard"):

@@ -1,5 +1,5 @@
-"""Linear probe and k-nearest neighbours on frozen, token-averaged features per layer, and the baselines of the masked PSNR:
-reconstructions that train nothing."""
+"""Linear probe and k-nearest neighbours on frozen, token-averaged features per layer, and reconstructions without training,
+which are the baselines of the masked PSNR."""
 
 import warnings
 
@@ -12,15 +12,15 @@ from ..networks.embed import arrange, pixel_order
 from ..networks.model import features, per_pass
 from .pretext import RECONSTRUCTED, evaluation_masks, pixel_mask, psnr, spread
 
-PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean entropy; scikit-learn's C = 1 / (n * penalty)
-GRADIENT, EVALUATIONS = 1e-6, 5000  # where the search for a minimum ends
-STEEP = 1e-3  # a gradient at the end of a search that found no minimum
+PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # added to mean entropy; scikit-learn's C = 1 / (n * penalty)
+GRADIENT, EVALUATIONS = 1e-6, 5000  # stopping criteria of L-BFGS
+STEEP = 1e-3  # a larger final gradient means that L-BFGS has not converged
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al., arXiv 1805.01978
 
 
 @torch.no_grad()
 def layer_features(model, split):
-    """((L + 1, n, D) features, (n,) labels) of the labelled images of a split."""
+    """Return ((L + 1, n, D) features, (n,) labels) of the labelled images of a split."""
     labelled = split.labels >= 0
     images = split.images[labelled]
     parts = images.split(per_pass(model.cfg, images.device))
@@ -28,16 +28,16 @@ def layer_features(model, split):
 
 
 def pixel_features(split):
-    """((1, n, S*S*3) pixels, (n,) labels) of the labelled images of a split: the baseline of every probe."""
+    """Return ((1, n, S*S*3) pixels, (n,) labels) of the labelled images of a split, the baseline of every probe."""
     labelled = split.labels >= 0
     return split.images[labelled].float().flatten(1)[None], split.labels[labelled]
 
 
 def whitening(x):
-    """(mean (F,), matrix (F, F)) of features x (n, F): (x - mean) @ matrix are the principal components of the standardised
-    features, each divided by sqrt(variance + 1). The average variance is 1: stronger directions are whitened, so that one
-    penalty suits networks and raw pixels alike; weak ones, rounding noise among them, are not amplified, as whitening all
-    of them would cost accuracy (docs/recipe.md)."""
+    """Return (mean (F,), matrix (F, F)) of features x (n, F). (x - mean) @ matrix are the principal components of the
+    standardised features, each divided by sqrt(variance + 1). Directions of large variance (the average is 1) are whitened, so
+    that one penalty suits networks and raw pixels. Directions of small variance, including rounding errors, are not amplified,
+    because whitening all directions lowers accuracy (docs/recipe.md)."""
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
     z = (x - mean) / std
     variance, axes = torch.linalg.eigh(z.T @ z / len(z))
@@ -45,13 +45,13 @@ def whitening(x):
 
 
 def fit_logistic(x, y, classes, penalties=PENALTIES):
-    """Multinomial logistic regression at each penalty: x (n, F) float64, y (n,) -> weights (P, C, F + 1), the last column the
-    bias, which is not penalised.
+    """Fit a multinomial logistic regression at each of P penalties: x (n, F) float64, y (n,) -> weights (P, C, F + 1). The last
+    column is the bias, which is not penalised.
 
-    The weights are the minimum of mean cross-entropy + penalty/2 * |W|^2, found by L-BFGS from the strongest penalty to the
-    weakest, each from the minimum before. Every column of x is scaled by its expected curvature for the search: that changes
-    the path, which is short where columns are uncorrelated, not the minimum."""
-    from scipy.optimize import minimize  # takes a while
+    The weights minimise mean cross-entropy + penalty/2 * |W|^2. L-BFGS finds them from the strongest penalty to the weakest,
+    each starting at the previous minimum. It works on columns scaled by their expected curvature, which shortens the search if
+    columns are uncorrelated and does not change the minimum."""
+    from scipy.optimize import minimize  # slow to import
 
     curvature = x.square().mean(0) / classes
     x = torch.cat([x, x.new_ones(len(x), 1)], 1)
@@ -69,8 +69,8 @@ def fit_logistic(x, y, classes, penalties=PENALTIES):
 
 
 def penalised_entropy(x, y, classes, penalty, scale):
-    """The function that L-BFGS minimises: weights / scale as a flat numpy array -> (mean cross-entropy + penalty/2 * |W|^2,
-    its gradient). The last column of x (n, F + 1) is constant, its weight not penalised."""
+    """Return the objective of L-BFGS, a function from weights / scale (flat numpy array) to (mean cross-entropy + penalty/2 *
+    |W|^2, its gradient). The last column of x (n, F + 1) is constant, and its weight is not penalised."""
     columns, images = x.T.contiguous(), torch.arange(len(x), device=x.device)
     strength = torch.full_like(scale, penalty)
     strength[-1] = 0
@@ -88,11 +88,11 @@ def penalised_entropy(x, y, classes, penalty, scale):
 
 
 def linear_probe(train, val, test, classes):
-    """Probe every layer at every penalty. Arguments are (features (L, n, F), labels (n,)) per split, on one device.
+    """Probe every layer at every penalty. Each split is (features (L, n, F), labels (n,)), all on one device.
 
-    Features are whitened by the training split, see `whitening`. Returns ({"penalties": P of them, ascending; "train", "val",
-    "test": L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set where the image is classified right at
-    penalty p). Which layer and penalty count is chosen later, from the records of all seeds: `records.sweep.choose`."""
+    Features are whitened on the training split (see `whitening`). Returns ({"penalties": P values, ascending; "train", "val",
+    "test": L x P accuracies, 0 to 1}, (L, n_test) uint8 array whose bit p is set if the image is classified correctly at
+    penalty p). `records.sweep.choose` later selects layer and penalties from the records of all seeds."""
     splits = {"train": train, "val": val, "test": test}
     table = {"penalties": list(PENALTIES), **{name: [] for name in splits}}
     bits = 2 ** torch.arange(len(PENALTIES), device=test[1].device)
@@ -106,17 +106,17 @@ def linear_probe(train, val, test, classes):
             logits = z @ w[..., :-1].flatten(0, 1).T + w[..., -1].flatten()
             right = logits.view(len(z), len(w), classes).argmax(2) == y[:, None]
             table[name].append(right.double().mean(0).tolist())
-        correct.append((right * bits).sum(1))  # of the test split, the last
+        correct.append((right * bits).sum(1))  # `right` of the last split, test
     return table, torch.stack(correct).cpu().numpy().astype(np.uint8)
 
 
 def knn(train, test, classes, chunk=500):
-    """Test accuracy per layer (list) of weighted k-nearest neighbours by cosine similarity (arXiv 1805.01978)."""
+    """Return the test accuracy per layer (list) of weighted k-nearest neighbours by cosine similarity (arXiv 1805.01978)."""
     accuracies = []
     labels = F.one_hot(train[1], classes).float()
     k = min(NEIGHBOURS, len(labels))
     for x, queries in zip(F.normalize(train[0], dim=2), F.normalize(test[0], dim=2), strict=True):
-        votes, every = [], x.new_empty(chunk, len(x))  # used again: fresh memory takes longer than the product
+        votes, every = [], x.new_empty(chunk, len(x))  # reused, because allocation takes longer than the product
         for part in queries.split(chunk):
             similarity, index = torch.mm(part, x.T, out=every[: len(part)]).topk(k, dim=1)
             votes.append(((similarity / TEMPERATURE).exp()[..., None] * labels[index]).sum(1).argmax(1))
@@ -125,35 +125,35 @@ def knn(train, test, classes, chunk=500):
 
 
 def probe_splits(train, val, test, classes):
-    """`linear_probe` and k-NN of features as a record keeps them: (table, correctness of the test images). The probe is fitted
-    on the CPU, as its search takes thousands of small steps."""
+    """Return (table of `linear_probe` and k-NN, correctness of the test images) as saved in a record. The probe is fitted on
+    the CPU, because L-BFGS takes thousands of small steps."""
     table, correct = linear_probe(*((x.cpu(), y.cpu()) for x, y in (train, val, test)), classes)
     found = {"knn": knn(train, test, classes), "neighbours": min(NEIGHBOURS, len(train[1])), "temperature": TEMPERATURE}
     return {**table, **found}, correct
 
 
 def probe_network(model, data):
-    """Linear probe and k-NN of every layer: what `probe_splits` gives of L + 1 layers."""
+    """Return the `probe_splits` of the L + 1 layers of a network."""
     return probe_splits(*(layer_features(model, split) for split in (data.train, data.val, data.test)), len(data.classes))
 
 
 def probe_pixels(data):
-    """Linear probe and k-NN on raw pixels: what `probe_splits` gives of one layer."""
+    """Return the `probe_splits` of raw pixels, as of one layer."""
     return probe_splits(*(pixel_features(split) for split in (data.train, data.val, data.test)), len(data.classes))
 
 
-# ---- reconstructions that train nothing ----------------------------------------------------------------------------------
+# ---- reconstructions without training -------------------------------------------------------------------------------------
 
 
 def image_mean(images, hidden):
-    """Every hidden pixel becomes the mean of the image's visible pixels. images (B, S, S, 3) float, hidden (B, S, S)."""
+    """Fill hidden pixels with the mean of the visible pixels of the image. images (B, S, S, 3) float, hidden (B, S, S)."""
     seen = ~hidden[..., None]
     mean = (images * seen).sum((1, 2), keepdim=True) / seen.sum((1, 2), keepdim=True).clamp(min=1)
     return torch.where(seen, images, mean)
 
 
 def neighbour_mean(images, hidden):
-    """Every hidden pixel becomes the mean of the visible pixels in the smallest window around it that holds any."""
+    """Fill every hidden pixel with the mean of the visible pixels in the smallest window around it that contains any."""
     seen = (~hidden[:, None]).float()
     x = images.permute(0, 3, 1, 2) * seen
     filled, missing = images.clone(), hidden.clone()
@@ -170,7 +170,7 @@ def neighbour_mean(images, hidden):
 
 
 def nearest_visible(images, hidden):
-    """Every hidden pixel becomes the visible pixel at the smallest Euclidean distance."""
+    """Fill every hidden pixel with the visible pixel at the smallest Euclidean distance."""
     from scipy.ndimage import distance_transform_edt  # only baselines need it
 
     filled = images.cpu().numpy().copy()
@@ -185,9 +185,8 @@ BASELINES = {"image_mean": image_mean, "neighbour_mean": neighbour_mean, "neares
 
 
 def baseline_psnr(data, cfg, part, chunk=500):
-    """PSNR in dB of each baseline on one split of the data, of the images and under the fixed masks that networks are evaluated
-    with (`pretext.evaluate`), on pixels in the order of the network. An image with nothing visible gets the mean colour of
-    the training images."""
+    """Return the PSNR in dB of each baseline on the split `part`, for the images, masks and pixel order with which networks are
+    evaluated (`pretext.evaluate`). An image without visible pixels is filled with the mean colour of the training images."""
     split, order, (mean, _) = getattr(data, part), pixel_order(cfg), data.stats()
     hidden = pixel_mask(spread(evaluation_masks(split, cfg, part), RECONSTRUCTED), cfg.patch)
     arranged = arrange(spread(split.images, RECONSTRUCTED), order)
@@ -201,6 +200,6 @@ def baseline_psnr(data, cfg, part, chunk=500):
 
 
 def palette_psnr(images, palette):
-    """PSNR in dB of quantising all pixels: the ceiling of a palette head."""
+    """Return the PSNR in dB of quantising all pixels, an upper bound for networks that predict palette colours."""
     error = (palette.colours[quantise(images, palette).long()] - images.float()).square()
     return psnr(float(error.sum(dtype=torch.float64)), int(np.prod(images.shape)))

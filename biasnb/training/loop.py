@@ -1,4 +1,4 @@
-"""The training loop: schedule, optimizer, one page from batch to update; of one network, or of several seeds as one."""
+"""The training loop of one network, or of several seeds as one program: schedule, optimizer, and steps from batch to update."""
 
 import contextlib
 import math
@@ -16,12 +16,12 @@ from .checkpoint import Checkpoints, Interval, Monitor
 from .pretext import draw, evaluate
 from .seeds import Single, Stack
 
-ROWS = 50  # of a history
-EARLIER = (8, 4, 2)  # PSNR is measured after steps // 8, 4 and 2, too
+ROWS = 50  # per history
+EARLIER = (8, 4, 2)  # PSNR is also measured after steps // 8, steps // 4 and steps // 2
 
 
 class Diverged(BiasnbError):
-    """A loss or gradient that is not finite; raised before the update."""
+    """Raised before the update when a loss or gradient is not finite."""
 
     def __init__(self, step, losses, history):
         self.step, self.last, self.history = step, losses[-1] if losses else None, history
@@ -29,12 +29,12 @@ class Diverged(BiasnbError):
 
 
 class Apart(BiasnbError):
-    """Networks that cannot be trained as one program, as they stand at different steps."""
+    """Raised when networks cannot be trained as one program because their checkpoints are of different steps."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A network to train on data.pool, where its states are kept and who is told how far it is, if anywhere and anybody."""
+    """A network to train on data.pool, and optionally its Checkpoints and its Monitor."""
 
     cfg: Config
     data: Data
@@ -45,7 +45,7 @@ class Job:
 
 @contextlib.contextmanager
 def threads(count):
-    """In this block torch computes with so many threads."""
+    """Within the block, let torch use `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -55,7 +55,7 @@ def threads(count):
 
 
 def learning_rate(cfg, step):
-    """Linear warm-up, then cosine to 0 (image-GPT, section 3.4)."""
+    """Return the learning rate of a step: linear warm-up, then cosine decay to 0 (image-GPT, section 3.4)."""
     warm = cfg.warmup * cfg.steps
     if step < warm:
         return cfg.lr * min(1.0, (step + 1) / warm)
@@ -63,8 +63,8 @@ def learning_rate(cfg, step):
 
 
 def make_optimizer(model, cfg):
-    """AdamW for all that is trained, or Muon for the weights of linear maps inside blocks and AdamW for the rest. Gains, gates
-    and embeddings do not decay."""
+    """Return AdamW, or Muon for the weights of linear maps inside blocks with AdamW for all other parameters. Weight decay is
+    not applied to gains, gates and embeddings."""
     linear = [part.weight for part in model.blocks.modules() if isinstance(part, nn.Linear)]
     matrices = {id(weight) for weight in linear} if cfg.optimizer == "muon" else set()
     groups = {"matrices": [], "decaying": [], "plain": []}
@@ -80,24 +80,24 @@ def make_optimizer(model, cfg):
 
 
 class Muon(torch.optim.AdamW):
-    """The matrices of the first group take orthogonalised Nesterov momentum (Muon, Jordan 2024,
-    https://kellerjordan.github.io/posts/muon), the parameters of all other groups AdamW at the same learning rate.
+    """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon): the matrices of the first group are updated by
+    orthogonalised Nesterov momentum, the parameters of all other groups by AdamW at the same learning rate.
 
-    A matrix is (rows, columns), or (S, rows, columns) for S seeds. Its step is lr * sqrt(max(1, rows / columns)) times the
+    A matrix is (rows, columns), or (S, rows, columns) for S seeds. Its update is lr * sqrt(max(1, rows / columns)) times the
     orthogonalised momentum.
 
-    # DEVIATION: torch.optim.Muon orthogonalises in bfloat16 and one matrix after the other. In float32 rounding errors stay
-    small enough for the same run on another machine, a processor without bfloat16 instructions is not slowed down, and all
-    matrices of one shape, or its transpose, are one product."""
+    # DEVIATION: torch.optim.Muon orthogonalises one matrix at a time in bfloat16. Here float32 keeps rounding errors small
+    enough to repeat a run on another machine and is not slow on processors without bfloat16 instructions, and matrices of
+    equal or transposed shapes are orthogonalised together."""
 
     MOMENTUM = 0.95
 
     def __setstate__(self, state):
-        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's own expects a count of steps for every parameter
+        torch.optim.Optimizer.__setstate__(self, state)  # that of AdamW expects a step count for every parameter
 
     @torch.no_grad()
     def step(self):
-        """Update all parameters, or none where `found_inf` is set, see `guard`."""
+        """Update all parameters, or none if `found_inf` is set (see `guard`)."""
         groups = self.param_groups
         self.update_matrices(groups[0])
         self.param_groups = groups[1:]
@@ -119,15 +119,15 @@ class Muon(torch.optim.AdamW):
 
 
 def replace(tensors, values, lost):
-    """Give tensors new values, or leave them as they are where the number `lost` is above 0."""
+    """Assign new values to tensors in place, unless the scalar tensor `lost` is above 0."""
     if lost is not None:
         values = [torch.where(lost > 0, tensor, value) for tensor, value in zip(tensors, values, strict=True)]
     torch._foreach_copy_(tensors, values)
 
 
 def orthogonalised(matrices):
-    """Matrices (..., rows, columns), each with all singular values brought near 1 (.7 to 1.2) by a Newton-Schulz iteration.
-    Those of one shape, or of its transpose, are one stack."""
+    """Return matrices (..., rows, columns) whose singular values a Newton-Schulz iteration has moved close to 1 (.7 to 1.2).
+    Matrices of equal or transposed shapes are stacked."""
     stacks, found = {}, [None] * len(matrices)
     for i, matrix in enumerate(matrices):
         wide = matrix.mT if is_tall(matrix) else matrix
@@ -146,8 +146,8 @@ def is_tall(matrix):
 
 
 def newton_schulz(x):
-    """(n, rows, columns), rows <= columns -> the same with singular values near 1; coefficients and number of rounds as in
-    torch.optim.Muon."""
+    """Move the singular values of (n, rows, columns), rows <= columns, close to 1, with the coefficients and the number of
+    iterations of torch.optim.Muon."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
@@ -157,15 +157,15 @@ def newton_schulz(x):
 
 
 class Batches:
-    """What a network is given at each step: a batch of its pool, augmented, and what its task needs beside it. Every random
-    draw comes from a stream named by seed, purpose and step, on the CPU: a network on a GPU is given the same."""
+    """The augmented batches of a network and the masks, noise or labels of its pretext. Every random number comes from a CPU
+    stream named after seed, purpose and step, so that a GPU receives the same batches."""
 
     def __init__(self, cfg, pool):
         self.cfg, self.pool, self.epoch, self.order = cfg, pool, None, None
         self.labels = pool.labels.cpu()
 
     def at(self, step):
-        """((batch, S, S, 3) uint8 images, what `pretext.draw` gives), on the device of the pool."""
+        """Return ((batch, S, S, 3) uint8 images, the result of `pretext.draw`) on the device of the pool."""
         cfg, n, device = self.cfg, len(self.labels), self.pool.images.device
         epoch, i = divmod(step, n // cfg.batch)
         if epoch != self.epoch:
@@ -180,21 +180,21 @@ class Batches:
 
 
 class Journal:
-    """The losses and gradient norms of the networks of a program, and from them the rows of their histories.
+    """The losses and gradient norms of the networks of a program, and the rows of their histories.
 
     logs: one {"history": rows, "window": losses since the last row, "speeds": images/s, "seconds"} per network. Numbers stay
-    on their device until they are looked at, for which a GPU has to come to rest."""
+    on their device until `look` reads them, because reading waits for the GPU."""
 
     def __init__(self, logs, step):
-        self.logs, self.recent = logs, []  # recent: (step, (2, S) numbers) that nobody has looked at
-        self.losses, self.norms = [math.nan] * len(logs), [math.nan] * len(logs)  # the last that were looked at
+        self.logs, self.recent = logs, []  # recent: (step, (2, S) numbers) that are not yet read
+        self.losses, self.norms = [math.nan] * len(logs), [math.nan] * len(logs)  # of the last step that was read
         self.row_step, self.row_time = step, time.perf_counter()
 
     def note(self, step, numbers):
         self.recent.append((step, numbers))
 
     def look(self):
-        """Raises Diverged for the first number that is not finite."""
+        """Read the recent numbers. Raises Diverged for the first step with a number that is not finite."""
         for step, numbers in self.recent:
             self.losses, self.norms = numbers.tolist()
             for log, loss, norm in zip(self.logs, self.losses, self.norms, strict=True):
@@ -205,7 +205,7 @@ class Journal:
         self.recent.clear()
 
     def add_row(self, cfg, step, rate, weight_norms):
-        """Sum up what has been looked at since the last row."""
+        """Add a row to each history from the numbers that were read since the last row."""
         now = time.perf_counter()
         seconds = now - self.row_time
         for log, gradient_norm, weight_norm in zip(self.logs, self.norms, weight_norms, strict=True):
@@ -218,7 +218,7 @@ class Journal:
 
 
 def program(cfg, models, optimizers):
-    """(what is trained, its optimizer): of one network its own, of several a Stack and one for all."""
+    """Return (Single, its optimizer) for one network, or (Stack, one optimizer for all) for several."""
     if len(models) == 1:
         return Single(models[0], cfg.steps), optimizers[0]
     net = Stack(models, optimizers, cfg.steps)
@@ -226,8 +226,8 @@ def program(cfg, models, optimizers):
 
 
 def gradients(net, cfg, batches):
-    """Forward and backward of a Single, or of a Stack of S, on one batch per network: ((S,) losses, (S,) gradient norms before
-    clipping), on their device."""
+    """Run forward and backward passes of a Single (S = 1) or a Stack on one batch per network. Returns ((S,) losses, (S,)
+    gradient norms before clipping) on their device."""
     with torch.autocast(batches[0][0].device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
         losses = net.losses(batches)
     net.zero_grad()
@@ -236,14 +236,14 @@ def gradients(net, cfg, batches):
 
 
 def guard(optimizer, numbers):
-    """Let an optimizer update nothing from now on if a number is not finite, without waiting for the numbers."""
+    """Disable all further updates of an optimizer if a number is not finite, without waiting for the GPU."""
     lost = (~numbers.isfinite()).any().float()
     optimizer.found_inf = lost.maximum(getattr(optimizer, "found_inf", lost))
 
 
 def resume(jobs, optimizers):
-    """(step, one log per job): from the newest states, which are put into networks and optimizers, or from the beginning.
-    Raises Apart if states are of different steps, StoreError as `Checkpoints.resume` does."""
+    """Load the newest checkpoints, if there are any, and return (step, one log per job). Raises Apart if the checkpoints are of
+    different steps, and StoreError as `Checkpoints.resume` does."""
     steps, logs = [], []
     for job, optimizer in zip(jobs, optimizers, strict=True):
         found = job.checkpoints.resume(job.model, optimizer) if job.checkpoints else None
@@ -256,19 +256,18 @@ def resume(jobs, optimizers):
 
 
 def pretrain(cfg, data, model, checkpoints=None, label=None, monitor=None):
-    """Train `model` in place on data.pool; a Monitor shows others how far it is.
+    """Train `model` in place on data.pool. A run that resumes from a checkpoint gives the same result as an uninterrupted one.
 
-    A run goes on from a checkpoint exactly as if it had never stopped. Returns {"history": rows of {step, loss, lr,
-    gradient_norm, weight_norm}, "psnr_by_step": rows of {step, psnr in dB on the test split} after steps // 8, 4 and 2, for
-    a task that predicts pixels, "speeds": images/s of each row's window, "seconds": of training}. Raises Diverged before an
-    update that is not finite, StoreError for states that cannot be read or written.
-    """
+    Returns {"history": rows of {step, loss, lr, gradient_norm, weight_norm}, "psnr_by_step": rows of {step, psnr in dB on the
+    test split} after 1/8, 1/4 and 1/2 of the steps if the task predicts pixels, "speeds": images/s of the window of each row,
+    "seconds": of training}. Raises Diverged before an update that is not finite, and StoreError for checkpoints that cannot be
+    read or written."""
     return pretrain_together([Job(cfg, data, model, checkpoints, monitor)], label)[0]
 
 
 def pretrain_together(jobs, label=None):
-    """Train the networks of Jobs that differ in their seed only as one program, each as `pretrain` would alone, up to
-    rounding. Returns a log for each. Raises as `pretrain` does, and Apart if their checkpoints are of different steps."""
+    """Train the networks of Jobs that differ only in the seed as one program, with the results of `pretrain` up to rounding.
+    Returns a log per network. Raises as `pretrain` does, and Apart if the checkpoints are of different steps."""
     cfg = jobs[0].cfg
     pools = [Batches(job.cfg, job.data.pool) for job in jobs]
     optimizers = [make_optimizer(job.model, job.cfg) for job in jobs]
@@ -301,7 +300,7 @@ def pretrain_together(jobs, label=None):
             net.scatter(optimizer)
             for job, log in zip(jobs, logs, strict=True):
                 log["psnr_by_step"].append({"step": step, "psnr": evaluate(job.model, job.data.test, "test")["psnr"]})
-            journal.row_time += time.perf_counter() - began  # is no time of training
+            journal.row_time += time.perf_counter() - began  # does not count as training time
         if jobs[0].checkpoints and (interval.due() or step == cfg.steps):
             journal.look()
             net.scatter(optimizer)
@@ -314,7 +313,7 @@ def pretrain_together(jobs, label=None):
 
 
 def tell(jobs, journal, step, new_row):
-    """Tell the Monitors of jobs how far they are."""
+    """Report the progress to the Monitors of the jobs."""
     for job, log, loss in zip(jobs, journal.logs, journal.losses, strict=True):
         if job.monitor:
             if new_row:

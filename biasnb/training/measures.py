@@ -1,7 +1,8 @@
-"""What an operator or a network does, measured on it: equivariance, reach, spectrum, and features compared.
+"""Measures of an operator or a network: equivariance, receptive field, mixing distance, spectrum and similarity of features.
 
-Everywhere x is the encoded images as the network sees them, h^0 ... h^L are its token grids before any norm, S, p and H are
-pixels, pixels per token and tokens per side. Lengths are in pixels, except mixing distances, which are in tokens."""
+Throughout, x is the encoded images (the input of the network), h^0 ... h^L are its token grids before any normalisation, and
+S, p and H are the side of the image in pixels, of a token in pixels and of the grid in tokens. Lengths are in pixels, except
+mixing distances, which are in tokens."""
 
 import copy
 
@@ -17,17 +18,18 @@ from .evaluation import layer_features, probe_network
 from .pretext import spread
 
 TINY = 1e-12
-FEW = 32  # images of all measures but CKA
+FEW = 32  # images for all measures except CKA
 
 
 def footprint(mix, grid, width, position=None, generator=None):
-    """`block_norms` (H, W) of an operator for random normal input, at a position (row, column), the centre if None."""
+    """Return the `block_norms` (H, W) of an operator for random normal input at a position (row, column), or at the centre."""
     return block_norms(mix, (torch.randn(1, grid, grid, width, generator=generator),), position or (grid // 2, grid // 2))
 
 
 def block_norms(mix, arguments, position):
-    """Norms of the Jacobian blocks of an operator's output at a position (row, column) by each input position, (H, W) float64,
-    zero exactly where nothing is read. Of several streams, stacked along B, the last is read, from all of them."""
+    """Return the norms (H, W) float64 of the Jacobian blocks of an operator's output at a position (row, column) by input
+    position, exactly zero where nothing is read. If streams are stacked along B, the output is that of the last stream and the
+    norms cover the inputs of all."""
     mix, arguments = in_double(mix, arguments)
     x = arguments[0].requires_grad_()
     with torch.enable_grad():
@@ -37,8 +39,8 @@ def block_norms(mix, arguments, position):
 
 
 def in_double(mix, arguments):
-    """(copy of an operator, its arguments) in float64, as in float32 the rounding of a sum would tell rows apart; both as they
-    are where a user-defined operator cannot be copied or does not compute in float64."""
+    """Return (copy of an operator, its arguments) in float64, because float32 rounding would make equal rows differ. Both stay
+    unchanged if a user-defined operator cannot be copied or cannot compute in float64."""
     try:
         double, converted = copy.deepcopy(mix).double(), [x.detach().double() for x in arguments]
         double(*converted)
@@ -52,8 +54,8 @@ def encoded(model, images):
 
 
 def observe(model, x, watch=(), mask=None):
-    """Encoded images, and a mask as the network takes it -> (h^0 ... h^L, calls), calls listing (module, arguments, output) of
-    each use of a watched module."""
+    """Run the network on encoded images and a mask. Returns ([h^0 ... h^L], calls), where calls lists (module, arguments,
+    output) of every call of a module in `watch`."""
     out, calls = {}, []
     hooks = [module.register_forward_hook(lambda *call: calls.append(call)) for module in set(watch)]
     try:
@@ -65,16 +67,16 @@ def observe(model, x, watch=(), mask=None):
 
 
 def signs(shape, device):
-    """Random +-1, the same on every device. E|s^T J|^2 over such s is the squared Frobenius norm of J (Hutchinson), so one
-    backward pass stands for one per channel."""
+    """Return random signs s, equal on every device. E|s^T J|^2 is the squared Frobenius norm of J (Hutchinson), so one backward
+    pass replaces one per channel."""
     draws = torch.randint(0, 2, shape, generator=generator("cpu", 0, "signs", *shape))
     return (2.0 * draws - 1).to(device)
 
 
 @torch.no_grad()
 def rolled(model, images, shift, mask=None):
-    """Per layer (h(T x) - T h(x), T h(x)), both (B, H, W, D). T rolls the torus by `shift` tokens (rows, columns),
-    and the mask."""
+    """Return per layer (h(T x) - T h(x), T h(x)), both (B, H, W, D). T rolls images and mask circularly by `shift` tokens
+    (rows, columns)."""
     x = encoded(model, images)
     still = [h.roll(shift, (1, 2)) for h in observe(model, x, mask=mask)[0]]
     mask = None if mask is None else mask.roll(shift, (1, 2))
@@ -83,13 +85,13 @@ def rolled(model, images, shift, mask=None):
 
 
 def roll_error(model, images, shift=(1, 2)):
-    """|h(T x) - T h(x)| / |h(x)| per layer, averaged over images; T as in `rolled`."""
+    """Return |h(T x) - T h(x)| / |h(x)| per layer, averaged over images, with T as in `rolled`."""
     pairs = [(error.flatten(1).norm(dim=1), h.flatten(1).norm(dim=1)) for error, h in rolled(model, images, shift)]
     return [float((error / size.clamp(min=TINY)).mean()) for error, size in pairs]
 
 
 def slope(x, dim):
-    """d/dt at t = 0 of x shifted by t places: central differences, 0 at the border, where x is reflected."""
+    """Return d/dt at t = 0 of x shifted by t positions, by central differences; 0 at the border, where x is reflected."""
     change = (x.roll(-1, dim) - x.roll(1, dim)) / 2
     change.select(dim, 0).zero_()
     change.select(dim, -1).zero_()
@@ -97,19 +99,20 @@ def slope(x, dim):
 
 
 def lie_error(model, images):
-    """Local equivariance error per layer: |d/dt T_-t h(T_t x) at t = 0|^2 / |h(x)|^2, per squared pixel of shift, averaged
-    over images and over shifts along rows and columns (Gruver et al., arXiv 2210.02984).
+    """Return the local equivariance error per layer, |d/dt T_-t h(T_t x) at t = 0|^2 / |h(x)|^2 per squared pixel of shift,
+    averaged over images and over shifts along rows and columns (Gruver et al., arXiv 2210.02984). None for input "palette".
 
-    T_t moves x by t pixels and h by t / p tokens, so by the chain rule the derivative is J slope(x) - slope(h) / p. The
-    Jacobian product takes two backward passes, as fused attention has no forward mode. None for input "palette".
+    T_t shifts x by t pixels and h by t / p tokens, so by the chain rule the derivative is J slope(x) - slope(h) / p. The
+    Jacobian product takes two backward passes, because fused attention has no forward mode.
 
-    # DEVIATION: the source's bilinear shift has a kink at t = 0 and gives the one-sided difference, half a pixel off in x
-    but half a token off in h; central differences, those of a shift by Keys' cubic interpolation, are off in neither."""
+    # DEVIATION: the bilinear shift of the source is not differentiable at t = 0. Its one-sided difference is off by half a
+    pixel in x, but by half a token in h. Central differences, which belong to a shift by Keys' cubic interpolation, are not
+    off in either."""
     x = encoded(model, images)
     if not x.is_floating_point():
         return None
     errors = [0.0] * (model.cfg.depth + 1)
-    for part in x.split(max(1, 2**20 // model.cfg.grid**4)):  # the graph of attention holds N * N numbers several times
+    for part in x.split(max(1, 2**20 // model.cfg.grid**4)):  # the graph of attention stores several N x N matrices
         part.requires_grad_()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             hidden, _ = observe(model, part)
@@ -126,11 +129,11 @@ def lie_error(model, images):
 
 
 def sensitivity(model, images, position, mask=None):
-    """Effective receptive field of the token at `position` (row, column) of h^L (Luo et al., arXiv 1701.04128): (S, S) float64
-    on the CPU, sum 1, or all 0 if nothing is read.
+    """Return the effective receptive field of the token at `position` (row, column) of h^L (Luo et al., arXiv 1701.04128) as
+    (S, S) float64 on the CPU with sum 1, or all 0 if nothing is read.
 
-    Mean over images of |s^T dh/dx| at each pixel, s random signs over channels, |.| over colours. For input "palette" it is
-    taken in the embedded content of each token and spread evenly over the token's pixels."""
+    It is the mean over images of |s^T dh/dx| at each pixel, with random signs s over channels and the norm over colours. For
+    input "palette", x is the embedded content of each token, and its value is spread evenly over the pixels of the token."""
     cfg, x = model.cfg, encoded(model, images)
     soft = x.is_floating_point()
     with torch.enable_grad():
@@ -144,14 +147,15 @@ def sensitivity(model, images, position, mask=None):
 
 
 def receptive_field(model, images):
-    """`sensitivity` of the token at (H // 2, H // 2) as "map", and how far it reaches.
+    """Return the `sensitivity` of the token at (H // 2, H // 2) as "map", and its extent in pixels.
 
-    "side50", "side99": side of the smallest square around the token with 50 and 99 % of the map. As the token of an even
-    grid is not in the middle, up to S + p. "distance": mean distance from the token's centre. All 0 if nothing is read."""
+    "side50" and "side99" are the sides of the smallest squares around the token that contain 50 % and 99 % of the map, up to
+    S + p, because no token is at the centre of an even grid. "distance" is the mean distance from the centre of the token. All
+    are 0 if nothing is read."""
     cfg = model.cfg
     field = sensitivity(model, images, (cfg.grid // 2, cfg.grid // 2))
     offset = torch.arange(cfg.image_size) - (cfg.grid // 2 + 0.5) * cfg.patch + 0.5
-    side = 2 * torch.maximum(offset.abs()[:, None], offset.abs()) + 1  # of the smallest square that reaches a pixel
+    side = 2 * torch.maximum(offset.abs()[:, None], offset.abs()) + 1  # of the smallest square that contains the pixel
     side = side.long().clamp(min=cfg.patch).flatten()
     held = torch.zeros(cfg.image_size + cfg.patch + 1, dtype=torch.float64).index_add(0, side, field.flatten()).cumsum(0)
     sides = {f"side{percent}": int((held < percent / 100 * held[-1]).sum()) for percent in (50, 99)}
@@ -159,7 +163,7 @@ def receptive_field(model, images):
 
 
 def distances(grid, circular=False):
-    """(N, N) Euclidean distances between tokens, in tokens; the shortest way round the torus if circular."""
+    """Return the Euclidean distances (N, N) between tokens, in tokens; on the torus if circular."""
     apart = (torch.arange(grid)[:, None] - torch.arange(grid)).abs()
     if circular:
         apart = torch.minimum(apart, grid - apart)
@@ -167,13 +171,13 @@ def distances(grid, circular=False):
 
 
 def uniform_distance(grid, circular=False):
-    """Mixing distance of the uniform matrix, in tokens: what `mixing_distance` is compared with."""
+    """Return the mixing distance of the uniform matrix, in tokens, a reference value for `mixing_distance`."""
     return float(distances(grid, circular).mean())
 
 
 def mean_distance(weights, distance):
-    """Non-negative weights (..., N) and distances of the same rows -> mean over rows of the weighted mean distance, (...)
-    without the last but one. Rows of zeros are skipped; 0 if all are."""
+    """Return the weighted mean distance per row, averaged over rows: non-negative weights (..., rows, N) and distances ->
+    (...). Rows of zeros are skipped; the result is 0 if all rows are zero."""
     total = weights.sum(-1)
     used = total > 0
     rows = (weights * distance).sum(-1) / total.where(used, 1.0)
@@ -182,8 +186,8 @@ def mean_distance(weights, distance):
 
 @torch.no_grad()
 def mixing_row(model, images, position, layer, head=None, mask=None):
-    """Row of |A| of the block `layer`, 1 to L, for the token at `position` (row, column) of the last image, averaged over heads
-    if none is given: (H, W). An operator without a `matrix` has `block_norms` in place of heads."""
+    """Return the row (H, W) of |A| of block `layer` (1 to L) for the token at `position` (row, column) of the last image,
+    averaged over heads if `head` is None. For an operator without a `matrix`, return its `block_norms`."""
     mixes = [block.mix for block in model.stack]
     mix, arguments, _ = observe(model, encoded(model, images), mixes, mask)[1][layer - 1]
     if not hasattr(mix, "matrix"):
@@ -195,11 +199,11 @@ def mixing_row(model, images, position, layer, head=None, mask=None):
 
 @torch.no_grad()
 def mixing_distance(model, images):
-    """How far each layer mixes, in tokens: per layer a list over heads of (1/N) sum_ij |A_ij| |p_i - p_j|, rows of |A|
-    scaled to sum 1, averaged over images; on the torus if the operator takes the grid for one.
+    """Return the mixing distance in tokens, a list over heads per layer: (1/N) sum_ij |A_ij| |p_i - p_j| with rows of |A|
+    normalised to sum 1, averaged over images, and with distances on the torus if the operator is circular.
 
-    For attention it is the attention distance (Dosovitskiy et al., arXiv 2010.11929, section 4.5). An operator without
-    a `matrix` counts as one head with the |A_ij| of `jacobian_rows`, of the first four images or, of large grids, fewer."""
+    For attention it is the attention distance (Dosovitskiy et al., arXiv 2010.11929, section 4.5). An operator without a
+    `matrix` counts as one head with |A_ij| from `jacobian_rows`, for the first four images (fewer for large grids)."""
     _, calls = observe(model, encoded(model, images), [block.mix for block in model.stack])
     distance, result = distances(model.cfg.grid, model.cfg.circular).to(images.device), []
     for mix, arguments, _ in calls:
@@ -213,8 +217,8 @@ def mixing_distance(model, images):
 
 @torch.no_grad()
 def content_distance(model, images):
-    """`mixing_distance` of what attention reads by its content alone, without its table of positions: of softmax(q_i . k_j /
-    sqrt(d)) over what is allowed. None for a network whose layers do not all have content."""
+    """Return the `mixing_distance` of attention by content alone, softmax(q_i . k_j / sqrt(d)) over the allowed j, without the
+    position table. None unless all layers are attention."""
     _, calls = observe(model, encoded(model, images), [block.mix for block in model.stack])
     distance, result = distances(model.cfg.grid, model.cfg.circular).to(images.device), []
     for mix, arguments, _ in calls:
@@ -229,7 +233,7 @@ def content_distance(model, images):
 
 
 def distance_by_head(matrix, arguments, distance):
-    """Mean distances of the heads of the |A| that `matrix` makes of the arguments of an operator, averaged over images."""
+    """Return the mean distance per head of |A|, A = matrix(*arguments), averaged over images."""
     chunk = max(1, 2**22 // len(distance) ** 2)
     parts = zip(*(x.split(chunk) for x in arguments), strict=True)
     means = torch.cat([mean_distance(matrix(*part).abs(), distance) for part in parts])
@@ -237,8 +241,8 @@ def distance_by_head(matrix, arguments, distance):
 
 
 def jacobian_rows(mix, arguments, b):
-    """|A_ij| of an operator at its real input, (n, N, N) float64: the norms of the Jacobian blocks as in `block_norms`,
-    estimated with random signs, for the first n of its b images. n is 4, or of large grids fewer, down to one."""
+    """Return |A_ij| of an operator at its actual input, (n, N, N) float64: norms of the Jacobian blocks as in `block_norms`,
+    estimated with random signs, for the first n of its b images. n is 4, and down to 1 for large grids."""
     mix, arguments = in_double(mix, arguments)
     _, height, width, channels = arguments[0].shape
     tokens = height * width
@@ -258,14 +262,14 @@ def jacobian_rows(mix, arguments, b):
 
 @torch.no_grad()
 def spectrum(model, images):
-    """Delta log amplitude per layer (Park & Kim, arXiv 2202.06709): natural logarithm of |2-D Fourier transform of h| at
-    frequencies (k, k), k = 0 ... H // 2, of 2 pi k / H per token, less that at k = 0, averaged over images and channels.
-    White noise gives ln(2) / 2 = .35 between the two ends, where the transform is real, and 0 at them."""
+    """Return the delta log amplitude per layer (Park & Kim, arXiv 2202.06709): the natural logarithm of |2-D Fourier transform
+    of h| at frequencies (k, k), k = 0 ... H // 2 (2 pi k / H per token), minus that at k = 0, averaged over images and
+    channels. White noise gives 0 at both ends, where the transform is real, and ln(2) / 2 = .35 in between."""
     return [log_amplitude(h) for h in observe(model, encoded(model, images))[0]]
 
 
 def log_amplitude(h):
-    """The curve of `spectrum` of one token grid (B, H, W, D), as a list."""
+    """Return the curve of `spectrum` for one token grid (B, H, W, D), as a list."""
     amplitude = torch.fft.fft2(h, dim=(1, 2)).abs().clamp(min=1e-6)
     curve = amplitude.log().double().mean((0, 3)).diagonal()[: h.shape[1] // 2 + 1]
     return (curve - curve[0]).tolist()
@@ -273,8 +277,8 @@ def log_amplitude(h):
 
 @torch.no_grad()
 def mixing_spectrum(model, images):
-    """By how much the mixing sub-block of each layer, its skip connection included, changes the last number of `spectrum`:
-    below 0 it is low-pass, above 0 high-pass (Park & Kim, arXiv 2202.06709, figure 8). One number per layer."""
+    """Return per layer the change of the last value of `spectrum` by the mixing sub-block, including its skip connection. The
+    sub-block is low-pass below 0 and high-pass above 0 (Park & Kim, arXiv 2202.06709, figure 8)."""
     blocks = set(model.stack)
     _, calls = observe(model, encoded(model, images), [*blocks, *(block.norm2 for block in blocks)])
     before = [arguments[0] for module, arguments, _ in calls if module in blocks]
@@ -282,12 +286,12 @@ def mixing_spectrum(model, images):
     return [log_amplitude(u)[-1] - log_amplitude(x)[-1] for x, u in zip(before, after, strict=True)]
 
 
-# ---- features compared: between layers and networks (CKA), with the labels of another data set (LogME, transfer) --------
+# ---- features compared with other layers and networks (CKA), and with labels of another data set (LogME, transfer) ------
 
 
 def centred_gram(x):
-    """(A, n, F) features -> (A, n*n) linear kernels, U-centred (Szekely & Rizzo, arXiv 1310.2926): the inner
-    product of two, over n(n - 3), is the unbiased HSIC of Song et al. (JMLR 13, 2012)."""
+    """Map features (A, n, F) to U-centred linear kernels (A, n*n) (Szekely & Rizzo, arXiv 1310.2926). The inner product of two
+    kernels divided by n(n - 3) is the unbiased HSIC of Song et al. (JMLR 13, 2012)."""
     n = x.shape[1]
     off = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
     gram = x @ x.mT * off
@@ -297,9 +301,9 @@ def centred_gram(x):
 
 
 def cka_matrix(ones, others, batch=256):
-    """(A, n, F) and (B, n, F') features of the same n >= 4 images -> (A, B) linear CKA, the unbiased HSIC averaged over
-    batches of images (Nguyen et al., arXiv 2010.15327; a last batch below four is left out). About 0, of either sign, for
-    unrelated features; 0 for features that do not vary."""
+    """Map features (A, n, F) and (B, n, F') of the same n >= 4 images to linear CKA (A, B). The unbiased HSIC is averaged over
+    batches of images (Nguyen et al., arXiv 2010.15327; a last batch of fewer than four is left out). Unrelated features give
+    values near 0 of either sign; constant features give 0."""
     cross, one, other = 0, 0, 0
     for x, y in zip(ones.double().split(batch, 1), others.double().split(batch, 1), strict=True):
         if (n := x.shape[1]) >= 4:
@@ -310,8 +314,8 @@ def cka_matrix(ones, others, batch=256):
 
 @torch.no_grad()
 def cka_layers(model, images, other=None):
-    """(L + 1, L' + 1) CKA between the layers of two networks, or of one with itself, on the features that are probed: the
-    token average of the normed grid."""
+    """Return the CKA (L + 1, L' + 1) between the layers of two networks, or of one network with itself, on the features of
+    `networks.model.features`, which are also probed."""
     found = []
     for network in [model] if other is None else [model, other]:
         parts = images.split(per_pass(network.cfg, images.device))
@@ -320,11 +324,11 @@ def cka_layers(model, images, other=None):
 
 
 def logme(x, labels, classes):
-    """Logarithm of maximum evidence per image, in nats (You et al., arXiv 2102.11005), of features (n, F) and labels (n,):
-    the higher, the better a linear model on the features gives the labels.
+    """Return LogME, the logarithm of the maximum evidence per image in nats (You et al., arXiv 2102.11005), of features (n, F)
+    and labels (n,). Higher values mean that a linear model on the features predicts the labels better.
 
-    One Gaussian linear model without offset per class, on 0/1 targets, prior and noise precision alpha and beta at the
-    fixed point of the evidence; mean over the classes that occur. A squared residual below 1e-5 counts as that."""
+    Each class has a Gaussian linear model without offset on 0/1 targets; its prior and noise precisions alpha and beta are at
+    the fixed point of the evidence. The result is the mean over classes that occur. Squared residuals are at least 1e-5."""
     y = F.one_hot(labels, classes).double()
     y = y[:, y.any(0)]
     n = len(y)
@@ -334,7 +338,7 @@ def logme(x, labels, classes):
     alpha = beta = torch.ones_like(outside)
     for _ in range(1000):
         ratio = (alpha / beta).clamp(1e-10, 1e10)
-        effective = (s / (s + ratio)).sum(0)  # number of parameters the data decide
+        effective = (s / (s + ratio)).sum(0)  # effective number of parameters
         weight = (s * power / (s + ratio).square()).sum(0).clamp(min=TINY)
         residual = (outside + (power * (ratio / (s + ratio)).square()).sum(0)).clamp(min=1e-5)
         alpha, beta = effective / weight, (n - effective) / residual
@@ -345,9 +349,9 @@ def logme(x, labels, classes):
 
 
 def transfer(model, data):
-    """The features on another data set, its images of the model's size: "layer", the best by validation accuracy, "test"
-    and "knn", its test accuracies, 0 to 1; "logme", the best layer's LogME on the training split, and "logme_layers", that of
-    every layer."""
+    """Evaluate the features on another data set with images of the same size. Returns "layer", the best layer by validation
+    accuracy; "test" and "knn", its test accuracies (0 to 1); "logme_layers", the LogME of every layer on the training split;
+    and "logme", the highest of these."""
     x, labels = layer_features(model, data.train)
     values = [logme(layer, labels, len(data.classes)) for layer in x]
     probe, _ = probe_network(model, data)
@@ -360,10 +364,10 @@ def transfer(model, data):
 
 
 def network(model, images):
-    """All measures of one network: CKA on all these images, the others on 32 of them, evenly spread (Lie error: 8).
+    """Compute all measures of a network: CKA on all images, the others on 32 evenly spaced ones (local equivariance error: 8).
 
-    Returns (dict of numbers and lists, to six significant digits, as JSON takes them; map of the receptive field, (S, S)
-    float32 array)."""
+    Returns (dict of numbers and lists, rounded to six significant digits, that JSON can represent; map of the receptive field,
+    (S, S) float32 array)."""
     few = spread(images, FEW)
     field = receptive_field(model, few)
     measures = {
@@ -381,7 +385,7 @@ def network(model, images):
 
 
 def rounded(value):
-    """Nested dicts and lists with every float at six significant digits."""
+    """Round every float in nested dicts and lists to six significant digits."""
     if isinstance(value, dict):
         return {name: rounded(v) for name, v in value.items()}
     if isinstance(value, list):

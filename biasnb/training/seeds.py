@@ -1,4 +1,4 @@
-"""What is trained: one network, or networks that differ in their seed only as one program, with the seeds as a batch axis."""
+"""The trained module: one network, or networks that differ only in the seed as one program with a leading axis of seeds."""
 
 import contextlib
 import copy
@@ -11,23 +11,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .pretext import LOSSES, classify, corrupted, targets, token_errors
 
-COMPILED_STEPS = 2000  # fewer would not pay for the time that compiling takes
+COMPILED_STEPS = 2000  # for fewer steps, compilation takes longer than it saves
 
 
 def compiled(function, steps, device):
-    """A function of tensors on a GPU, whose kernels are fused by torch.compile if it will be called often enough; what cannot
-    be compiled, forward or backward, stays as it is."""
+    """Fuse the GPU kernels of a function with torch.compile if it is called often enough. A forward or backward pass that
+    cannot be compiled is left unchanged."""
     if device.type == "cpu" or steps < COMPILED_STEPS:
         return function
-    torch._dynamo.reset()  # a process compiles but a few functions of one code, and trains many networks
+    torch._dynamo.reset()  # dynamo limits the compilations per function, and a process trains many networks
     torch._dynamo.config.suppress_errors = True
-    torch._functorch.config.force_non_lazy_backward_lowering = True  # at the first call, where an error is suppressed
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # compile it in the first call, where errors are suppressed
     return torch.compile(function, dynamic=False)
 
 
 class Scored(nn.Module):
-    """A network with its loss, for which every shape is known beforehand: what is hidden under 'bert' is gathered into a fixed
-    number of places, more than are ever hidden, and those beyond it weigh nothing."""
+    """A network with its loss, in which all shapes are static: for 'bert', hidden tokens are gathered into a fixed number of
+    slots, more than are ever hidden, and unused slots have weight 0."""
 
     def __init__(self, net):
         super().__init__()
@@ -48,7 +48,7 @@ class Scored(nn.Module):
 
 
 class Single(nn.Module):
-    """One network as it is trained. On a GPU its loss has shapes that are known beforehand, so that nothing waits for it."""
+    """One network in training. On a GPU its loss has static shapes, so that the CPU never waits for the GPU."""
 
     def __init__(self, model, steps):
         super().__init__()
@@ -56,7 +56,7 @@ class Single(nn.Module):
         self.score = None if device.type == "cpu" else compiled(Scored(model), steps, device)
 
     def losses(self, batches):
-        """(1,) loss of the one batch (images, given)."""
+        """Return the loss (1,) of the only batch (images, given)."""
         images, given = batches[0]
         if self.score is None:
             return LOSSES[self.model.cfg.pretext](self.model, images, given)[None]
@@ -65,22 +65,22 @@ class Single(nn.Module):
         return self.score(encoded, target, mask)[None]
 
     def norms(self, tensors):
-        """(1,) norm over all these tensors."""
+        """Return the norm (1,) over all tensors."""
         return torch.stack(torch._foreach_norm(tensors)).norm()[None]
 
     def clip(self, most):
-        """Scale the gradient down to a norm of `most`; returns the (1,) norm before."""
+        """Clip the norm of the gradient to `most` and return the norm (1,) before clipping."""
         found = [p.grad for p in self.parameters() if p.grad is not None]
         norms = self.norms(found)
         torch._foreach_mul_(found, (most / (norms[0] + 1e-6)).clamp(max=1.0))
         return norms
 
     def scatter(self, optimizer):
-        """The network has its parameters already."""
+        """Do nothing, because the network holds its own parameters."""
 
 
 class Stack(nn.Module):
-    """S networks of one shape as one: every parameter of `net` has the seeds as its first axis, under its own name."""
+    """S networks of equal shape as one network `net`. Its parameters keep their names and have a leading axis of seeds."""
 
     def __init__(self, models, optimizers, steps):
         super().__init__()
@@ -100,23 +100,23 @@ class Stack(nn.Module):
         return self.scored.net
 
     def losses(self, batches):
-        """(S,) losses of S batches (images, given), one per network."""
+        """Return the losses (S,) of S batches (images, given), one per network."""
         with torch.no_grad():
             parts = [encoded_batch(model, *batch) for model, batch in zip(self.models, batches, strict=True)]
             encoded, targets, masks = zip(*parts, strict=True)
             encoded, targets = torch.stack(encoded), torch.stack(targets)
             masks = None if masks[0] is None else torch.stack(masks)
-        # On a CPU the fused attention has no rule for vmap.
+        # fused attention on a CPU does not support vmap
         plain = sdpa_kernel(SDPBackend.MATH) if encoded.device.type == "cpu" else contextlib.nullcontext()
         with plain:
             return self.score(dict(self.scored.named_parameters()), encoded, targets, masks)
 
     def norms(self, tensors):
-        """(S,) norms over all these tensors (S, ...)."""
+        """Return the norms (S,) over all tensors (S, ...)."""
         return torch.stack([x.flatten(1).norm(dim=1) for x in tensors]).norm(dim=0)
 
     def clip(self, most):
-        """Scale the gradients of each network whose norm is above `most` down to it; returns the (S,) norms before."""
+        """Clip the norm of the gradient of each network to `most` and return the norms (S,) before clipping."""
         found = [p.grad for p in self.parameters() if p.grad is not None]
         norms = self.norms(found)
         scale = (most / (norms + 1e-6)).clamp(max=1.0)
@@ -125,7 +125,7 @@ class Stack(nn.Module):
         return norms
 
     def gather(self, optimizer):
-        """Give an optimizer of `net` the states of the networks' own; returns it."""
+        """Stack the states of the networks' optimizers into an optimizer of `net`, and return it."""
         for stacked, own in self._correspondence(optimizer):
             states = [one.state[p] for one, p in zip(self.optimizers, own, strict=True)]
             for name, value in states[0].items():
@@ -135,7 +135,7 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def scatter(self, optimizer):
-        """Give the networks their parameters back, and their optimizers the state of this one."""
+        """Copy the parameters to the networks, and the state of `optimizer` to their optimizers."""
         for name, stacked in self.net.named_parameters():
             for model, value in zip(self.models, stacked, strict=True):
                 model.get_parameter(name).copy_(value)
@@ -146,19 +146,19 @@ class Stack(nn.Module):
                     one.state[p][name] = value.clone() if name == "step" else value[i].clone()
 
     def _correspondence(self, optimizer):
-        """Each parameter of an optimizer of `net` with the tuple of the networks' own that it stands for."""
+        """Pair each parameter of an optimizer of `net` with the tuple of the corresponding parameters of the networks."""
         own = zip(*(trained(one) for one in self.optimizers), strict=True)
         return zip(trained(optimizer), own, strict=True)
 
 
 def trained(optimizer):
-    """The parameters of an optimizer, in its order."""
+    """Return the parameters of an optimizer, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def encoded_batch(model, images, given):
-    """What a Scored takes, of images (B, S, S, 3) and what `pretext.draw` gave: encoded images, (B * N, ...) targets or (B,)
-    labels, and under 'bert' the mask (B, H, W)."""
+    """Return the arguments of a Scored for images (B, S, S, 3) and the result of `pretext.draw`: encoded images, targets
+    (B * N, ...) or labels (B,), and for 'bert' the mask (B, H, W), else None."""
     images = model.arrange(images)
     encoded = model.encode(corrupted(model, images, given))
     if model.cfg.pretext == "supervised":
