@@ -1,3 +1,3 @@
-"""From records to verdicts. `claims` has every claim with its rule and its tests, `contrasts` the paired differences of runs
-that tests are about, `hypotheses` what a single test says, `stats` the statistics over seeds, `verdicts` turns tests into a
-verdict. Imports `records`, the configuration and the table of operators, and no torch."""
+"""From records to verdicts. `claims` defines every claim with its rule and its tests, `contrasts` computes paired differences
+of runs, `hypotheses` defines a single test, `stats` provides statistics over seeds, and `verdicts` combines tests into a
+verdict. Imports `records`, the configuration and the table of operators, but not torch."""

@@ -1,4 +1,4 @@
-"""From records to evidence: paired contrasts of runs, and whether the networks that they compare are trained."""
+"""Paired contrasts of runs, computed from records, and checks that the compared networks are trained."""
 
 from dataclasses import dataclass, field, replace
 
@@ -12,8 +12,8 @@ from .hypotheses import LEVEL, PAIRS, Test
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared: turned and scaled so that more is better, what a trained network is above, and whether its tests read
-    what was measured at random init."""
+    """A compared quantity, signed and scaled by `scale` so that higher is better. A trained network must exceed `baseline`;
+    `start` says whether tests need the value at random initialisation."""
 
     name: str
     unit: str
@@ -38,11 +38,11 @@ METRICS = {
 
 
 class Absent(Exception):
-    """A sweep that was not made for a claim: what it lacks."""
+    """Raised if a sweep lacks the runs of a claim; the message says what is missing."""
 
 
 class Form(dict):
-    """A weighted sum of runs per seed, {seed: {key: weight}}; a seed that a part lacks is left out."""
+    """A weighted sum of runs per seed, {seed: {key: weight}}. A sum keeps only the seeds that all its terms have."""
 
     def __add__(self, other):
         added = Form()
@@ -75,24 +75,24 @@ def mean(forms):
 
 
 def slope(x, forms):
-    """The least-squares slope of forms on x."""
+    """Return the least-squares slope of forms on x, as a Form."""
     return total(weight * form for weight, form in zip(stats.slope_weights(x), forms, strict=True))
 
 
 @dataclass
 class Evidence:
-    """What one sweep says with one metric. `of` names runs, `test` makes hypotheses of their weighted sums.
+    """The evidence of one sweep in one metric. `of` selects runs, `test` builds hypotheses about their weighted sums.
 
-    Every run that ended counts; one that diverged, with the values of its network at random init. With `strict`, as in a
-    sensitivity analysis, only the runs count that are above their floors by test values, whatever the others of their arm."""
+    Every run that ended counts. A run that diverged has the values of its network at random initialisation. With `strict` (a
+    sensitivity analysis), only runs whose test values exceed their baselines count, whatever the other runs of their arm."""
 
     sweep: Sweep
     metric: str
-    runs: pd.DataFrame  # the sweep's, by key
-    records: dict = field(default_factory=dict)  # those that have been read, and what was made of them
+    runs: pd.DataFrame  # the frame of the sweep, indexed by key
+    records: dict = field(default_factory=dict)  # cache of records and of values computed from them
     strict: bool = False
     used: set = field(default_factory=set)
-    notes: list = field(default_factory=list)  # what a reader should know, in words
+    notes: list = field(default_factory=list)  # remarks for the reader
 
     def __post_init__(self):
         self.base = self.sweep.base()
@@ -101,11 +101,11 @@ class Evidence:
         self.counted = set(self.runs.index) - self.out.keys()
 
     def strictly(self):
-        """The same, of the runs that are above their floors by test values."""
+        """Return this Evidence restricted to the runs whose test values exceed their baselines."""
         return replace(self, strict=True, used=set(), notes=[])
 
     def excluded(self, run):
-        """Why a run does not count, or ''."""
+        """Return the reason why a run does not count, or ''."""
         baseline, pixels = METRICS[self.metric].baseline, run.pretext == "bert"
         if run.status not in ("done", "diverged"):
             return run.status
@@ -128,18 +128,18 @@ class Evidence:
             return "PSNR not above the mean of visible neighbours"
         return ""
 
-    # ---- which runs
+    # ---- selection of runs
 
     def levels(self, name, least=1, most=None):
-        """The levels of a field that were asked for, ascending, up to `most`. Raises Absent for fewer than `least`."""
+        """Return the requested levels of a field, ascending, up to `most`. Raises Absent if there are fewer than `least`."""
         found = sorted({run[name] for run in self.sweep.runs if name in run and (most is None or run[name] <= most)})
         if len(found) < least:
             raise Absent(f"needs {least} levels of {name}" + (f" up to {most}" if most else "") + f", has {len(found)}")
         return found
 
     def of(self, **where):
-        """The run of every seed with these fields, all other factors at their base level; a field that a run does not read
-        has any level. Raises Absent."""
+        """Return the Form of the run of every seed with these field values and all other factors at their base level. Fields
+        that a run does not read are ignored. Raises Absent."""
         fixed = {**self.base, **where}
         chosen = [run for run in self.sweep.runs if all(run.get(name, value) == value for name, value in fixed.items())]
         if not chosen:
@@ -148,7 +148,7 @@ class Evidence:
         return Form({run["seed"]: {run["key"]: 1.0} for run in chosen})
 
     def arms(self, keys):
-        """What runs are called -> their keys: those that are equal in everything but the seed, named by what varies."""
+        """Group runs into arms, which differ only in the seed: {name, made of the factors that vary: keys}."""
         runs, found = [run for run in self.sweep.runs if run["key"] in keys], {}
         varied = []
         for name in self.sweep.factors():
@@ -167,18 +167,18 @@ class Evidence:
         return self.records[key]
 
     def start(self, key):
-        """The record at random init of a run."""
+        """Return the record of a run at random initialisation."""
         return self.record(self.runs.at[key, "init"])
 
     def diverged(self, key):
         return self.runs.at[key, "status"] == "diverged"
 
     def final(self, key):
-        """The record with the measures and the probe of a run: its own, or that of its random init if it diverged."""
+        """Return the record with the measures and the probe of a run, which is that at random initialisation if it diverged."""
         return self.start(key) if self.diverged(key) else self.record(key)
 
     def choice(self, key):
-        """The penalties and the best layer of a run's probe, which all seeds of its setting share."""
+        """Return the Choice (penalties and best layer) of the probe of a run, which all seeds of its arm share."""
         if "choices" not in self.records:
             ended = self.runs.index[self.runs.status.isin(("done", "diverged"))]
             inits = self.sweep.inits() if any(map(self.diverged, ended)) else {}
@@ -189,13 +189,12 @@ class Evidence:
     # ---- values
 
     def value(self, key):
-        """The metric of a run, more is better."""
+        """Return the metric of a run; higher is better."""
         return METRICS[self.metric].scale * self.runs.at[key, self.metric]
 
     def values(self, of, value=None):
-        """{seed: weighted sum} of a Form over the seeds all of whose runs count, or a dict as it is. `value` is the metric,
-        another function of a key, or a column of the runs. A seed whose value is NaN, as of a metric that its runs do not have,
-        is left out."""
+        """Return {seed: weighted sum} of a Form for the seeds whose runs all count; a plain dict is used as it is. `value` is a
+        function of a key or a column of the runs, by default the metric. Seeds with a NaN value are left out."""
         found = of
         if isinstance(of, Form):
             value, found = self.runs[value].get if isinstance(value, str) else value or self.value, {}
@@ -205,14 +204,14 @@ class Evidence:
         return {seed: number for seed, number in found.items() if not np.isnan(number)}
 
     def combined(self, combine, parts, value=None):
-        """{seed: what `combine` makes of the list of the values of all parts}, for what is no weighted sum."""
+        """Return {seed: combine(values of all parts)}, for quantities that are not weighted sums."""
         found, results = [self.values(part, value) for part in parts], {}
         for seed in sorted(set.intersection(*map(set, found))):
             results[seed] = float(combine([values[seed] for values in found]))
         return results
 
     def relative(self, change, whole):
-        """{seed: change in % of the whole} of two forms."""
+        """Return {seed: change in % of whole} for two forms."""
 
         def percent(values):
             return 100 * values[0] / abs(values[1])
@@ -220,15 +219,15 @@ class Evidence:
         return self.combined(percent, [change, whole])
 
     def correct(self, form):
-        """(seeds, test images) weighted sum of the probes' correctness in points, for the seeds of `values`."""
+        """Return the weighted sum of the probes' correctness in points, (seeds, test images), for the seeds of `values`."""
         rows = []
         for seed in self.values(form):
             rows.append(sum(100.0 * weight * self.bits(key) for key, weight in form[seed].items()))
         return np.array(rows)
 
     def groups(self, form):
-        """(test images,) which test images of these runs, equal for all, are not independent, by the record of a baseline; None
-        if all are."""
+        """Return the groups of dependent test images (test images,) from the record of a baseline, equal for all runs; None if
+        all images are independent."""
         used = {key for part in form.values() for key in part}
         for baseline in sorted({run["baseline"] for run in self.sweep.runs if run["key"] in used}):
             if self.sweep.store.has(baseline) and "arrays" in self.sweep.store.load(baseline):
@@ -236,8 +235,8 @@ class Evidence:
         return None
 
     def bits(self, key):
-        """(test images,) how often the probe of a run is right at the penalties of its setting: over layers 1 to L, of
-        "probe_best" at the best layer."""
+        """Return the fraction (test images,) of layers 1 to L at which the probe of a run is correct, with the penalties of its
+        arm; for "probe_best" at the best layer only."""
         if (key, self.metric) not in self.records:
             correct, choice = self.sweep.store.arrays(self.final(key)["key"])["correct"], self.choice(key)
             layers = [choice.layer] if self.metric == "probe_best" else range(1, len(correct))
@@ -245,12 +244,12 @@ class Evidence:
             self.records[key, self.metric] = np.mean(right, 0)
         return self.records[key, self.metric]
 
-    # ---- trained or not, by validation values
+    # ---- whether networks are trained, by validation values
 
     def trained(self, form):
-        """Whether the arms of a Form, averaged as it says, are trained. Of features: the gain over random init is above 0 by a
-        one-sided paired t test over seeds, and the mean above raw pixels. Of reconstructions: the mean PSNR is above the
-        mean of visible neighbours."""
+        """Return whether the arms of a Form, averaged with its weights, are trained. For features, the gain over random
+        initialisation is above 0 by a one-sided paired t test over seeds, and the mean exceeds raw pixels. For reconstructions,
+        the mean PSNR exceeds that of the mean of visible neighbours."""
         above, gain = self.floors(form)
         if above is None:
             return True
@@ -259,7 +258,7 @@ class Evidence:
         return gain is None or stats.greater(list(gain.values())) <= LEVEL
 
     def floors(self, form):
-        """(per seed how far above its floor, per seed how far above random init), None for what has no such floor."""
+        """Return (difference to the baseline, difference to random initialisation), each {seed: value} or None if undefined."""
         baseline, keys = METRICS[self.metric].baseline, {key for part in form.values() for key in part}
         if not baseline or (baseline == PIXELS and any(self.runs.at[key, "pretext"] != "bert" for key in keys)):
             return None, None
@@ -269,23 +268,23 @@ class Evidence:
         return self.values(form, f"above_pixels{best}"), self.values(form, f"above_init{best}")
 
     def untrained(self, keys):
-        """The arms of these runs that are not trained, in words, with the number of seeds that are below a floor."""
+        """Return descriptions of the untrained arms among these runs, with the number of seeds not above a baseline."""
         found = []
         for name, members in self.arms(keys).items():
             form = Form({self.runs.at[key, "seed"]: {key: 1.0} for key in members})
             above, gain = self.floors(form)
             if above and not self.trained(form):
                 low = [seed for seed in above if not above[seed] > 0 or (gain and not gain[seed] > 0)]
-                if low or len(above) >= PAIRS:  # few seeds show little
+                if low or len(above) >= PAIRS:  # with few seeds, the t test alone is not sufficient
                     found.append(f"{name} ({len(low)} of {len(above)} seeds)")
         return tuple(found)
 
     # ---- hypotheses
 
     def test(self, label, of, goal, margin=0.0, reference=None, value=None, unit=None, small=None, **rest):
-        """A Test of what `values` takes. `reference`: the Form of the arms that must be trained for it to say anything, those
-        that are said to be better or are left as they are. `small`: up to where an effect is negligible; the margin of above
-        and below unless given."""
+        """Return a Test of `of`, which is an argument of `values`. `reference` is the Form of the arms that must be trained for
+        an informative test: those that are claimed to be better or are left unchanged. Effects within `small` of 0 are
+        negligible; its default is the margin for above, below and differs, else 0."""
         features = isinstance(of, Form) and self.metric in ("probe", "probe_best") and value is None
         if features and not self.strict and len(self.values(of)) > 1:
             rest |= {"images": self.correct(of), "groups": self.groups(of)}
@@ -299,12 +298,12 @@ class Evidence:
         return Test(label, self.values(of, value), goal, margin, unit, small, **rest)
 
     def rank_test(self, label, groups, other, goal, reference, sign=1):
-        """A Test of the mean over groups of forms of Kendall's tau between the probe and another column of the runs, its sign
-        turned by -1. The forms' means over seeds are ranked; p by permuting them within groups. The values are the tau of all
-        forms per seed, to be counted."""
+        """Return a Test of Kendall's tau between the probe and column `other` times `sign`, averaged over groups of forms. The
+        means of the forms over seeds are ranked, and p comes from permutations within groups. The values of the Test, tau of
+        all forms per seed, only give n."""
 
         def tau(probes, others):
-            """(mean tau, p) of two lists over all forms."""
+            """Return (mean tau, p) of two lists over all forms."""
             found, at = [], 0
             for group in groups:
                 here = slice(at, at := at + len(group))
@@ -327,10 +326,10 @@ class Evidence:
 
 
 def runs_of(sweep):
-    """The frame of a sweep by key, with the columns that floors and metrics need; NaN for what a run does not have. A run that
-    diverged has what its network has at random init, where the head is zero: the PSNR of the image mean, the loss of
-    predicting nothing (1 in standardised colours, the logarithm of the number of colours of a palette), and the probe of the
-    record of its random init."""
+    """Return the frame of a sweep by key with the columns that baselines and metrics need (NaN if a run has no value). A run
+    that diverged has the values of its network at random initialisation, whose head is zero: the PSNR of the image mean, the
+    loss of predicting zeros (1 in standardised colours, the logarithm of the number of colours of a palette), and the probe of
+    the record at random initialisation."""
     probes = [f"{split}probe{best}" for split in ("", "val_") for best in ("", "_best")]
     names = ["psnr", "val_psnr", "loss", "knn", *probes, *(f"init_{name}" for name in probes)]
     runs = with_columns(sweep.frame(), *names).astype(dict.fromkeys(names, float)).set_index("key", drop=False)
@@ -345,7 +344,7 @@ def runs_of(sweep):
 
 
 def starts_of_diverged(sweep, runs):
-    """Key of a run that diverged -> its columns at random init; no probe where the record of its random init is missing."""
+    """Return {key of a diverged run: columns at random initialisation}, without a probe if that record is missing."""
     lost = runs[runs.status == "diverged"]
     if not len(lost):
         return {}

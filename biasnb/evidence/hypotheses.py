@@ -1,4 +1,4 @@
-"""One hypothesis about one value per seed: what would support it, what would contradict it, and how it came out."""
+"""A hypothesis about one value per seed: its goal, its p values and its verdict."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from . import stats
 
-PAIRS = 5  # fewer decide nothing
+PAIRS = 5  # the fewest pairs for a verdict
 LEVEL = 0.05
 MARKS = {"supported": "✓", "contradicted": "✗", "negligible": "≈", "undecided": "?", "uninformative": "∅", "not run": "–"}
 WORDS = {"within": "within ±", "differs": "beyond ±", "above": "above ", "below": "below ", "not below": "not below ",
@@ -17,31 +17,31 @@ WORDS = {"within": "within ±", "differs": "beyond ±", "above": "above ", "belo
 class Test:
     """A hypothesis about one value per seed.
 
-    The goal: the mean is "above" or "below" the margin; "not below" it (non-inferiority); "within" plus or minus it
-    (equivalence); it "differs" from 0 by more than the margin, on either side; or, without statistics, the estimate is "at
-    most" the margin, or every value is "all above" or "all below" it.
+    The goal is that the mean is "above" or "below" the margin; "not below" it (non-inferiority); "within" plus or minus it
+    (equivalence); or "differs" from 0 by more than the margin, in either direction. Two kinds of goal use no statistics: the
+    estimate is "at most" the margin, or every value is above it ("all above") or below it ("all below").
 
-    Contradicted is what is shown to lie on the other side of the margin. An effect that is shown to lie within plus or minus
-    `small` of 0 is negligible, whatever its sign."""
+    A hypothesis is contradicted if the effect is shown to lie on the other side of the margin. An effect shown to lie within
+    plus or minus `small` of 0 is negligible, whatever its sign."""
 
     label: str
-    values: dict  # seed -> value, over the seeds all of whose runs count
+    values: dict  # {seed: value} for the seeds whose runs all count
     goal: str
     margin: float
     unit: str
     small: float = 0.0  # 0: no effect is negligible
-    decides: bool = True  # the verdict of the claim hangs on it
-    row: str = ""  # of a claim that is decided row by row
-    trained: bool = True  # whether the arms of the reference are
-    untrained: tuple = ()  # those of them that are not, in words
-    estimate: float | None = None  # in place of the mean of the values, without an interval
-    p: tuple = ()  # (for, against) of a test that is not the paired t test
-    lacks: str = ""  # what records would need for it
-    images: np.ndarray | None = None  # (seeds, images): what each test image adds
-    groups: np.ndarray | None = None  # (images,): equal for images that are not independent; None: all are
-    adjusted: tuple = ()  # p for and against, after Holm
+    decides: bool = True  # whether the verdict of the claim depends on this test
+    row: str = ""  # row of a claim that is decided row by row
+    trained: bool = True  # whether the arms of the reference are trained
+    untrained: tuple = ()  # descriptions of the arms of the reference that are not trained
+    estimate: float | None = None  # replaces the mean of the values; it has no interval
+    p: tuple = ()  # (p for, p against) of a test other than the paired t test
+    lacks: str = ""  # what the records lack for this test
+    images: np.ndarray | None = None  # (seeds, images): contribution of each test image
+    groups: np.ndarray | None = None  # (images,): group of each dependent test image; None: all are independent
+    adjusted: tuple = ()  # (p for, p against) after Holm's correction
     verdict: str = "undecided"
-    earlier: "Test | None" = None  # the same of the runs that are above their floors by test values
+    earlier: "Test | None" = None  # the same test for the runs whose test values exceed their baselines
 
     @property
     def n(self):
@@ -63,8 +63,8 @@ class Test:
         return "helps" if self.effect.mean > 0 else "harms"
 
     def p_values(self):
-        """(p for the goal, p against it): two-sided for above, below and differs, 1 on the wrong side; one-sided for not below
-        and within, as is usual there; NaN without pairs."""
+        """Return (p for the goal, p against it). For above, below and differs, p is two-sided, or 1 if the mean is on the wrong
+        side. For not below and within, p for the goal is one-sided, as is usual. Both are NaN without pairs."""
         x, margin = list(self.values.values()), self.margin
         if self.p:
             return self.p
@@ -83,16 +83,16 @@ class Test:
         return (above, below) if self.goal == "above" else (below, above)
 
     def p_negligible(self):
-        """p that the effect is negligible, by two one-sided tests; NaN where no effect is."""
+        """Return the p value of two one-sided tests that the effect is negligible; NaN if `small` is 0."""
         return stats.equivalent(list(self.values.values()), self.small) if self.small and self.n > 1 else np.nan
 
     def judge(self, adjusted):
-        """Take the verdict that the adjusted p values give."""
+        """Set the verdict from the adjusted p values."""
         self.adjusted = adjusted
         if self.goal.startswith("all"):
             above = self.goal == "all above"
             holds = all(value > self.margin if above else value < self.margin for value in self.values.values())
-            if not holds:  # one is enough
+            if not holds:  # one violation is sufficient, whatever n
                 self.verdict = "contradicted"
                 return
         if self.n < PAIRS:

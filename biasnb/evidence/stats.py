@@ -1,5 +1,5 @@
-"""Statistics over seeds: the unit is the seed, and seeds are paired across networks. Missing values, and the seeds, blocks or
-pairs that have one, are left out; a result is NaN where too few are left, two unless another number is named."""
+"""Statistics over seeds. The unit is the seed, and seeds are paired across networks. Seeds, blocks or pairs with missing values
+are left out. A result is NaN if fewer than two remain, unless another number is stated."""
 
 import itertools
 from typing import NamedTuple
@@ -7,19 +7,19 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-AXES = ("local", "shared", "dynamic")  # of the cube, the factors of a 2 x 2 x 2 design
+AXES = ("local", "shared", "dynamic")  # factors of the 2 x 2 x 2 design (the cube)
 EFFECTS = {factors: " x ".join(AXES[i] for i in factors) for n in (1, 2, 3) for factors in itertools.combinations(range(3), n)}
 
 
 def present(values):
-    """The values, or rows of values, as an array without those that are or have NaN."""
+    """Return the values, or rows of values, as an array without those that are or contain NaN."""
     x = np.asarray(values, float)
     missing = np.isnan(x)
     return x[~(missing.any(axis=1) if x.ndim > 1 else missing)]
 
 
 def mean_interval(values):
-    """(mean, half-width of its 95 % t interval, n)."""
+    """Return (mean, half-width of its 95 % t interval, n)."""
     x = present(values)
     if len(x) < 2:
         return (float(x[0]) if len(x) else np.nan), np.nan, len(x)
@@ -28,8 +28,9 @@ def mean_interval(values):
 
 
 def factorial(values):
-    """Effects of a 2 x 2 x 2 design: {(a, b, c): value} over all truth values -> {factors: effect}, factors the indices of one
-    (main effect), two or three (interaction). An effect is the mean where the product of signs is + less where it is -."""
+    """Return the effects {factors: effect} of a 2 x 2 x 2 design {(a, b, c): value} over all truth values. `factors` are the
+    indices of one (main effect), two or three factors (interaction). An effect is the mean over cells whose product of signs is
+    positive minus the mean over the others."""
     effects = {}
     for factors in EFFECTS:
         signs = {cell: np.prod([1 if cell[i] else -1 for i in factors]) for cell in values}
@@ -38,7 +39,7 @@ def factorial(values):
 
 
 class Paired(NamedTuple):
-    """Per-seed differences: their mean, the ends of its 95 % t interval, n, standard deviation, two-sided p."""
+    """Per-seed differences: mean, limits of its 95 % t interval, n, standard deviation and two-sided p."""
 
     mean: float
     low: float
@@ -49,8 +50,8 @@ class Paired(NamedTuple):
 
 
 def _t(values, against):
-    """(t, mean, standard deviation, n). Deviations are taken from the first value, so that equal values have a deviation of
-    exactly 0; t is then infinite, or 0 if they equal `against`."""
+    """Return (t, mean, standard deviation, n). Deviations are computed relative to the first value, so that equal values have a
+    standard deviation of exactly 0; t is then infinite, or 0 if they equal `against`."""
     x = present(values)
     n = len(x)
     if n < 2:
@@ -62,16 +63,16 @@ def _t(values, against):
 
 
 def paired(values, against=0.0):
-    """Paired t test and 95 % interval of per-seed differences -> Paired; p is that of H0: mean = against. Without variance the
-    interval is the mean alone and p is 0, or 1 if the mean equals `against`."""
+    """Return the paired t test of per-seed differences with H0: mean = against, and their 95 % interval. Without variance the
+    interval has length 0 and p is 0, or 1 if the mean equals `against`."""
     t, mean, sd, n = _t(values, against)
     half = special.stdtrit(n - 1, 0.975) * sd / np.sqrt(n) if n > 1 else np.nan
     return Paired(mean, float(mean - half), float(mean + half), n, sd, float(2 * special.stdtr(n - 1, -abs(t))))
 
 
 def _flipped_sums(x, exact):
-    """Sums over the seeds (first axis of x) under sign flips of whole seeds, the unflipped sum first: all 2^n flips for
-    n <= exact, else 10 000 of them, drawn from seed 0 and with the unflipped one among them (Phipson and Smyth 2010)."""
+    """Return sums over the seeds (first axis of x) under sign flips of whole seeds, the unflipped sum first: all 2^n flips for
+    n <= exact, else 10 000 random ones, including the unflipped one (Phipson and Smyth 2010)."""
     if len(x) > exact:
         flips = np.random.default_rng(0).choice((-1.0, 1.0), (10_000, len(x)))
         flips[0] = 1
@@ -83,20 +84,20 @@ def _flipped_sums(x, exact):
 
 
 def sign_flip(values, against=0.0):
-    """Two-sided p of H0: per-seed differences are symmetric about `against` (Fisher's randomization test): the share of sign
-    flips whose mean is at least as far away. Exact up to 20 seeds, so never below 2 / 2^n; from 10 000 flips above. Needs one
-    seed."""
+    """Return the two-sided p of Fisher's randomisation test of H0: per-seed differences are symmetric about `against`. p is the
+    fraction of sign flips whose mean is at least as far away: exact (so at least 2 / 2^n) up to 20 seeds, from 10 000 random
+    flips for more. One seed suffices."""
     x = present(values) - against
     if not len(x):
         return np.nan
     far = np.abs(_flipped_sums(x, exact=20))
-    return float(np.mean(far >= far[0] - 1e-9 * np.abs(x).sum()))  # equal sums may differ by rounding
+    return float(np.mean(far >= far[0] - 1e-9 * np.abs(x).sum()))  # tolerance for rounding errors of equal sums
 
 
 def holm(ps):
-    """p values adjusted for their number by Holm's step-down method (1979), in the order given. A NaN, of a planned test
-    without data, stays and counts."""
-    # statsmodels' multipletests collects all garbage on every call, 0.1 s of it
+    """Return p values adjusted by Holm's step-down method (1979), in the given order. A NaN (a planned test without data) stays
+    NaN and counts as a test."""
+    # multipletests of statsmodels runs the garbage collector on every call, which takes 0.1 s
     adjusted = np.array(ps, float)
     order = np.argsort(adjusted)[: np.count_nonzero(~np.isnan(adjusted))]
     steps = np.arange(len(adjusted), len(adjusted) - len(order), -1)
@@ -105,31 +106,31 @@ def holm(ps):
 
 
 def greater(values, against=0.0):
-    """p of H0: mean of the per-seed differences <= against, by a one-sided paired t test."""
+    """Return p of H0: mean of the per-seed differences <= against, by a one-sided paired t test."""
     t, *_, n = _t(values, against)
     return float(special.stdtr(n - 1, -t))
 
 
 def equivalent(values, margin):
-    """p of H0: |mean of the per-seed differences| >= margin, the larger of two one-sided paired t tests (TOST, Schuirmann
-    1987). ValueError unless margin > 0."""
+    """Return p of H0: |mean of the per-seed differences| >= margin, the larger p of two one-sided paired t tests (TOST,
+    Schuirmann 1987). Raises ValueError unless margin > 0."""
     if not margin > 0:
         raise ValueError(f"margin must be above 0, got {margin}")
     return max(greater(values, -margin), greater(-np.asarray(values, float), -margin))
 
 
 def bootstrap(differences, draws=2000, seed=0, level=0.95, groups=None):
-    """Percentile interval (low, high) of the mean of per-image differences (n seeds, images) between two networks. A draw takes
-    seeds and, for all of them, the same images, both with replacement (the pigeonhole bootstrap, Owen 2007): too wide where
-    seeds disagree image by image, too narrow for few seeds (right 85 % of the time for 5 that differ in all images alike).
-    Where images are not independent, `groups` (images,) says which belong together, and whole groups are taken."""
+    """Return the percentile interval (low, high) of the mean of per-image differences (n seeds, images) between two networks.
+    Each draw samples seeds and images, the same images for all seeds, with replacement (pigeonhole bootstrap, Owen 2007). The
+    interval is too wide if seeds disagree image by image, and too narrow for few seeds (coverage of 85 % for 5 seeds that
+    differ equally in all images). `groups` (images,) marks dependent images; whole groups are then sampled."""
     x = present(differences)
     n, images = x.shape
     if n < 2 or not images:
         return np.nan, np.nan
     if groups is None:
         groups = np.arange(images)
-    _, group = np.unique(groups, return_inverse=True)  # of every image, counted from 0
+    _, group = np.unique(groups, return_inverse=True)  # index of the group of every image
     sums, sizes = np.array([np.bincount(group, row) for row in x]), np.bincount(group)
     rng, by_seed = np.random.default_rng(seed), []
     for _ in range(draws):
@@ -141,8 +142,8 @@ def bootstrap(differences, draws=2000, seed=0, level=0.95, groups=None):
 
 
 def slope_weights(x):
-    """Weights w (levels,) of a linear contrast: sum(w * y) is the least-squares slope of y on x. ValueError where x has fewer
-    than two different values, or a missing one."""
+    """Return the weights w (levels,) of a linear contrast: sum(w * y) is the least-squares slope of y on x. Raises ValueError
+    if x has fewer than two distinct values, or a missing one."""
     x = np.asarray(x, float)
     if len(x) < 2 or not np.ptp(x) > 0:
         raise ValueError(f"a slope needs two different values of x and none missing, got {x.tolist()}")
@@ -151,9 +152,9 @@ def slope_weights(x):
 
 
 def kendall(x, y):
-    """Kendall's tau-b -> (tau, low, high, n), the 95 % interval by Fisher's z with variance 0.437 / (n - 4) (Fieller, Hartley
-    and Pearson 1957). z is that of tau clipped half a step of tau, 2 / (n (n - 1)), short of -1 and 1, and the interval is
-    widened to hold tau. The interval needs ten pairs; tau is NaN too where x or y does not vary."""
+    """Return (tau, low, high, n), Kendall's tau-b with a 95 % interval by Fisher's z with variance 0.437 / (n - 4) (Fieller,
+    Hartley and Pearson 1957). For z, tau is clipped to half a step of tau, 2 / (n (n - 1)), inside of -1 and 1; the interval
+    is widened to contain tau. The interval needs ten pairs. tau is also NaN if x or y does not vary."""
     from scipy import stats
 
     x, y = present(np.array([x, y], float).T).T
@@ -168,9 +169,9 @@ def kendall(x, y):
 
 
 def mean_tau(groups):
-    """Mean over groups of Kendall's tau-b, and its two-sided p by permuting the second variable within every group, all
-    orders of it: [(x, y), ...] -> (tau, p). NaN where a variable of a group does not vary, or there is no group."""
-    taus, spread = [], {0.0: 1.0}  # value of the sum -> its probability under permutation
+    """Return (tau, p) for groups [(x, y), ...]: the mean over groups of Kendall's tau-b, and its two-sided p from all
+    permutations of y within groups. Both are NaN if there is no group, or if a variable of a group does not vary."""
+    taus, spread = [], {0.0: 1.0}  # {value of the sum: its probability under permutation}
     for x, y in groups:
         pairs = list(itertools.combinations(range(len(x)), 2))
         first, second = np.array(pairs, int).reshape(-1, 2).T
@@ -197,8 +198,8 @@ def mean_tau(groups):
 
 
 def detectable(n, power=0.8, level=0.05):
-    """Smallest mean of n paired differences, in their standard deviations, that a two-sided t test at this level finds with
-    this power. ValueError unless 0 < level < power < 1."""
+    """Return the smallest mean of n paired differences, in units of their standard deviation, that a two-sided t test at this
+    level detects with this power. Raises ValueError unless 0 < level < power < 1."""
     from scipy import optimize, stats
 
     if not 0 < level < power < 1:
@@ -208,7 +209,7 @@ def detectable(n, power=0.8, level=0.05):
     critical = stats.f.isf(level, 1, n - 1)
 
     def surplus(effect):
-        return stats.ncf.sf(critical, 1, n - 1, n * effect**2) - power  # t² is F; scipy's nct is NaN in the far tail
+        return stats.ncf.sf(critical, 1, n - 1, n * effect**2) - power  # F = t²; nct of scipy is NaN in the far tail
 
     high = 1.0
     while surplus(high) < 0:

@@ -1,4 +1,4 @@
-"""From tests to verdicts on a claim, and the findings as frames."""
+"""Verdicts on claims from their tests, and findings as data frames."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from .hypotheses import PAIRS
 
 @dataclass(frozen=True)
 class Finding:
-    """What one sweep says about one claim, or one row of it, with one metric."""
+    """The verdict of one sweep on one claim, or one row of a claim, in one metric."""
 
     claim: object
     profile: str
@@ -22,8 +22,8 @@ class Finding:
     evidence: str = ""  # name of the sweep
     tests: tuple = ()
     row: str = ""
-    notes: str = ""  # runs that are missing or diverged, networks that are not trained, what records lack
-    earlier: str = ""  # the verdict if all runs below their floors, by test values, are dropped
+    notes: str = ""  # missing or diverged runs, untrained networks, what records lack
+    earlier: str = ""  # the verdict without the runs whose test values do not exceed their baselines
 
     @property
     def n(self):
@@ -31,8 +31,8 @@ class Finding:
 
     @property
     def key_test(self):
-        """The test that the verdict hangs on most, among the deciding ones that came out as the claim did: the strongest where
-        one is enough for the verdict, the weakest where all are needed; None if there is none."""
+        """The deciding test on which the verdict depends most, among those with the verdict of the claim: the strongest if one
+        test suffices for the verdict, the weakest if all are needed. None without a deciding test."""
         deciding = [test for test in self.tests if test.decides]
         tests = [test for test in deciding if test.verdict == self.verdict] or deciding
         against = self.verdict == "contradicted"
@@ -45,7 +45,7 @@ class Finding:
 
     @property
     def effect(self):
-        """'mean [95 % interval] unit' of the key test."""
+        """The key test as 'label: mean [95 % interval] unit'."""
         test = self.key_test
         if not test or not test.values:
             return "—"
@@ -61,17 +61,17 @@ def signed(value):
     return f"{value:+.2g}".replace("-", "−") if abs(value) < 1 else f"{value:+.1f}".replace("-", "−")
 
 
-WORST = ("supported", "negligible", "not run", "uninformative", "undecided", "contradicted")  # last
+WORST = ("supported", "negligible", "not run", "uninformative", "undecided", "contradicted")  # from best to worst
 
 
 def worst(findings):
-    """The one of several findings about a claim that is least in its favour."""
+    """Return the finding that is least favourable to the claim."""
     return max(findings, key=lambda one: WORST.index(one.verdict))
 
 
 def find(claim, evidence):
-    """The Findings of a claim in a sweep, one per row of the claim. Raises Absent if the sweep was not made for it, StoreError
-    for a broken record."""
+    """Return the Findings of a claim in a sweep, one per row of the claim. Raises Absent if the sweep lacks runs of the claim,
+    and StoreError for a broken record."""
     tests, earlier = (judged(claim, given) for given in (evidence, evidence.strictly()))
     for test, same in zip(tests, earlier, strict=True):
         test.earlier = same
@@ -91,8 +91,8 @@ def find(claim, evidence):
 
 
 def judged(claim, evidence):
-    """The tests of a claim with their verdicts. Where any test suffices for a verdict, p values are adjusted by Holm's method
-    for the number that was planned: those for a claim that holds by any of its tests, those against one that fails by any."""
+    """Return the tests of a claim with their verdicts. If a single test suffices for a verdict, p values are adjusted by Holm's
+    method for the planned number of tests: p for a claim that any test can support, p against one that any can contradict."""
     tests = tuple(claim.tests(evidence))
     for test in tests:
         test.adjusted = test.p_values()
@@ -110,7 +110,7 @@ def judged(claim, evidence):
 
 
 def absent_runs(evidence, used):
-    """How many of the runs that were used do not count, and how many diverged, in words."""
+    """Return descriptions of how many of the used runs do not count, and of how many diverged."""
     reasons = pd.Series([evidence.out[run.key] for run in used if run.key in evidence.out], dtype=object).value_counts()
     words = [f"{count} of {len(used)} runs {reason}" for reason, count in reasons.items()]
     lost = sum(run.status == "diverged" and run.key in evidence.counted for run in used)
@@ -118,13 +118,13 @@ def absent_runs(evidence, used):
 
 
 def untrained_arms(evidence):
-    """The networks that were used and are not trained, in words."""
+    """Return a description of the used networks that are not trained, in a list; [] if there are none."""
     found = evidence.untrained(evidence.used)
     return ["untrained: " + ", ".join(found)] if found else []
 
 
 def combine(claim, tests, absent):
-    """(verdict, why) of a claim from its deciding tests: all must hold, or any where the claim says so."""
+    """Return (verdict, reason) of a claim from its deciding tests. All must hold, or any one if `claim.any`."""
     deciding = [test for test in tests if test.decides]
     seen, n = [test.verdict for test in deciding], min(test.n for test in deciding)
     of = {verdict: ", ".join(test.label for test in deciding if test.verdict == verdict) for verdict in seen}
@@ -148,7 +148,7 @@ def combine(claim, tests, absent):
 
 
 def summary(found):
-    """One row per finding, as a frame of words."""
+    """Return a data frame of text with one row per finding."""
     rows = [{"claim": f.claim.id, "statement": f.claim.text, "row": f.row, "metric": METRICS[f.metric].name,
              "profile": f.profile, "verdict": f.verdict, "effect and 95 % interval": f.effect, "n": f.n, "why": f.why,
              "without runs below their floors": f.earlier} for f in found]  # fmt: skip
@@ -156,7 +156,7 @@ def summary(found):
 
 
 def tests(found):
-    """One row per test of every finding, with all its numbers."""
+    """Return a data frame with one row per test of every finding, with all its numbers."""
     rows = []
     for f in found:
         for t in f.tests:
