@@ -1,6 +1,6 @@
-"""From records to pictures and tables, each drawn by its name for any sweep. `lines`, `dots`, `effects` and `pictures` have a
-kind of figure each, `tables` the tables, `board` the picture of the claims, `style` the one look of all. Imports `evidence`,
-`records`, the configuration and the table of operators, and no torch."""
+"""From records to figures and tables, each made by its name for any sweep. `lines`, `dots`, `effects` and `pictures` each draw
+one kind of figure, `tables` makes the tables, `board` draws the verdicts on the claims, and `style` defines the common style.
+Imports `evidence`, `records`, the configuration and the table of operators, but not torch."""
 
 import io
 from functools import partial
@@ -14,8 +14,8 @@ from .tables import TABLES, write_tables
 
 __all__ = ["FIGURES", "TABLES", "show_figure", "show_table", "write_figures", "write_tables"]
 
-# Name -> function of a sweep that gives its numbers as a frame, and before them the figure, None where the sweep has nothing of
-# the kind, or words that say why it is not drawn.
+# Name -> function of a sweep that returns (figure, its numbers as a data frame). In place of the figure it returns None if the
+# sweep has no such data, or text that says why the figure is not drawn.
 FIGURES = {
     "rows": pictures.reconstructions,
     "steps": lines.psnr_by_step,
@@ -33,14 +33,14 @@ FIGURES = {
     "distance": dots.distance,
     "symmetry": dots.symmetry,
 }
-# Metadata that is left out, so that the same records give the same bytes.
+# Metadata left out of the files, so that equal records give equal bytes.
 UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def show_figure(name, sweep):
-    """What a notebook displays of a figure: the picture, a line that says why there is none, or None where the sweep has
-    nothing of the kind. That of your own runs is also written to runs/PROFILE/figures. Raises StoreError for a name that is
-    not in FIGURES and for a broken record."""
+    """Return a figure for display in a notebook: an image, a line that says why it is not drawn, or None if the sweep has no
+    such data. A figure of the user's runs is also written to runs/PROFILE/figures. Raises StoreError for a name that is not in
+    FIGURES and for a broken record."""
     from IPython.display import Image, Markdown
 
     with matplotlib.rc_context(STYLE):
@@ -50,13 +50,13 @@ def show_figure(name, sweep):
         content = encoded(figure, "png")
     if sweep.store.base == "runs":
         write_atomic(sweep.store.folder / "figures" / f"{sweep.name}-{name}.png", content)
-    alternative = f"{name}: {' '.join(figure.get_suptitle().split())}"  # for those who do not see it
+    alternative = f"{name}: {' '.join(figure.get_suptitle().split())}"  # read by screen readers
     return Image(content, width=round(figure.get_figwidth() * STYLE["figure.dpi"]), alt=alternative)
 
 
 def show_table(name, sweep):
-    """A table of a sweep as a frame. That of your own runs is also written to runs/PROFILE/tables. Raises StoreError for a
-    name that is not in TABLES, a broken record or a wrong entry in results/reported.toml."""
+    """Return a table of a sweep as a data frame. A table of the user's runs is also written to runs/PROFILE/tables. Raises
+    StoreError for a name that is not in TABLES, a broken record or a wrong entry in results/reported.toml."""
     table = tables.make(name, sweep)
     if sweep.store.base == "runs":
         write_atomic(sweep.store.folder / "tables" / f"{sweep.name}-{name}.md", tables.markdown(sweep, table))
@@ -64,9 +64,9 @@ def show_table(name, sweep):
 
 
 def write_figures(sweep, folder):
-    """Write the figures that a sweep names as PNG, SVG and PDF to a folder, their numbers beside them as NAME-numbers.csv, as a
-    table of the same name has a CSV file too; a figure that is not drawn is left out. Returns the paths. Raises
-    StoreError for a name that is not in FIGURES and for a broken record."""
+    """Write the figures that a sweep names to a folder as PNG, SVG and PDF, and their numbers as NAME-numbers.csv (NAME.csv is
+    the table of the same name). Figures that are not drawn are left out. Returns the paths. Raises StoreError for a name that
+    is not in FIGURES and for a broken record."""
     paths = []
     for name in sweep.content.get("figures", ()):
         with matplotlib.rc_context(STYLE):
@@ -78,18 +78,18 @@ def write_figures(sweep, folder):
 
 
 def draw(name, sweep):
-    """The figure of this name, or what stands in its place, and its numbers. To be called within the suite's style."""
+    """Return the value of FIGURES[name] for a sweep. The caller must set the style STYLE."""
     tables.known("figure", [name], FIGURES)
     return FIGURES[name](sweep)
 
 
 def formats(figure):
-    """Suffix -> the bytes of a figure as PNG, SVG and PDF. To be called within the suite's style."""
+    """Return {suffix: bytes} of a figure as PNG, SVG and PDF. The caller must set the style STYLE."""
     return {f".{kind}": encoded(figure, kind) for kind in UNDATED}
 
 
 def encoded(figure, kind):
-    """The bytes of a figure as png, svg or pdf. It is laid out once, for all formats."""
+    """Return the bytes of a figure as png, svg or pdf. The layout of the first format is kept for the others."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=UNDATED[kind])
     figure.set_layout_engine(None)

@@ -1,4 +1,4 @@
-"""The verdicts on the claims: a board as one picture, a page with every test, the same as CSV and LaTeX."""
+"""The verdicts on the claims as a figure (the board), as a page with every test, and as CSV and LaTeX."""
 
 import textwrap
 
@@ -13,8 +13,8 @@ from ..evidence.hypotheses import MARKS, PAIRS
 from . import formats, show_figure, show_table, tables
 from .style import STYLE, Picture, footer, title
 
-LEFT, FOREST, WIDTH, NARROW = 4.6, 1.4, 4.1, 1.05  # inches of words, a forest, a profile with it, a profile without
-COLOURS = {"supported": "#1a7f37", "contradicted": "#b3261e", "negligible": "#7a5c00"}  # all else grey
+LEFT, FOREST, WIDTH, NARROW = 4.6, 1.4, 4.1, 1.05  # inches: claims, forest plot, profile with forest plot, other profile
+COLOURS = {"supported": "#1a7f37", "contradicted": "#b3261e", "negligible": "#7a5c00"}  # other verdicts are grey
 SHORT = {"loss": "loss (turned)", "probe": "probe, mean", "probe_best": "probe, best layer", "distance": "mixing distance"}
 READING = (
     "We compare networks trained with the same seed and report the mean paired difference with its 95 % t interval. A verdict "
@@ -38,8 +38,8 @@ READING = (
 
 
 def board(found):
-    """A forest plot, a row per claim and metric: the effects of the profile that decides most, the verdicts of all others. Of a
-    claim with several rows the worst one is drawn."""
+    """Draw a forest plot with a row per claim and metric: the effects of the profile that decides most claims, and the verdicts
+    of all other profiles. For a claim with several rows the least favourable row is drawn."""
     rows, decided = {}, {}
     for f in found:
         rows.setdefault((f.claim, f.metric), {}).setdefault(column(found, f), []).append(f)
@@ -78,8 +78,8 @@ def board(found):
 
 
 def cell(ax, x, y, findings, whole):
-    """The worst of the findings about a claim and metric: its verdict and, if `whole`, its interval and how many of them are
-    supported."""
+    """Draw the least favourable finding on a claim and metric: its verdict and, if `whole`, its interval and the number of
+    supported findings."""
     f = verdicts.worst(findings)
     colour, strong = COLOURS.get(f.verdict, "0.5"), f.verdict in COLOURS
     if not whole:
@@ -97,7 +97,7 @@ def cell(ax, x, y, findings, whole):
 
 
 def forest(ax, x, y, test, colour):
-    """The effect of a test around the middle of its column, turned and scaled so that its farthest end fits."""
+    """Draw the effect of a test, positive in favour of the claim, scaled so that its interval and margin fit the column."""
     mean, low, high, *_ = test.effect
     ends = [value for value in (mean, low, high, test.margin) if not np.isnan(value)]
     turn = -1 if test.goal in ("below", "at most") else 1
@@ -113,14 +113,14 @@ def forest(ax, x, y, test, colour):
 
 
 def column(found, f):
-    """The column of a finding: its profile, and its sweep where several of a profile speak to the same claim and metric."""
+    """Return the column (profile, sweep) of a finding; sweep is "" unless several of the profile test its claim and metric."""
     same = (f.claim, f.metric, f.row, f.profile)
     alike = [g for g in found if (g.claim, g.metric, g.row, g.profile) == same]
     return f.profile, f.evidence if len(alike) > 1 else ""
 
 
 def draw(found):
-    """The board, for display."""
+    """Return the board for display."""
     with matplotlib.rc_context(STYLE):
         figure = board(found)
         figure.draw_without_rendering()
@@ -128,15 +128,15 @@ def draw(found):
 
 
 def table(found):
-    """One row per finding, for display in full."""
+    """Return a table with one row per finding, for display without truncation."""
     from IPython.display import Markdown
 
     return Markdown(verdicts.summary(found).to_markdown(index=False))
 
 
 def chapter(store, notebook, found):
-    """Everything of one notebook, for display: the tables and figures that its sweeps name, then the verdicts of its claims.
-    Raises StoreError for a name that is not known and for a broken record."""
+    """Yield the results of a notebook for display: tables and figures that its sweeps name, then the verdicts of its claims.
+    Raises StoreError for an unknown name and for a broken record."""
     from IPython.display import Markdown
 
     sweeps = [sweep for sweep in store.sweeps() if sweep.content["notebook"] == notebook]
@@ -154,7 +154,7 @@ def chapter(store, notebook, found):
 
 
 def page(found, every):
-    """All findings as Markdown: a table per profile, then every claim with its rule and its part of `every` test."""
+    """Return all findings as Markdown: a table per profile, then every claim with its rule and its tests (of frame `every`)."""
     lines = ["# Claims and their evidence", "", "![Verdicts](claims.png)", "", READING, ""]
     for profile in dict.fromkeys(f.profile for f in found):
         lines += [f"## {profile}: {PROFILES[profile]['about']}", "", "| claim | statement | metric | verdict | effect and 95 % "
@@ -190,7 +190,7 @@ def between(low, high):
 
 
 def tests_in_words(part):
-    """The tests of a claim, a row each."""
+    """Return a table of text with a row per test of a claim."""
     rows = [
         {
             "sweep": f"{t.profile}, {t.sweep}",
@@ -217,7 +217,7 @@ def tests_in_words(part):
 
 
 def write(found, folder):
-    """Write claims.md, .csv, .tex and the board to a folder. Returns the paths."""
+    """Write claims.md, claims.csv, claims.tex and the board to a folder. Returns the paths."""
     with matplotlib.rc_context({**STYLE, "savefig.dpi": 110, "svg.fonttype": "none"}):
         paths = tables.write(folder / "claims", formats(board(found)))
     every = verdicts.tests(found)

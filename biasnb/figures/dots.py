@@ -1,4 +1,4 @@
-"""Dots: PSNR against probe and loss against probe, and measures of each network before and after training."""
+"""Dot plots: PSNR against probe, loss against probe, and measures of each network before and after training."""
 
 import math
 
@@ -10,13 +10,13 @@ from .lines import DASHES, METRICS, at_base, base_words, done_runs, numbers, of_
 from .style import HUES, KEY, LABELS, canvas, caption, hue, look, mixers, name_ends, plain_log, short, span, title
 
 NETWORKS = ("random init", "trained")
-SAME_TASK = ("depth", "width", "kernel")  # factors that leave the pretext loss comparable
+SAME_TASK = ("depth", "width", "kernel")  # factors across which pretext losses are comparable
 
 # ---- one metric against another -----------------------------------------------------------------------------------------
 
 
 def psnr_probe(sweep):
-    """PSNR against probe at the base of all factors, a labelled dot per operator with its intervals over seeds."""
+    """Draw PSNR against probe at the base level of all factors, a labelled dot per operator with intervals over seeds."""
     runs = at_base(sweep, done_runs(sweep))
     table, rows = runs[["mixer", "seed", "psnr", "probe"]], percent(runs).dropna(subset=["psnr", "probe"])
     if rows.empty:
@@ -50,8 +50,8 @@ def psnr_probe(sweep):
 
 
 def label_dots(ax, places):
-    """The name of every operator near its dot, on the first free place around it, with a leader line where it is not next to
-    it. Fixes the limits."""
+    """Write the name of every operator at the free position nearest to its dot, with a leader line if it is not adjacent. Fixes
+    the axis limits."""
     figure = ax.figure
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
     figure.draw_without_rendering()
@@ -80,7 +80,7 @@ def label_dots(ax, places):
 
 
 def overlap(box, taken, panel):
-    """How much of a box (left, low, right, high) lies on others or outside the panel, in pixels²."""
+    """Return the area of a box (left, low, right, high), in pixels², that overlaps others or lies outside the panel."""
     left, low, right, high = box
     area = sum(max(0, min(right, r) - max(left, x)) * max(0, min(high, h) - max(low, y)) for x, y, r, h in taken)
     inside = max(0, min(right, panel.x1) - max(left, panel.x0)) * max(0, min(high, panel.y1) - max(low, panel.y0))
@@ -88,7 +88,7 @@ def overlap(box, taken, panel):
 
 
 def loss_probe(sweep):
-    """Pretext loss against probe over depths, widths and windows, where losses are of the same task; one marker per run."""
+    """Draw pretext loss against probe over depths, widths and windows, which share one task; one marker per run."""
     runs = with_columns(at_base(sweep, done_runs(sweep), *SAME_TASK), "loss", *SAME_TASK).dropna(subset=["loss", "probe"])
     table, ends, taus = runs[["mixer", *SAME_TASK, "seed", "loss", "probe"]], [], []
     if table.empty:
@@ -119,7 +119,7 @@ def loss_probe(sweep):
 
 
 def measured(sweep, rows, *columns):
-    """The frame of rows(measures) for every network of the sweep's first data set and padding, random init and trained."""
+    """Return the frame of rows(measures) for every network with the first data set and padding, random init and trained."""
     inits = sweep.inits()
 
     def both(record):
@@ -132,7 +132,7 @@ def measured(sweep, rows, *columns):
 
 
 def before_and_after(ax, names, table, column):
-    """Every network in a row: a bar at random init, a line to the marker of the trained network, small dots for its parts and
+    """Draw a row per network: a bar at random init, a line to the marker of the trained network, and small dots for heads and
     seeds. Returns {mixer: (mean at random init, mean trained)}."""
     found = {}
     for y, mixer in enumerate(names):
@@ -154,7 +154,7 @@ def before_and_after(ax, names, table, column):
 
 
 def head_distances(measures):
-    """The mean mixing distance of every head of every layer, and of uniform mixing."""
+    """Return rows of the mean mixing distance of every head of every layer, and of uniform mixing, in tokens."""
     rows = []
     for layer, heads in enumerate(measures["mixing_distance"], 1):
         where = {"layer": layer, "uniform": measures["uniform_distance"]}
@@ -163,7 +163,7 @@ def head_distances(measures):
 
 
 def distance(sweep):
-    """Mean mixing distance per layer, from random init to trained, with that of uniform mixing."""
+    """Draw the mean mixing distance per layer, from random init to trained, and that of uniform mixing."""
     table = measured(sweep, head_distances, "layer", "head", "distance", "uniform")
     if table.empty:
         return None, table
@@ -186,13 +186,13 @@ def distance(sweep):
 
 
 def last_errors(measures):
-    """The errors of the last layer; no Lie error where the input is colour indices."""
+    """Return the errors of the last layer; the Lie error is NaN for palette input."""
     lie = measures["lie_error"]
     return [{"roll_error": measures["roll_error"][-1], "lie_error": lie[-1] if lie else np.nan}]
 
 
 def symmetry(sweep):
-    """Roll error and Lie error of the last layer, from random init to trained."""
+    """Draw roll error and Lie error of the last layer, from random init to trained."""
     table = measured(sweep, last_errors, "roll_error", "lie_error")
     if table.empty:
         return None, table

@@ -1,4 +1,4 @@
-"""The cube of local x shared x dynamic: effects of the design with their controls, and the pairs of cells behind them."""
+"""The cube local x shared x dynamic: effects of the factorial design and their controls, and the underlying pairs of cells."""
 
 import pandas as pd
 
@@ -17,7 +17,7 @@ STATES = {"local": ("global", "local"), "shared": ("free", "shared"), "dynamic":
 
 
 def tests_of(sweep, metric):
-    """The tests of claim F1: the seven effects, then input dependence by pair of cells and with and without the simplex
+    """Return the tests of claim F1: the seven effects, then input dependence per pair of cells, with and without the softmax
     control. Raises Absent for a sweep without the cube."""
     f1 = next(claim for claim in claims.CLAIMS if claim.id == "F1")
     found = find(f1, Evidence(sweep, metric, runs_of(sweep)))
@@ -26,14 +26,14 @@ def tests_of(sweep, metric):
 
 
 def effect_name(label):
-    """'locality × weight sharing' of 'local x shared'; of what only is shown its label."""
+    """Return, for example, 'locality × weight sharing' for 'local x shared'. Tests of pairs of cells keep their label."""
     if label.startswith("input dependence"):
         return label.replace("global cells, ", "")
     return " × ".join(WORDS[axis] for axis in label.split(" x "))
 
 
 def effect_table(sweep):
-    """Rows {metric, effect, mean, low, high, n, margin, verdict}; the verdict of what is only shown is empty. Raises Absent."""
+    """Return a frame with EFFECT_COLUMNS, in which only the deciding tests have a verdict. Raises Absent."""
     rows = []
     for metric in METRICS:
         for test in tests_of(sweep, metric):
@@ -43,8 +43,8 @@ def effect_table(sweep):
 
 
 def effects(sweep):
-    """Main effects and interactions of the three biases with their margins; input dependence also by pair of cells and against
-    the simplex control."""
+    """Draw main effects and interactions of the three biases with their margins, and input dependence per pair of cells and
+    against the softmax control."""
     try:
         table = effect_table(sweep)
     except Absent as reason:
@@ -78,15 +78,15 @@ def effects(sweep):
 
 
 def main_effects(part, metric):
-    """'PSNR: locality −0.1, weight sharing +1.2, input dependence −1.0 dB'"""
+    """Return, for example, 'PSNR: locality −0.1, weight sharing +1.2, input dependence −1.0 dB'."""
     values = part.set_index("effect")["mean"]
     found = ", ".join(f"{name} {signed(values[name])}" for name in WORDS.values() if not pd.isna(values[name]))
     return f"{'PSNR' if metric == 'psnr' else 'probe'}: {found} {POINTS[metric]}"
 
 
 def interactions(sweep):
-    """The eight cells under the first pretext, three times: across locality, weight sharing and input dependence, a line for
-    every pair of cells that differ in nothing else, with their paired difference."""
+    """Draw the eight cells for the first pretext in three columns, one per bias (locality, weight sharing, input dependence),
+    with a line and the paired difference for every pair of cells that differ only in this bias."""
     runs = at_base(sweep, done_runs(sweep))
     runs = runs[runs.mixer.isin(CUBE)]
     rows, table = percent(runs), runs[["mixer", "seed", "psnr", "probe"]]
@@ -121,14 +121,14 @@ def interactions(sweep):
 
 
 def pairs_along(axis, cells):
-    """[(cell without, cell with)] over the cells that differ in this bias alone."""
+    """Return [(cell without, cell with)] for the cells that differ only in this bias."""
     others = [other for other in AXES if other != axis]
     alike = [(a, b) for a in CUBE for b in CUBE if all(getattr(MIXERS[a], o) == getattr(MIXERS[b], o) for o in others)]
     return [(a, b) for a, b in alike if not getattr(MIXERS[a], axis) and getattr(MIXERS[b], axis) and {a, b} <= cells]
 
 
 def pair_line(ax, values, pair, shift):
-    """A line between two cells, each in its own look and moved sideways by `shift`. Returns where it ends."""
+    """Draw a line between two cells, each with its own marker, shifted horizontally by `shift`. Returns its end (x, y)."""
     found = [mean_interval(values[mixer]) for mixer in pair]
     ax.plot((shift, 1 + shift), [mean for mean, *_ in found], color=GREY, linewidth=1, zorder=1)
     for x, mixer, (mean, half, n) in zip((shift, 1 + shift), pair, found, strict=True):

@@ -1,4 +1,4 @@
-"""Lines: loss, PSNR and probe against step, layer, depth and the levels of a study, and the runs that these compare."""
+"""Line plots of loss, PSNR and probe against step, layer, depth and levels of factors, and the selection of their runs."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from ..evidence.stats import mean_interval
 from ..records.sweep import choices, pixel_accuracy, with_columns
 from .style import BASELINES, GREY, KEY, LABELS, canvas, caption, hue, look, mixers, name_ends, plain_log, ranking, short, title
 
-METRICS = {"psnr": "PSNR of hidden pixels, dB", "probe": "linear probe, mean over layers, %"}  # as axes name them
+METRICS = {"psnr": "PSNR of hidden pixels, dB", "probe": "linear probe, mean over layers, %"}  # axis labels
 BASELINE_NAMES = {"psnr": "visible-neighbour mean", "probe": "raw pixels"}
 UNITS = {"psnr": "dB", "probe": "%"}
 FIELDS = {"skip": "skip connections", "images": "images without labels",
@@ -25,12 +25,12 @@ ONE_SEED = "Not drawn: one seed cannot tell networks from seeds; the table has t
 
 
 def field_name(name):
-    """How figures call a Config field."""
+    """Return the name of a Config field in figures."""
     return FIELDS.get(name, name.replace("_", " "))
 
 
 def level_name(field, value):
-    """A level as a tick label."""
+    """Return the tick label of a level."""
     if pd.isna(value):
         return "—"
     if field in ("images", "labelled") and value == 0:
@@ -40,18 +40,18 @@ def level_name(field, value):
 
 
 def depths_of(sweep):
-    """Depths that were asked for, ascending."""
+    """Return the requested depths, ascending."""
     return sorted({run["depth"] for run in sweep.runs})
 
 
 def done_runs(sweep):
-    """The frame of the finished runs, with a column for every metric."""
+    """Return the frame of the finished runs, with a column for every metric."""
     runs = with_columns(sweep.frame(), "psnr", "probe", "init_probe", "accuracy")
     return runs[runs.status == "done"]
 
 
 def at_base(sweep, runs, *free):
-    """The runs at the base level of every factor but the `free` ones, or whose operator does not read the factor."""
+    """Return the runs that have, or do not read, the base level of every factor except the `free` ones."""
     keep = np.ones(len(runs), bool)
     for name, base in sweep.base().items():
         if name not in free:
@@ -60,18 +60,18 @@ def at_base(sweep, runs, *free):
 
 
 def percent(runs):
-    """The runs with probes in % instead of fractions, and PSNR as numbers."""
+    """Return the runs with probes in % instead of fractions, and PSNR as float."""
     shares = {name: 100 * runs[name] for name in ("probe", "init_probe", "baseline_probe")}
     return runs.assign(psnr=runs.psnr.astype(float), **shares)
 
 
 def with_values(table):
-    """The metrics among PSNR and probe that the table has values of."""
+    """Return the metrics (PSNR, probe) for which the table has values."""
     return [metric for metric in METRICS if table[metric].notna().any()]
 
 
 def numbers(records, columns, rows):
-    """A frame of these columns, a row for each of the dicts rows(record), after the run's fields of the configuration."""
+    """Return a frame with these columns and a row per dict in rows(record), completed by the Config fields of the run."""
     found = []
     for record in records:
         run = {name: value for name, value in record["config"].items() if name in columns}
@@ -80,14 +80,14 @@ def numbers(records, columns, rows):
 
 
 def of_first(sweep):
-    """The records of the first run's data set and padding."""
+    """Return the records with the data set and padding of the first run."""
     first = {name: sweep.runs[0].get(name) for name in ("dataset", "padding")}
     configs = ((record, record["config"]) for record in sweep.records())
     return [record for record, cfg in configs if all(cfg.get(name, value) == value for name, value in first.items())]
 
 
 def base_words(sweep, rows, *free):
-    """'depth 2, width 32; ': the base level of every factor that these rows read, but for the `free` ones."""
+    """Return the base level of every factor that these rows read, except the `free` ones, e.g. 'depth 2, width 32; '."""
     words = []
     for name, value in sweep.base().items():
         if name not in free and rows[name].notna().any():
@@ -99,8 +99,8 @@ def base_words(sweep, rows, *free):
 
 
 def line(ax, rows, x, y, mixer, shift=0.0, **style):
-    """Mean and 95 % interval over seeds of column y at each level of column x, with the seeds as dots, moved sideways by
-    `shift`, on a log axis in octaves. Returns where it ends as (x, y), NaN if it has no point."""
+    """Draw mean and 95 % interval over seeds of column y at each level of column x, and the seeds as dots, shifted horizontally
+    by `shift` (octaves on a log axis). Returns the last point (x, y), NaN if there is none."""
     places, means, halves = [], [], []
     for level, part in rows.dropna(subset=[y]).groupby(x):
         place = level * 2**shift if ax.get_xscale() == "log" else level + shift
@@ -115,8 +115,7 @@ def line(ax, rows, x, y, mixer, shift=0.0, **style):
 
 
 def metric_lines(ax, rows, x, metric, names, shift):
-    """One metric over column x: a line per network, `shift` apart from one another, with the untrained baselines, all named at
-    their ends."""
+    """Draw a metric over column x: a line per network, `shift` apart, and the untrained baselines, with labels at the ends."""
     ends = []
     for i, mixer in enumerate(names):
         part, moved = rows[rows.mixer == mixer], shift * (i - (len(names) - 1) / 2)
@@ -134,13 +133,13 @@ def metric_lines(ax, rows, x, metric, names, shift):
 
 
 def means_of(table, metric):
-    """{mixer: mean over its rows}, without those that have none."""
+    """Return {mixer: mean over its rows} for the mixers that have values."""
     return table.astype({metric: float}).dropna(subset=[metric]).groupby("mixer", sort=False)[metric].mean().to_dict()
 
 
 def depth_panels(sweep, table, draw, height, xlabel, ylabel):
-    """A figure of this height with a panel per depth, in which draw(ax, mixer, its rows of the table) shows each mixer and
-    returns where its line ends; and its axes with these ends."""
+    """Return a figure of this height with a panel per depth, and [(axes, ends of lines)]. draw(ax, mixer, rows of the mixer)
+    draws a line and returns its last point."""
     depths = depths_of(sweep)
     figure, (axes,) = canvas(1.6 + 3.9 * len(depths), height, 1, len(depths), sharey=True)
     ends = []
@@ -159,7 +158,7 @@ def depth_panels(sweep, table, draw, height, xlabel, ylabel):
 
 
 def learning_curves(sweep):
-    """Training loss against step, one panel per depth, every seed a line."""
+    """Draw the training loss against step, one panel per depth and one line per seed."""
 
     def history(record):
         return record["history"]
@@ -187,7 +186,7 @@ def learning_curves(sweep):
 
 
 def psnr_by_step(sweep):
-    """PSNR of hidden test pixels against training steps, one panel per depth, with the untrained baselines."""
+    """Draw the PSNR of hidden test pixels against training steps and the untrained baselines, one panel per depth."""
     records = sweep.records()
     known = [record for record in records if record.get("psnr_by_step")]
     table = numbers(known, ["mixer", "depth", "seed", "step", "psnr"], lambda record: record["psnr_by_step"])
@@ -220,8 +219,7 @@ def psnr_by_step(sweep):
 
 
 def probe_by_layer(sweep):
-    """Accuracy of the linear probe at every layer at the penalties of its setting, one panel per depth, trained and at random
-    init."""
+    """Draw the accuracy of the linear probe per layer with the penalties of its arm, trained and at random init, by depth."""
     records, inits = sweep.records(), sweep.inits()
     chosen = choices(records, inits)
 
@@ -263,7 +261,7 @@ def probe_by_layer(sweep):
 
 
 def by_depth(sweep):
-    """PSNR and probe against depth, trained and (probe) at random init, with the untrained baselines."""
+    """Draw PSNR and probe against depth, trained and (probe only) at random init, and the untrained baselines."""
     runs = with_columns(sweep.frame(), "psnr", "probe", "init_probe")
     table = runs[["mixer", "depth", "seed", "status", "psnr", "probe", "init_probe"]]
     rows, depths = percent(runs), depths_of(sweep)
@@ -288,8 +286,8 @@ def by_depth(sweep):
 
 
 def levels(sweep, only=()):
-    """PSNR and probe at every combination of the factors that was run, or at the levels of each of these factors alone, with
-    all others at their base. Not of single seeds."""
+    """Draw PSNR and probe at every requested combination of factors, or at the levels of each factor in `only` with all others
+    at their base level. Sweeps with a single seed are not drawn."""
     runs, free = done_runs(sweep), [(name,) for name in only if name in sweep.factors()] if only else [tuple(sweep.factors())]
     table = runs[["mixer", *sweep.factors(), *COLUMNS]]
     panels = []
@@ -321,17 +319,17 @@ def levels(sweep, only=()):
 
 
 def combination(run, factors):
-    """The levels of a run as a tick label, without those that its operator does not read."""
+    """Return the tick label of the levels of a run, without the factors that its operator does not read."""
     return "\n".join(level_name(name, run.get(name)) for name in factors if not pd.isna(run.get(name)))
 
 
 def numeric(level):
-    """Sort key: numbers ascend, 0 (all) comes last; others stay as they were asked for."""
+    """Return a sort key: numbers ascend, 0 (all) comes last, and other levels keep the order of the requests."""
     return (level == 0, level) if isinstance(level, int | float) else (False, 0)
 
 
 def switch(sweep):
-    """Cells on a data set where the translation prior is true and on its twin where it is false."""
+    """Draw the cells on a data set for which the translation prior is true and on its recoloured version, where it is false."""
     coded = [run for run in sweep.runs if run["dataset"] in CODED]
     cells, twins = {run["mixer"] for run in coded}, {CODED[run["dataset"]] for run in coded} | {run["dataset"] for run in coded}
     asked = [run for run in sweep.runs if run["mixer"] in cells and run["dataset"] in twins]
@@ -342,7 +340,7 @@ def switch(sweep):
 
 
 def largest_change(rows, metric, names):
-    """In words, which network a level changes most and which least."""
+    """Return a sentence that names the networks that the levels change most and least."""
     means = rows.groupby(["mixer", "x"], sort=False)[metric].mean().unstack()
     spread = (means.max(axis=1) - means.min(axis=1)).dropna()
     most, least, values = spread.idxmax(), spread.idxmin(), means.loc[spread.idxmax()]

@@ -1,4 +1,4 @@
-"""Images: reconstructions in the arrangement of Figure 1, receptive fields, palettes."""
+"""Figures made of images: reconstructions in the arrangement of Figure 1, heat maps, palettes."""
 
 import math
 
@@ -8,12 +8,12 @@ from matplotlib.patches import Rectangle
 
 from .style import Picture, footer, mixers, ranking, short, title
 
-# ---- what notebooks draw ------------------------------------------------------------------------------------------------
+# ---- figures drawn directly by notebooks --------------------------------------------------------------------------------
 
 
 def sheet(rows, width=10.5, below=()):
-    """Rows of images under one another: label -> (n, S, S, 3) uint8, every pixel a square. `below` has words for each image of
-    a row, by the row's label."""
+    """Draw rows of images {label: (n, S, S, 3) uint8} below each other with square pixels. `below` is {label: text per image of
+    that row}."""
     columns, size = max(map(len, rows.values())), len(next(iter(rows.values()))[0])
     gap = max(1, size // 8)
     heights = [size + (size // 4 + 1 if label in below else gap) for label in rows]
@@ -35,7 +35,7 @@ def sheet(rows, width=10.5, below=()):
 
 
 def maps(panels, words="", columns=None, width=10.5):
-    """Heat maps: label -> (H, W) array, each scaled to its own maximum; exact zeros stay white."""
+    """Draw heat maps {label: (H, W) array}, each scaled to its own maximum; exact zeros are white."""
     columns = min(columns or len(panels), len(panels))
     rows = -(-len(panels) // columns)
     figure = Picture(figsize=(width, rows * (width / columns + 0.3) * 0.9 + 0.8), layout="constrained")
@@ -53,7 +53,7 @@ def maps(panels, words="", columns=None, width=10.5):
 
 
 def swatches(palettes):
-    """Palettes as strips of colour: label -> (K, 3) array, 0 to 255."""
+    """Draw palettes {label: (K, 3) array, 0 to 255} as strips of colours."""
     figure = Picture(figsize=(10.5, 0.45 * len(palettes) + 0.2), layout="constrained")
     for ax, (label, colours) in zip(figure.subplots(len(palettes), 1, squeeze=False)[:, 0], palettes.items(), strict=True):
         ax.imshow(np.asarray(colours)[None] / 255, aspect="auto", interpolation="nearest")
@@ -66,8 +66,8 @@ def swatches(palettes):
 
 
 def reconstructions(sweep):
-    """Figure 1's arrangement: originals, what the network sees, the mean of visible neighbours, a row per network, then the
-    absolute error of each, with the PSNR of every image; again at the greatest depth. First pretext and seed."""
+    """Draw images as in Figure 1, with their PSNR: originals, input of the network, mean of visible neighbours, a row per
+    network and the absolute errors, at the smallest and then the greatest depth, for the first pretext and seed."""
     blocks, seed = networks_by_depth(sweep), sweep.runs[0]["seed"]
     if not blocks:
         return None, pd.DataFrame(columns=["mixer", "depth", "seed", "image", "psnr"])
@@ -85,7 +85,7 @@ def reconstructions(sweep):
         below |= {label: [f"{value:.1f} dB" for value in psnr(images, one, hidden)] for label, one in filled.items()}
         rows |= filled
         rows |= {f"|error|\n{', '.join(label.splitlines())}": errors(images, one) for label, one in filled.items()}
-        below[list(rows)[-1]] = [""] * len(images)  # room before the next depth
+        below[list(rows)[-1]] = [""] * len(images)  # space before the next depth
     figure, table = sheet(rows, 9.6, below), pd.DataFrame(table)
     means = table.groupby(["depth", "mixer"], sort=False).psnr.mean()
     title(figure, f"Mean PSNR, {'; '.join(f'depth {d}: ' + ranking(means[d].to_dict(), 'dB') for d in blocks)}")
@@ -96,8 +96,8 @@ def reconstructions(sweep):
 
 
 def networks_by_depth(sweep):
-    """{depth: {mixer: record}} of the smallest and greatest depth, of networks that fill in pixels and that both depths have,
-    with the first pretext and seed."""
+    """Return {depth: {mixer: record}} at the smallest and greatest depth, for the networks that reconstruct pixels and exist at
+    both depths, with the first pretext and seed."""
     first, found = sweep.runs[0], {}
     for record in sweep.records():
         cfg = record["config"]
@@ -111,9 +111,9 @@ def networks_by_depth(sweep):
 
 
 def neighbour_mean(images, hidden):
-    """`training.evaluation.neighbour_mean` without torch: every hidden pixel becomes the mean of the visible pixels in the
-    smallest window around it that holds any. (n, S, S, 3) uint8, (n, S, S) bool -> (n, S, S, 3) uint8."""
-    from scipy.ndimage import uniform_filter  # takes a while
+    """Fill hidden pixels as `training.evaluation.neighbour_mean` does, without torch: images (n, S, S, 3) uint8 and mask
+    (n, S, S) bool -> (n, S, S, 3) uint8."""
+    from scipy.ndimage import uniform_filter  # slow to import
 
     filled, missing, seen = images.astype(float), hidden.copy(), (~hidden).astype(float)
     for reach in range(1, images.shape[1]):
@@ -127,12 +127,12 @@ def neighbour_mean(images, hidden):
 
 
 def psnr(images, filled, hidden):
-    """The PSNR in dB of the hidden pixels of each image."""
+    """Return the PSNR in dB of the hidden pixels of each image."""
     squares = (images.astype(float) - filled) ** 2
     return [10 * math.log10(255**2 / max(float(one[mask].mean()), 1e-12)) for one, mask in zip(squares, hidden, strict=True)]
 
 
 def errors(images, filled):
-    """The absolute error, averaged over colours: white 0, black half the range or more."""
+    """Return the absolute error averaged over colours as grey images: white is 0, black is half of the range or more."""
     grey = np.abs(images.astype(int) - filled).mean(-1, keepdims=True)
     return np.repeat(np.clip(255 - 2 * grey, 0, 255).astype(np.uint8), 3, -1)

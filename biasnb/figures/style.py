@@ -1,4 +1,4 @@
-"""The look of all figures: hue = family, fill = dynamic or static, shape = local or global; titles, small print, labels."""
+"""The common style of figures (colour: family, fill: dynamic or static, shape: local or global), titles, captions, labels."""
 
 import io
 import textwrap
@@ -19,9 +19,9 @@ HUES = {
     "control": "#6e6e6e",
     "user-defined": "#000000",
 }
-OTHERWISE = {"mixer": "token MLP", "hyena": "convolution"}  # than traits say
+OTHERWISE = {"mixer": "token MLP", "hyena": "convolution"}  # exceptions to the family given by the traits
 KEY = "hue: family; open: static, filled: dynamic; circle: local, square: global"
-GREY = "0.4"  # of baselines
+GREY = "0.4"  # colour of baselines
 BASELINES = {"image_mean": "image mean", "neighbour_mean": "visible-neighbour mean", "nearest_visible": "nearest visible pixel"}
 STYLE = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), ".15"),
@@ -42,7 +42,7 @@ STYLE = {
 
 
 class Labels(dict):
-    """Mixer -> its name in figures, also of an operator that was added later, or that this process does not know."""
+    """Map a mixer to its name in figures, also for operators that are added later or unknown to this process."""
 
     def __missing__(self, mixer):
         return MIXERS[mixer].label if mixer in MIXERS else mixer
@@ -52,7 +52,7 @@ LABELS = Labels()
 
 
 def hue(mixer):
-    """The colour of an operator's family."""
+    """Return the colour of the family of an operator."""
     op = MIXERS.get(mixer)
     if op is None or op.family == USER:
         return HUES["user-defined"]
@@ -63,19 +63,19 @@ def hue(mixer):
 
 
 def look(mixer, size=6.0):
-    """The marker of an operator, as keywords of matplotlib."""
+    """Return the marker of an operator as keyword arguments of matplotlib."""
     op, colour = MIXERS.get(mixer), hue(mixer)
     return {"color": colour, "marker": "o" if op and op.local else "s", "markersize": size, "markeredgewidth": 1.3,
             "markerfacecolor": colour if op and op.dynamic else "white"}  # fmt: skip
 
 
 def mixers(sweep):
-    """Mixers in the order they were asked for."""
+    """Return the mixers of a sweep in the order of the requests."""
     return list(dict.fromkeys(run["mixer"] for run in sweep.runs))
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself; no pyplot, no global state."""
+    """A figure that a notebook displays without pyplot and without global state."""
 
     def _repr_png_(self):
         buffer = io.BytesIO()
@@ -84,7 +84,7 @@ class Picture(Figure):
 
 
 def canvas(width, height, rows=1, columns=1, **more):
-    """A figure of this size in inches, and its axes as an array of rows, with faint horizontal lines."""
+    """Return a figure of this size in inches and its axes (rows, columns), with faint horizontal grid lines."""
     figure = Picture(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **more)
     for ax in axes.flat:
@@ -93,60 +93,60 @@ def canvas(width, height, rows=1, columns=1, **more):
 
 
 def title(figure, words):
-    """The line above a figure that says what is seen."""
+    """Set the title of a figure, which states what it shows."""
     figure.suptitle(textwrap.fill(words, int(13 * figure.get_figwidth())), fontsize=11, x=0.01, ha="left")
 
 
 def caption(figure, sweep, words="", data=None, spread="mean and 95 % t interval over"):
-    """Small print: what was run, how to read the marks, and over how many seeds; `spread` says what is drawn of them."""
+    """Add a caption: the runs, the meaning of the marks, and the number of seeds; `spread` says how seeds are summarised."""
     counts = pd.DataFrame(sweep.runs).groupby(["mixer", *sweep.factors()], dropna=False).size()
     seeds = f"{spread} n = {span(counts)} paired seeds" if max(counts) > 1 else f"one seed ({sweep.runs[0]['seed']})"
     footer(figure, sweep.caption(data), words + (seeds if spread else ""))
 
 
 def span(counts):
-    """'5', or '3 to 5' where counts differ."""
+    """Return '5', or '3 to 5' if the counts differ."""
     return " to ".join(dict.fromkeys((str(min(counts)), str(max(counts)))))
 
 
 def footer(figure, *lines):
-    """Small print below a figure, each line wrapped to its width."""
+    """Write small text below a figure, each line wrapped to its width."""
     per_line = int(14.5 * figure.get_figwidth())
     text = "\n".join(textwrap.fill(line, per_line) for line in lines)
     figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
 
 
 def signed(value, digits=1):
-    """'+1.2' or '−0.3'."""
+    """Format a number as '+1.2' or '−0.3'."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def short(mixer):
-    """'convolution' of convmixer: its name in titles."""
+    """Return the name of a mixer in titles, e.g. 'convolution' for convmixer."""
     return LABELS[mixer].partition(" (")[0]
 
 
 def ranking(means, unit, digits=1):
-    """'convolution 21.0 > attention 19.1 dB': {mixer: mean} from the highest down."""
+    """Return the order of {mixer: mean} from highest to lowest, e.g. 'convolution 21.0 > attention 19.1 dB'."""
     order = sorted((mixer for mixer in means if not np.isnan(means[mixer])), key=means.get, reverse=True)
     return " > ".join(f"{short(mixer)} {means[mixer]:.{digits}f}" for mixer in order) + f" {unit}"
 
 
 def name_ends(ax, ends):
-    """Text at the right edge with a leader line to the end of each line: (x, y, text, colour); the texts are moved apart as
-    little as keeps them legible. Fixes the limits."""
+    """Label the ends (x, y, text, colour) of lines at the right edge, with leader lines. Labels are moved apart as little as
+    legibility needs. Fixes the axis limits."""
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
     ends = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
     if not ends:
         return
-    from scipy.optimize import isotonic_regression  # takes a while
+    from scipy.optimize import isotonic_regression  # slow to import
 
     scale = ax.yaxis.get_transform().transform
     low, high = scale(ax.get_ylim())
     levels = (scale([y for _, y, _, _ in ends]) - low) / (high - low)
-    inches = (ax.figure.get_figheight() - 1.3) / ax.get_subplotspec().get_gridspec().nrows - 0.2  # about, of the panel
+    inches = (ax.figure.get_figheight() - 1.3) / ax.get_subplotspec().get_gridspec().nrows - 0.2  # approximate panel height
     halves = np.array([0.075 * (text.count("\n") + 1.15) / inches for _, _, text, _ in ends])
-    stacked = np.cumsum(halves) + np.cumsum([0, *halves])[:-1]  # centres of the texts on top of one another, from 0
+    stacked = np.cumsum(halves) + np.cumsum([0, *halves])[:-1]  # centres of the texts if stacked from 0
     stacked += np.clip(isotonic_regression(levels - stacked).x, 0, max(0, 1 - 2 * sum(halves)))
     line = {"arrowstyle": "-", "linewidth": 0.6, "alpha": 0.7, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
     for (x, y, text, colour), place in zip(ends, stacked, strict=True):
@@ -155,7 +155,7 @@ def name_ends(ax, ends):
 
 
 def plain_log(axis):
-    """A logarithmic axis over few decades, with plain numbers at 1, 2 and 5."""
+    """Label a logarithmic axis over few decades with plain numbers at 1, 2 and 5."""
     ticker = mpl.ticker
     axis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
     axis.set_major_formatter(ticker.FormatStrFormatter("%g"))

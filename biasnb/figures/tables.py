@@ -1,4 +1,4 @@
-"""Tables from records: pandas frames, written as Markdown, CSV and LaTeX, beside numbers of the paper."""
+"""Tables from records as pandas frames with the numbers of the paper, written as Markdown, CSV and LaTeX."""
 
 import re
 import tomllib
@@ -21,8 +21,8 @@ COUNTED = "mean ± half-width of the 95 % interval (n seeds)"
 
 
 def plus_minus(values, digits=None):
-    """'mean ± half-width (n)' of the 95 % interval; 'value (1)' for one value, a dash for none. Without a number of `digits`
-    after the point, to three significant ones."""
+    """Return 'mean ± half-width (n)' of the 95 % interval, 'value (1)' for one value, or a dash for none. Numbers have `digits`
+    decimals, or by default three significant digits (the half-width two)."""
     mean, half, n = mean_interval(values)
     if not n:
         return "—"
@@ -31,17 +31,17 @@ def plus_minus(values, digits=None):
 
 
 def number(value, digits):
-    """A number that is not a mean over seeds; a dash for none."""
+    """Format a number that is not a mean over seeds; a dash for NaN."""
     return "—" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def tidy(rows):
-    """Rows as a frame, empty where a row has no such column; whole numbers stay whole."""
+    """Return rows as a frame with empty cells for missing columns; integers stay integers."""
     return pd.DataFrame(rows, dtype=object).fillna("")
 
 
 def by_network(sweep):
-    """[(the columns that name a row, its runs)]: one per network and level, in the order they were asked for."""
+    """Return [(columns that identify a row, its runs)], one per network and level, in the order of the requests."""
     groups = []
     for (mixer, *levels), runs in sweep.frame().groupby(["mixer", *sweep.factors()], sort=False, dropna=False):
         names = {name: level_name(name, level) for name, level in zip(sweep.factors(), levels, strict=True)}
@@ -53,8 +53,8 @@ def by_network(sweep):
 
 
 def summary(sweep):
-    """One row per network and level: mean ± 95 % interval over n seeds beside the baselines of the same data and masks;
-    diverged, failed and missing runs are counted. What no run has is left out."""
+    """Return one row per network and level: mean ± 95 % interval over n seeds, baselines for the same data and masks, and the
+    numbers of diverged, failed and missing runs. Columns without values are left out."""
     rows = []
     for names, runs in by_network(sweep):
         wanted = ("psnr", "loss", "probe", "probe_best", "init_probe", "knn", "accuracy", "context_coverage", "bits_per_pixel")
@@ -83,7 +83,7 @@ def summary(sweep):
 
 
 def depths(sweep):
-    """One row per metric and network, one column per depth: mean ± 95 % interval over n seeds, with the untrained baselines."""
+    """Return one row per metric and network or untrained baseline, one column per depth: mean ± 95 % interval over n seeds."""
     done, bert, rows = percent(done_runs(sweep)), sweep.runs[0]["pretext"] == "bert", []
     baseline = sweep.baseline()
     pixels = 100 * pixel_accuracy(baseline) if baseline else np.nan
@@ -104,7 +104,7 @@ def depths(sweep):
 
 
 def differences(sweep):
-    """Paired by seed: every two networks at the same depth, mean ± 95 % interval of the difference over n pairs."""
+    """Return differences between every two networks at the same depth, paired by seed: mean ± 95 % interval over n pairs."""
     rows, done = [], done_runs(sweep).set_index("seed")
     for (other, mixer), depth in product(combinations(mixers(sweep), 2), depths_of(sweep)):
         one, base = (done[(done.mixer == name) & (done.depth == depth)] for name in (mixer, other))
@@ -115,7 +115,7 @@ def differences(sweep):
 
 
 def cost(sweep):
-    """Parameters by part, FLOP that a forward pass needs and that are computed, and measured speed, per network and level."""
+    """Return parameters by part, FLOP required and FLOP computed in a forward pass, and speed, per network and level."""
     rows = []
     for row, runs in by_network(sweep):
         done = runs[runs.status == "done"]
@@ -130,7 +130,7 @@ def cost(sweep):
 
 
 def effects(sweep):
-    """Effects of the cube and their controls, by seed: mean ± half-width of the 95 % interval (n); empty without a cube."""
+    """Return effects of the cube and their controls: mean ± half-width of the 95 % interval (n seeds); empty without a cube."""
     try:
         found = effect_table(sweep)
     except Absent:
@@ -144,7 +144,7 @@ def effects(sweep):
     return tidy(list(rows.values()))
 
 
-MEASURES = {  # what of a network's measures its row shows
+MEASURES = {  # column -> its value from the measures of a network
     "roll error, last layer": lambda found: found["roll_error"][-1],
     "Lie error, last layer": lambda found: (found["lie_error"] or [np.nan])[-1],
     "receptive field, 50 % side, px": lambda found: found["receptive_field"]["side50"],
@@ -155,7 +155,7 @@ MEASURES = {  # what of a network's measures its row shows
 
 
 def measures(sweep):
-    """Measures of every network of the first data set and padding, at random init → after training, means over seeds."""
+    """Return measures of every network with the first data set and padding, at random init → trained, means over seeds."""
     rows, records, inits = [], of_first(sweep), sweep.inits()
     for mixer in mixers(sweep):
         own = [record for record in records if record["config"]["mixer"] == mixer]
@@ -189,7 +189,7 @@ KINDS = {str: "text", dict: 'columns of the table, e.g. { network = "attention (
 
 
 def reported():
-    """[(where, entry)]: the paper's numbers that a reader has entered in results/reported.toml. Raises StoreError."""
+    """Return [(where, entry)], the numbers of the paper that a reader entered in results/reported.toml. Raises StoreError."""
     path = places.results() / "reported.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -210,22 +210,22 @@ def reported():
 
 
 def check_table(where, table):
-    """Refuse what is not SWEEP-NAME of a notebook's sweep and one of TABLES. Raises StoreError naming the nearest."""
+    """Raise StoreError, suggesting the most similar name, unless `table` is SWEEP-NAME for a notebook's sweep and TABLES."""
     notebooks = sorted(path.stem for path in places.notebooks().glob("*.ipynb"))
     if not (table.startswith(tuple(f"{name}-" for name in notebooks)) and table.endswith(tuple(f"-{name}" for name in TABLES))):
         known(where, [table], [f"{notebook}-{name}" for notebook in notebooks for name in TABLES])
 
 
 def known(what, given, names):
-    """Refuse what is not among the names. Raises StoreError naming the nearest."""
+    """Raise StoreError, suggesting the most similar name, for a name that is not among `names`."""
     for name in given:
         if name not in names:
             raise StoreError(f"{what}: {name!r} is not known; did you mean {nearest(name, names)!r}?")
 
 
 def paper(table, name):
-    """'value (source)' for each row of the table of this file name, a dash where nothing is entered. A level that this profile
-    does not vary is passed over. Raises StoreError for a column or row that no profile can have, or that is not one row."""
+    """Return 'value (source)' for each row of the table `name`, a dash without an entry. Entries with a level that this profile
+    does not vary are ignored. Raises StoreError if the column or row of an entry cannot exist, or if it fits several rows."""
     cells = [[] for _ in range(len(table))]
     for where, entry in reported():
         if entry["table"] != name:
@@ -248,15 +248,15 @@ def paper(table, name):
 
 
 def make(name, sweep):
-    """A table of a sweep by its name, with what is entered of the paper as its last column. Raises StoreError for a name that
-    is not in TABLES, a broken record or a wrong entry."""
+    """Return a table of a sweep by its name, with numbers of the paper as its last column. Raises StoreError for a name that is
+    not in TABLES, a broken record or a wrong entry."""
     known("table", [name], TABLES)
     table = TABLES[name](sweep)
     return table.assign(paper=paper(table, f"{sweep.name}-{name}"))
 
 
 def heading(sweep, table):
-    """What was run, how the cells read if they are means over seeds, and how the probe was measured if they show it."""
+    """Return a line that describes the runs and, if the table shows them, means over seeds and the protocol of the probe."""
     words = table.astype(str)
     counted = words.stack().str.contains(r"\d \(\d+\)$").any()
     probed = any(PROBED.search(text) for text in (*table.columns, *words.get("metric", ())))
@@ -265,7 +265,7 @@ def heading(sweep, table):
 
 
 class Latex(dict):
-    """Character -> LaTeX in ASCII."""
+    """Map a character to LaTeX in ASCII."""
 
     def __missing__(self, code):
         return chr(code) if code < 128 else f"\\symbol{{{code}}}"
@@ -280,17 +280,17 @@ LATEX = Latex(str.maketrans({
 
 
 def latex_text(value):
-    """A cell in LaTeX: ASCII, with a minus before negative numbers."""
+    """Return a cell in LaTeX, in ASCII and with a minus sign before negative numbers."""
     return re.sub(r"(?<![\w-])-(?=\d)", "−", str(value)).translate(LATEX)
 
 
 def sides(table):
-    """'right' for each column of numbers, 'left' for the others."""
+    """Return 'right' for each column of numbers and 'left' for the others."""
     return ["right" if re.fullmatch(r"[-\d.± ()—]*", "".join(map(str, table[column]))) else "left" for column in table]
 
 
 def latex(table, caption, label):
-    """The table in LaTeX with the rules of booktabs, in ASCII."""
+    """Return the table in LaTeX with the rules of booktabs, in ASCII."""
     rows = [" & ".join(map(latex_text, row)) + r" \\" for row in (table.columns, *table.to_numpy())]
     columns = "".join(side[0] for side in sides(table))
     return "\n".join([
@@ -301,13 +301,13 @@ def latex(table, caption, label):
 
 
 def markdown(sweep, table):
-    """The table as a page of Markdown, under its heading."""
+    """Return the heading and the table as Markdown."""
     rows = table.to_markdown(index=False, disable_numparse=True, colalign=sides(table))
     return f"{heading(sweep, table)}\n\n{rows}\n"
 
 
 def write_tables(sweep, folder):
-    """Write the tables that a sweep names as Markdown, CSV and LaTeX to a folder. Returns the paths. Raises StoreError for a
+    """Write the tables that a sweep names to a folder as Markdown, CSV and LaTeX. Returns the paths. Raises StoreError for a
     name that is not in TABLES, a broken record or a wrong entry."""
     paths = []
     for name in sweep.content.get("tables", ()):
@@ -318,7 +318,7 @@ def write_tables(sweep, folder):
 
 
 def write(stem, contents):
-    """Write {suffix: content} to files of this path without suffix. Returns the paths."""
+    """Write {suffix: content} to the files `stem` + suffix. Returns the paths."""
     paths = [stem.with_name(stem.name + suffix) for suffix in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         write_atomic(path, content)
