@@ -1,4 +1,4 @@
-"""What a run costs on this machine, before anything is trained: seconds by a short calibration, bytes, FLOP."""
+"""Prediction of the cost of runs on this machine before training: seconds (by a short calibration), bytes and FLOP."""
 
 import functools
 import statistics
@@ -15,10 +15,10 @@ from ..records.store import Store
 from . import executor, manifest
 
 CALIBRATION = 60  # seconds
-GFLOP = 1.0  # of a step that is timed
-OBJECTIVES = 300  # evaluations of the probe's objective for a layer, all penalties together
-EACH = 0.2  # seconds of a run for all else
-NOTEBOOK = 4.0  # seconds of a notebook that has its records
+GFLOP = 1.0  # approximate size of a timed step
+OBJECTIVES = 300  # evaluations of the objective of the probe per layer, for all penalties together
+EACH = 0.2  # seconds per run for everything else
+NOTEBOOK = 4.0  # seconds per notebook whose records exist
 SHOWN = 10
 SIZES = {"cifar10": (50_000, 10_000), "cifar10_jpeg": (50_000, 10_000), "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032),
          "stl10": (5_000, 8_000), "fashionmnist": (60_000, 10_000)}  # fmt: skip  # training and test images, labelled
@@ -28,7 +28,7 @@ SIZES = {"cifar10": (50_000, 10_000), "cifar10_jpeg": (50_000, 10_000), "cifar10
 
 
 def networks(cfg, device, images, seeds=1):
-    """(so many random images as a data set, networks of so many seeds at their initial weights)."""
+    """Return (a data set of `images` random images, networks of `seeds` seeds with initial weights)."""
     import torch
 
     from ..data.datasets import Data, Split
@@ -44,7 +44,7 @@ def networks(cfg, device, images, seeds=1):
 
 
 def stepper(cfg, device, seeds=1):
-    """A step of `train.pretrain_together` as a function."""
+    """Return a function that performs one step of `loop.pretrain_together`."""
     import torch
 
     from ..training import loop as train
@@ -65,7 +65,7 @@ def stepper(cfg, device, seeds=1):
 
 
 def activations(cfg, model, images=4):
-    """Bytes that one image's forward pass keeps for the backward pass."""
+    """Return the bytes per image that the forward pass stores for the backward pass."""
     import torch
 
     from ..training.pretext import LOSSES, draw
@@ -79,7 +79,7 @@ def activations(cfg, model, images=4):
     def keep(x):
         storage = x.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = (storage.nbytes(), x)  # held, so that no address is used twice
+            kept[storage.data_ptr()] = (storage.nbytes(), x)  # x is kept alive, so that its address is not reused
         return x
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
@@ -89,7 +89,7 @@ def activations(cfg, model, images=4):
 
 
 def counted(cfg):
-    """{"flop": computed for one image's forward pass, "needed": of these, "parameters"} of a network."""
+    """Return {"flop": FLOP computed in the forward pass of one image, "needed": FLOP required, "parameters": their number}."""
     from ..networks.model import flop_per_image, flop_per_image_dense
 
     _, (model,) = networks(cfg, "cpu", 20)
@@ -98,7 +98,7 @@ def counted(cfg):
 
 
 def timed(cfg):
-    """{"forward", "step": seconds, "bytes"} of a network per image, a step in batches of about a GFLOP."""
+    """Return {"forward": seconds, "step": seconds, "bytes"} of a network per image, measured in steps of about one GFLOP."""
     import torch
 
     from ..networks.model import features, per_pass
@@ -116,14 +116,14 @@ def timed(cfg):
 
 
 def seconds_of(call):
-    """Seconds of a call: the median over a fifth of a second or more, after a first."""
+    """Return the median seconds of a call over at least 0.2 s, after a warm-up."""
     from torch.utils.benchmark import Timer
 
     return Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=0.2).median
 
 
 def probe_rate():
-    """FLOP/s of the linear probe: of one evaluation of its objective."""
+    """Return the FLOP/s of the linear probe, measured on evaluations of its objective."""
     import torch
 
     from ..training.evaluation import PENALTIES, penalised_entropy
@@ -141,7 +141,7 @@ def probe_flop(layers, n, width, classes):
 
 
 def shape(cfg, depth, **fields):
-    """The Config whose step stands for this one's: of this depth, and of any seed, data and length."""
+    """Return the Config to time in place of `cfg`: `depth` blocks, and defaults for fields that do not affect a step's time."""
     names = "seed dataset data_dir images labelled steps lr warmup weight_decay clip budget permute hidden noise"
     same = {name: Config.__dataclass_fields__[name].default for name in names.split()}
     return replace(cfg, **same, depth=depth, **fields)
@@ -152,8 +152,8 @@ def identity(cfg):
 
 
 def calibrate(configs, seconds=CALIBRATION):
-    """Measure these Configs on the workers that would train them, the smallest first, until the time is over: Config -> what
-    `counted` and `timed` give, and None -> FLOP/s of the probe. Raises BiasnbError for what cannot be measured."""
+    """Measure Configs on the workers that would train them, the smallest first, for `seconds`. Returns {Config: results of
+    `counted` and, if it was reached, `timed`; None: FLOP/s of the probe}. Raises BiasnbError if a network cannot be timed."""
     found = {cfg: counted(cfg) for cfg in configs}
     workers = min(executor.cores(), len(configs))
     with executor.client(workers, executor.gpus(configs)) as dask:
@@ -173,7 +173,7 @@ def calibrate(configs, seconds=CALIBRATION):
 
 
 def on_worker(fields):
-    """What `timed` gives of a Config, for None the FLOP/s of the probe, with one thread as runs have."""
+    """Return `timed` of a Config, or the FLOP/s of the probe for None, with a single thread as in training."""
     import torch
 
     from ..training.run import keep_memory
@@ -184,7 +184,7 @@ def on_worker(fields):
 
 
 class Predictor:
-    """Seconds, FLOP and bytes of runs from a calibration. What was not timed takes the rate of its mixer."""
+    """Predicts seconds, FLOP and bytes of runs from a calibration. Networks that were not timed get the rates of the mixer."""
 
     def __init__(self, found):
         self.probe, self.found = found.pop(None), found
@@ -201,13 +201,13 @@ class Predictor:
                 one |= (rate * one["flop"]).to_dict()
 
     def of(self, cfg, **fields):
-        """What was found of a Config's network, for its depth: all grows linearly with it."""
+        """Return the calibrated values of a Config, extrapolated linearly in depth from depths 1 and 2."""
         one, two = (self.found[shape(cfg, depth, **fields)] for depth in (1, 2))
         return {name: one[name] + (cfg.depth - 1) * (two[name] - one[name]) for name in one}
 
     def run(self, cfg):
-        """{"training", "evaluation", "seconds", "flop", "bytes"} of one run; "evaluation": seconds of features and probe,
-        which its random init takes once more."""
+        """Return {"training": seconds, "evaluation": seconds of features and probe, which the evaluation at random init takes
+        as well, "seconds": total, "flop", "bytes"} of a run."""
         from ..training.pretext import RECONSTRUCTED
 
         one = self.of(cfg)
@@ -217,7 +217,7 @@ class Predictor:
             steps = max(1, round(steps * self.of(cfg, **identity(cfg))["needed"] / one["needed"]))
         labelled = cfg.labelled or train
         evaluated = labelled + val + test
-        reconstructed = 4 * min(test, RECONSTRUCTED) + min(val, RECONSTRUCTED)  # four times over the steps
+        reconstructed = 4 * min(test, RECONSTRUCTED) + min(val, RECONSTRUCTED)  # test PSNR is measured four times
         passes = evaluated + (0 if not steps else reconstructed if cfg.predicts else val + test)
         passes += 1.5 * SHOWN * cfg.grid**2 if cfg.pretext == "ar" else 0
         neighbours = 2 * (cfg.depth + 1) * test * labelled * cfg.width
@@ -234,7 +234,7 @@ class Predictor:
 
 @functools.cache
 def sizes(dataset, **fields):
-    """Numbers of training, validation and test images, and of classes."""
+    """Return the numbers of training, validation and test images, and of classes."""
     if dataset in SIZES:
         train, test = SIZES[dataset]
         return train - train // 10, train // 10, test, 100 if dataset == "cifar100" else 10
@@ -245,7 +245,7 @@ def sizes(dataset, **fields):
 
 
 def predict(profile, given):
-    """What each notebook of a profile still costs on this machine: (rows of a table, lines of text)."""
+    """Predict the remaining cost of each notebook of a profile on this machine: (rows of a table, lines of text)."""
     store, plans = Store(profile), {}
     for name, taken in manifest.accepted({"profile": profile, **given}).items():
         _, sweep = manifest.asked(name, taken)

@@ -1,8 +1,7 @@
-"""Train what is missing, on Dask: a task is one run (on a GPU the seeds of one setting), its key is the run's key.
+"""Training of missing runs with Dask. A task is one run (on a GPU all seeds of one setting) and is named by the key of the run.
 
-The scheduler is the one that BIASNB_SCHEDULER names, an address or a scheduler file, else one of this machine that ends with
-this process. A worker trains in a folder of its own and returns the files of the run to whoever asked: workers share no disk
-unless they are given one."""
+BIASNB_SCHEDULER names the scheduler by an address or a scheduler file; by default a local one is started, which ends with this
+process. A worker trains in its own folder and returns the files of the run to the client, so workers need no shared disk."""
 
 import contextlib
 import logging
@@ -23,20 +22,20 @@ from ..records.provenance import bf16_instructions
 from ..records.store import Store
 
 SCHEDULER = "BIASNB_SCHEDULER"  # address, or path of a scheduler file
-SUFFIXES = (".safetensors", ".npz", ".json")  # of a run's files; the record is last, so that a record that exists is complete
-DEATHS = 20  # of workers on one task, after which the task is given up
-REACH = "30s"  # how long a scheduler may take to answer
-LOOK = 0.2  # seconds between two looks at what has come back
-BF16_FACTOR = 10  # times as long as in fp32 takes a step in bf16 without instructions for it; docs/performance.md
-GPU = "GPU"  # Dask's name for the resource; a worker has one or none
+SUFFIXES = (".safetensors", ".npz", ".json")  # the record (.json) is written last, so that an existing record is complete
+DEATHS = 20  # workers that may die on a task before it fails
+REACH = "30s"  # timeout of the connection to a scheduler
+LOOK = 0.2  # seconds between checks for finished tasks
+BF16_FACTOR = 10  # time of a bf16 step relative to fp32 on a processor without bf16 instructions; docs/performance.md
+GPU = "GPU"  # name of the Dask resource; a worker has one or none
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one worker does at a time: a baseline, a random init, a run, or runs that differ in their seed only."""
+    """The work of one worker: a baseline, an evaluation at random init, a run, or runs that differ only in the seed."""
 
     kind: str  # "baseline", "init" or "run"
-    keys: tuple  # of the records
+    keys: tuple  # keys of the records
     configs: tuple
 
     @property
@@ -49,13 +48,13 @@ class Task:
 
     @property
     def key(self):
-        """Dask's key of the task, made of the records' keys: Dask does no task twice, and keeps tasks whose keys begin alike
-        in one queue, by priority."""
+        """The Dask key of the task, built from the keys of the records. Dask runs a key only once, and orders tasks whose keys
+        share a prefix by priority."""
         return "-".join(("record", *self.keys))
 
     @property
     def cost(self):
-        """A rough measure of its time, to begin with the longest: multiplications of training."""
+        """Approximate number of multiplications in training, by which the longest tasks are started first."""
         cfg = self.configs[0]
         per_token = cfg.width * cfg.mlp_ratio * 2 + (0 if MIXERS[cfg.mixer].local else cfg.grid**2)
         steps = cfg.steps if self.kind == "run" and cfg.pretext != "none" else 1
@@ -66,14 +65,14 @@ class Task:
 
 
 def cores():
-    """How many cores this process may use, limits of its control group counted."""
+    """Return the number of cores that this process may use, within the limits of its control group."""
     from dask.system import CPU_COUNT
 
     return CPU_COUNT
 
 
 def gpus(configs):
-    """The GPUs that these runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that these runs may use, as names for CUDA_VISIBLE_DEVICES."""
     if all(cfg.device == "cpu" for cfg in configs):
         return []
     import torch
@@ -84,8 +83,7 @@ def gpus(configs):
 
 
 def slow_bf16(configs):
-    """A line that says what runs in bf16 cost on this machine's processor, or None if there are none or it has instructions for
-    bf16."""
+    """Return a warning that bf16 is slow on this processor, or None if it has bf16 instructions or no run uses bf16."""
     count = sum(cfg.precision == "bf16" and cfg.pretext != "none" for cfg in configs)
     if not count or bf16_instructions() != []:
         return None
@@ -95,8 +93,8 @@ def slow_bf16(configs):
 
 @contextlib.contextmanager
 def cluster(workers, devices=()):
-    """A scheduler and single-threaded worker processes of this machine, one for each of the `devices` if there are any; yields
-    the scheduler's address, which only this machine reaches. They end with the block, and with this process however it ends."""
+    """Start a scheduler and single-threaded worker processes on this machine, `workers` or one per GPU in `devices`. Yields the
+    address of the scheduler, which is reachable from this machine only. All end with the block and with this process."""
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
@@ -124,7 +122,7 @@ def cluster(workers, devices=()):
 
 @contextlib.contextmanager
 def client(workers, devices=()):
-    """A client of the scheduler that BIASNB_SCHEDULER names, else of a `cluster` of so many workers. Raises BiasnbError if the
+    """Yield a client of the scheduler that BIASNB_SCHEDULER names, or else of a new `cluster`. Raises BiasnbError if the
     scheduler cannot be reached."""
     from distributed import Client
 
@@ -133,17 +131,17 @@ def client(workers, devices=()):
         named = {"scheduler_file": where} if Path(where).is_file() else {"address": where}
         try:
             reached = stack.enter_context(Client(**named, timeout=REACH, set_as_default=False))
-        except (OSError, TypeError, ValueError) as error:  # of these two are TLS without certificates and no such protocol
+        except (OSError, TypeError, ValueError) as error:  # TypeError: TLS without certificates; ValueError: unknown protocol
             raise BiasnbError(f"scheduler: {where} cannot be reached ({error}); start it, or leave --scheduler out") from None
         yield reached
 
 
-# ---- on the side of who asks ----------------------------------------------------------------------------------------
+# ---- the client -----------------------------------------------------------------------------------------------------
 
 
 def train(configs, store):
-    """Make the records that are missing, the longest runs first. What another process trains is waited for; a run that fails
-    does not stop the others. Raises BiasnbError that names every run that failed."""
+    """Compute the missing records, the longest runs first. Runs that another process trains are waited for, and a failed run
+    does not stop the others. Raises BiasnbError naming the failed runs."""
     store.tidy()
     with keys.snapshot():
         wanted = {}
@@ -170,7 +168,7 @@ def train(configs, store):
 
 
 def say_what_is_read(configs):
-    """Print what is read of folders of images, which workers only log. One that cannot be read fails with its runs."""
+    """Print what is read from image folders, because workers only log it. An unreadable folder raises later, in its runs."""
     folders = {cfg.data_dir: cfg for cfg in configs if cfg.dataset == "folder"}
     for cfg in folders.values():
         from ..data.datasets import load
@@ -180,7 +178,7 @@ def say_what_is_read(configs):
 
 
 def grouped(wanted, by_seed):
-    """{key: (kind, Config)} as Tasks; with `by_seed` runs that differ in their seed only are one."""
+    """Return {key: (kind, Config)} as a list of Tasks; with `by_seed`, runs that differ only in the seed form one Task."""
     groups = {}
     for key, (kind, cfg) in wanted.items():
         shared = replace(cfg, seed=0) if by_seed and kind == "run" else key
@@ -192,8 +190,8 @@ def grouped(wanted, by_seed):
 
 
 def submitted(dask, tasks, profile, on_gpu):
-    """{future: Task}, the longest first: Dask does not queue a few tasks but deals them out. User-defined operators travel with
-    their tasks."""
+    """Submit tasks with their user-defined operators and return {future: Task}. The longest come first, because Dask assigns
+    few tasks in the order of submission instead of queueing them."""
     futures = {}
     for task in sorted(tasks, key=lambda task: -task.cost):
         defined = {}
@@ -216,8 +214,8 @@ def submitted(dask, tasks, profile, on_gpu):
 
 
 def packed(defined):
-    """User-defined operators, name -> entry, as bytes that hold all code of the user, so that a worker needs none of it and
-    keeps none of it for the next task; None for none. Raises BiasnbError for an operator that cannot be sent."""
+    """Serialise user-defined operators {name: entry} with all code of the user, so that a worker needs no files of the user and
+    imports no module that a later task would reuse. None for {}. Raises BiasnbError if an operator cannot be serialised."""
     if not defined:
         return None
     modules = {module.__name__: module for mixer in defined for module in keys.modules_of_the_user(mixer)}
@@ -233,8 +231,7 @@ def packed(defined):
 
 
 def follow(dask, futures, store):
-    """Save what comes back and show how far all is, until nothing is left to come; returns a line for every task that
-    failed."""
+    """Save the results of tasks and report progress until all tasks are done. Returns a line for every failed task."""
     pending, failed, began = set(futures), [], time.monotonic()
     total = sum(task.cost for task in futures.values())
     report = Progress("training", len(futures), unit="records")
@@ -245,7 +242,7 @@ def follow(dask, futures, store):
             if why := saved(future, futures[future], store):
                 failed.append(f"{futures[future].name}: {why}")
                 print(f"error: {failed[-1]}", flush=True)
-        if not report.due():  # what is under way takes a question to the scheduler and a file of every run
+        if not report.due():  # finding the running tasks queries the scheduler and reads a file per run
             continue
         under_way = running(dask, futures, pending, store)
         spent = sum(task.cost for future, task in futures.items() if future not in pending)
@@ -259,7 +256,7 @@ def follow(dask, futures, store):
 
 
 def saved(future, task, store):
-    """Save the files that a finished task returned; returns why it failed, or None."""
+    """Save the files that a finished task returned. Returns the reason if it failed, else None."""
     if future.status == "error":
         error = future.exception()
         died = type(error).__name__ == "KilledWorker"
@@ -284,8 +281,8 @@ def saved(future, task, store):
 
 
 def running(dask, futures, pending, store):
-    """A row {run, step, loss, left, share, cost} for every task that a worker is at; how far it is where its folder can be
-    seen."""
+    """Return a row {run, step, loss, left, share, cost} for every task on a worker; its progress is known only if the worker
+    shares the folder of the store."""
     by_key = {future.key: futures[future] for future in pending}
     rows = []
     for keys_of_worker in dask.processing().values():
@@ -297,18 +294,18 @@ def running(dask, futures, pending, store):
     return rows
 
 
-# ---- on the side of a worker ----------------------------------------------------------------------------------------
+# ---- the worker -----------------------------------------------------------------------------------------------------
 
 
 def work(kind, run_keys, fields, profile, operators):
-    """What a worker does: make the records and return {"files": name -> bytes, "error": in words or None, "worker"}. What goes
-    wrong with a run is told, so that Dask takes the task for done; a worker that dies has its task done by another."""
+    """Compute the records of a task on a worker. Returns {"files": {name: bytes}, "error": message or None, "worker": name}.
+    Errors of a run are returned, not raised, so that Dask does not repeat the task. If a worker dies, another repeats it."""
     import torch
 
     from ..training import run
 
     MIXERS.update(cloudpickle.loads(operators) if operators else {})
-    torch.set_num_threads(1)  # as everywhere, so that a run is the same wherever it is trained
+    torch.set_num_threads(1)  # as everywhere, so that a run gives the same result wherever it is trained
     store, error = Store(profile), None
     with logged(store):
         try:
@@ -343,7 +340,7 @@ def worker_name():
 
 @contextlib.contextmanager
 def logged(store):
-    """In this block what is printed goes to runs/<profile>/workers.log."""
+    """Within the block, redirect output to runs/<profile>/workers.log, or discard it if that cannot be opened."""
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
         log = open(store.folder / "workers.log", "a", encoding="utf-8")  # noqa: SIM115

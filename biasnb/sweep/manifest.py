@@ -1,7 +1,7 @@
-"""What a notebook asks for: its question, its parameters, its runs, and the tables and figures that it shows.
+"""The manifest of a notebook: its question, its parameters, its runs, and the tables and figures that it shows.
 
-A notebook is read, not known: the cell tagged `parameters` holds literals, the cells tagged `sweep` build the list of runs,
-and they are run here, without a kernel, to learn which runs a notebook needs with given parameters."""
+All are read from the notebook file. The cell tagged `parameters` holds literals. The cells tagged `sweep` build the list of
+runs; they are executed here, without a kernel, to find the runs that a notebook needs with given parameters."""
 
 import ast
 import json
@@ -23,12 +23,12 @@ from ..config import (
 from ..records import places
 
 KINDS = {kind.__name__: kind for kind in (bool, int, float, str, list, dict)}  # types that a parameter can have
-INJECTED = "# Parameters\n"  # begins the cell that Papermill puts below that of the parameters, or first of all without one
+INJECTED = "# Parameters\n"  # start of the cell that Papermill inserts after the parameters cell, or at the top without one
 SHOWN = {"show_figure": "figures", "show_table": "tables"}
 
 
 class NotebookError(BiasnbError):
-    """A notebook that cannot be run, or that ran and did not keep its promise; `state` is failed, killed or timeout."""
+    """Raised for a notebook that cannot be run or whose run failed; `state` is failed, killed or timeout."""
 
     def __init__(self, message, state="failed"):
         super().__init__(message)
@@ -39,20 +39,20 @@ class NotebookError(BiasnbError):
 
 
 def names():
-    """The names of all notebooks, in order."""
+    """Return the sorted names of all notebooks."""
     return sorted(path.stem for path in places.notebooks().glob("*.ipynb"))
 
 
 def path_of(name):
-    """Raises ConfigError naming the nearest notebook."""
+    """Return the path of a notebook. Raises ConfigError, suggesting the most similar name, for an unknown one."""
     if name not in names():
         raise ConfigError(f"notebook: {name!r} is not one of {names()}; did you mean {nearest(name, names())!r}?")
     return places.notebooks() / f"{name}.ipynb"
 
 
 def read(name):
-    """The notebook as a dict, the source of every cell as one text. Raises ConfigError for an unknown name, NotebookError if it
-    is broken or has lost its kernelspec, without which neither JupyterLab nor plain Papermill can run it."""
+    """Return a notebook as a dict in which the source of every cell is one string. Raises ConfigError for an unknown name, and
+    NotebookError if it is broken or lacks a kernelspec, which JupyterLab and plain Papermill need to run it."""
     path = path_of(name)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -68,13 +68,12 @@ def read(name):
 
 
 def tagged(notebook, tag):
-    """The sources of the code cells with a tag."""
+    """Return the sources of the code cells with a tag."""
     return [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code" and tag in cell["tags"]]
 
 
 def question(name):
-    """The question of a notebook: the first sentence behind **Question.** in its first cell. Raises NotebookError without
-    one."""
+    """Return the sentence after **Question.** in the first cell of a notebook. Raises NotebookError without one."""
     found = re.search(r"\*\*Question\.\*\*\s+([^?]*\?)", read(name)["cells"][0]["source"])
     if not found:
         raise NotebookError(f"{name}: its first cell has no question; begin a paragraph there with **Question.**")
@@ -82,7 +81,7 @@ def question(name):
 
 
 def shown(name):
-    """{"figures": names, "tables": names} that the cells of a notebook show; empty for a notebook that is not there."""
+    """Return {"figures": names, "tables": names} that a notebook shows; empty lists for a notebook that does not exist."""
     found = {"figures": [], "tables": []}
     for cell in read(name)["cells"] if name in names() else ():
         if cell["cell_type"] != "code":
@@ -97,9 +96,9 @@ def shown(name):
 
 
 def declared(name, notebook=None):
-    """The parameters of a notebook from its one cell tagged `parameters`: name -> default value. The cell is read, not run.
+    """Return {parameter: default value} of a notebook, parsed from its cell tagged `parameters` without executing it.
 
-    Raises NotebookError unless there is exactly one such cell and it holds only `name = literal`."""
+    Raises NotebookError unless there is exactly one such cell and it holds only statements `name = literal`."""
     cells = tagged(notebook or read(name), "parameters")
     if len(cells) != 1:
         raise NotebookError(f"{name}: {len(cells)} cells are tagged 'parameters', needs exactly one")
@@ -122,8 +121,8 @@ def declared(name, notebook=None):
 
 
 def factor_of(parameter):
-    """The factor whose levels a parameter lists, by its name: a Config field or its plural, such as `depths` or `patches`, or
-    one of them after a word, such as `cell_seeds`; None if there is none."""
+    """Return the factor whose levels a parameter lists, or None. The name of such a parameter is a Config field or its plural
+    (`depths`, `patches`), or one of these after a word and an underscore (`cell_seeds`)."""
     for factor in (parameter, parameter.removesuffix("s"), parameter.removesuffix("es")):
         if field_of(factor):
             return factor
@@ -131,17 +130,17 @@ def factor_of(parameter):
 
 
 def field_of(factor):
-    """The Config field that a factor varies; None if there is none."""
+    """Return the Config field that a factor varies, or None."""
     return next((field for field in (factor, factor.rpartition("_")[2]) if field in fields_of()), None)
 
 
 def factors_of(values):
-    """Parameter -> factor, of those parameters that list levels."""
+    """Return {parameter: factor} of the parameters that list levels."""
     return {name: factor_of(name) for name, value in values.items() if isinstance(value, list | None) and factor_of(name)}
 
 
 def default_levels(name):
-    """Factor -> the levels that the notebook lists, None for those of the profile; {} without a notebook."""
+    """Return {factor: levels} of a notebook, None for the levels of the profile; {} if the notebook does not exist."""
     if name not in names():
         return {}
     listed = {parameter: value for parameter, value in declared(name).items() if isinstance(value, list | None)}
@@ -149,8 +148,8 @@ def default_levels(name):
 
 
 def lint():
-    """What is wrong with the notebooks, a line each: a lost tag or kernelspec, parameters that are not literals, a study under
-    another name than its file's."""
+    """Return a line per fault of the notebooks: a missing tag, question or kernelspec, parameters that are not literals, or a
+    study whose name differs from that of the file."""
     found = []
     for name in names():
         try:
@@ -172,11 +171,11 @@ def lint():
 
 
 def asked(name, given=None):
-    """(All parameters of a notebook, checked and typed, from its defaults and given texts or values; the sweep that they ask
-    for, see `plan`).
+    """Return (checked and typed parameters of a notebook, from its defaults and the given strings or values; the sweep that
+    they request, see `plan`).
 
-    A Config field that is given goes to the parameter that lists its levels, if the notebook has one, else into its
-    `settings`. Raises ConfigError for an unknown, misspelt, mistyped or impossible one, and for one that is given twice."""
+    A given Config field replaces the parameter that lists its levels, if there is one, and is put into `settings` otherwise.
+    Raises ConfigError for a name that is unknown or given twice, and for a value of the wrong type or an impossible one."""
     values, taken = declared(name), set()
     if "settings" in values:
         values["settings"] = dict(values["settings"])
@@ -212,13 +211,13 @@ def asked(name, given=None):
 
 
 def parameters(name, given=None):
-    """All parameters of a notebook, see `asked`."""
+    """Return the parameters of a notebook (see `asked`)."""
     return asked(name, given)[0]
 
 
 def check_injected(name):
-    """Refuse what plain Papermill has put into the notebook of this name that runs in this kernel, if it does not count there.
-    Raises ConfigError for a name that is no parameter, and where the cell of the parameters has lost its tag."""
+    """Check the parameters that plain Papermill injected into this notebook, running in this kernel. Raises ConfigError for a
+    name that is not a parameter, and if the parameters cell lacks its tag, so that its defaults override the given values."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     cells = [source for source in shell.user_ns.get("In", ()) if source] if shell else []
     injected = [source for source in cells if source.startswith(INJECTED)]
@@ -232,14 +231,14 @@ def check_injected(name):
 
 
 def saved(profile):
-    """The notebooks whose runs a profile does not train: they show the records of the profile that they name themselves."""
+    """Return the notebooks whose runs a profile does not train; they show records of the profile in their own parameters."""
     return check_profile(profile).get("saved", [])
 
 
 def accepted(given):
-    """Notebook -> the part of settings for all notebooks that it has a use for, without the notebooks that the given profile
-    leaves to saved records. A list goes where the notebook varies that field; where only others do, its first value is taken.
-    Raises ConfigError for a setting that no notebook knows."""
+    """Return {notebook: the given settings that it accepts}, without the notebooks that the given profile leaves to saved
+    records. A list is passed to notebooks that vary the field; if only other notebooks vary it, its first value is passed.
+    Raises ConfigError for a setting that no notebook accepts."""
     left = saved(given["profile"]) if "profile" in given else ()
     every = {name: declared(name) for name in names()}
     varied = {name: {field_of(factor) for factor in factors_of(values).values()} for name, values in every.items()}
@@ -260,7 +259,7 @@ def accepted(given):
 
 
 def levels_of(field, value):
-    """Texts or values as a list of levels of a field; None stays None. Raises ConfigError."""
+    """Convert strings or values to a list of levels of a field; None stays None. Raises ConfigError."""
     if value is None or value in ("None", "null"):
         return None
     if isinstance(value, str):
@@ -273,7 +272,7 @@ def levels_of(field, value):
 
 
 def setting(field, value):
-    """Text as a value of a Config field; a folder as its path from the root. Raises ConfigError."""
+    """Convert a string to a value of a Config field; data_dir becomes an absolute path. Raises ConfigError."""
     if field == "data_dir" and value != "":
         return str(full_path(value))
     if not isinstance(value, str) or field == "data_dir" or (field, value) == ("lr", "tuned"):
@@ -282,7 +281,7 @@ def setting(field, value):
 
 
 def parse(field, value, kind):
-    """Text as a value of a type, without guessing; a value that is not text must have the type. Raises ConfigError."""
+    """Convert a string strictly to a value of a type; other values must already have the type. Raises ConfigError."""
     if not isinstance(value, str) or kind is str:
         if kind is float and type(value) is int:
             value = float(value)
@@ -309,8 +308,8 @@ def parse(field, value, kind):
 
 
 def plan(name, values=None):
-    """The sweep that a notebook asks for with these parameters (None: its defaults), from its own cells; None for a notebook
-    that has no sweep, whose settings are checked all the same. Trains nothing. Raises ConfigError."""
+    """Execute the sweep cells of a notebook with these parameters (None: its defaults) and return the sweep, without training.
+    For a notebook without a sweep, check its settings and return None. Raises ConfigError and NotebookError."""
     notebook = read(name)
     cells = tagged(notebook, "sweep")
     namespace = {"__name__": "__main__", **declared(name, notebook), **(values or {})}

@@ -1,4 +1,4 @@
-"""The learning rate of every operator by image-GPT's rule (section 3.4), on the validation split, coarse and then fine."""
+"""Learning-rate search per operator by the rule of image-GPT (section 3.4), on the validation split, coarse and then fine."""
 
 import math
 from dataclasses import replace
@@ -9,13 +9,14 @@ from . import executor
 
 LADDER = (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 LOWEST, HIGHEST = 1e-5, 1.0
-SEED = 1000  # of the runs of a search: no profile evaluates it
+SEED = 1000  # seed of the runs of a search, used by no profile
 
 
 def next_rate(losses):
-    """The rate to try next, given {rate: final validation loss}; None when the search is over.
+    """Return the rate to try next, given {rate: final validation loss}, or None when the search is complete.
 
-    Coarse: down the ladder until the loss rises. Fine: by factors of sqrt(3) until the best has a worse one on either side."""
+    The coarse search descends LADDER until the loss rises. The fine search multiplies or divides the best rate by sqrt(3) until
+    both neighbours of the best rate are worse."""
     tried = [lr for lr in LADDER if lr in losses]
     risen = len(tried) > 1 and losses[tried[-1]] > losses[tried[-2]]
     if len(tried) < len(LADDER) and not risen:
@@ -26,10 +27,10 @@ def next_rate(losses):
 
 
 def tune(configs, store):
-    """Search the rate of every Config, on a seed of its own, and save each as a record {config, rates: [{lr, loss, key}],
-    chosen}; searches that are saved are loaded. The runs are ordinary ones, kept like all others. Returns the records.
+    """Search the learning rate of every Config with the seed SEED, and return the records {config, rates: [{lr, loss, key}],
+    chosen}, which are saved; saved searches are loaded. The runs of a search are saved like all others.
 
-    Raises BiasnbError if all rates of one diverge."""
+    Raises BiasnbError if all rates of a Config diverge."""
     searched = {search_key(cfg): replace(cfg, seed=SEED) for cfg in configs if cfg.pretext != "none"}
     losses = {k: {} for k in searched if not store.has(k)}
     while asked := {k: lr for k, found in losses.items() if (lr := next_rate(found))}:

@@ -1,4 +1,4 @@
-"""The experiment of a notebook: factors and their levels become a list of runs, and the runs a sweep."""
+"""The experiment of a notebook, which combines factors and their levels into a list of runs, and the runs into a sweep."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,14 +13,14 @@ from . import manifest
 
 
 class Study:
-    """What all runs of a notebook share, and the factors that it varies.
+    """The settings that all runs of a notebook share, and the factors that it varies.
 
-    `name` is the notebook's file name without its suffix. `settings` are Config fields that replace those of the profile;
-    lr "tuned" takes the rate of every run from the searches of `biasnb tune`. `base` is the part of the profile that
-    the runs start from: "study", or "trio" for the longer runs. `factors` are lists of levels; None stands for the setting of
-    that name, if there is one, else for the levels of the profile. A factor with a single level has it in all runs.
+    `name` is the file name of the notebook without suffix. `settings` are Config fields that replace those of the profile; with
+    lr "tuned", the learning rate of every run comes from the searches of `biasnb tune`. `base` is the section of the profile
+    from which the runs start: "study", or "trio" for the longer runs. `factors` are lists of levels. None stands for the
+    setting of that name, if given, and otherwise for the levels of the profile. A factor with one level applies to all runs.
 
-    Raises ConfigError for an unknown profile or setting, and for levels that are no list, none, or named twice."""
+    Raises ConfigError for an unknown profile or setting, and for levels that are no list, are empty or contain duplicates."""
 
     def __init__(self, name, profile, settings=None, base="study", **factors):
         self.name, self.profile, self.settings = name, profile, check_settings(settings)
@@ -58,26 +58,26 @@ class Study:
             raise ConfigError(f"{factor}: {short(given)} is not a list of levels; give e.g. [{short(given)}]")
         if fixed and list(given) != fixed:
             raise ConfigError(f"settings: {factor} is a factor of this notebook; give its levels there, not in settings")
-        empty = not given and manifest.field_of(factor)  # a list of another kind, such as of controls, may be empty
+        empty = not given and manifest.field_of(factor)  # a list that is not of Config values, e.g. controls, may be empty
         if empty or any(value in given[:i] for i, value in enumerate(given)):
             raise ConfigError(f"{factor}: {short(given)} is empty or names a level twice; list each level once")
         return list(given)
 
     def setting(self, field):
-        """The value of a Config field that all runs share, unless they vary it."""
+        """Return the value of a Config field in all runs that do not vary it."""
         return self.fields.get(field, Config.__dataclass_fields__[field].default)
 
     def every_combination(self, *factors, **levels):
-        """A Config for every combination of the levels of these factors and of the further fields whose levels are given, the
-        last one varying fastest."""
+        """Return a Config for every combination of the levels of these factors and of further fields given with their levels.
+        The last one varies fastest."""
         check_names({factor: factor for factor in factors}, self.levels, "factor of this study")
         varied = {**{factor: self.levels[factor] for factor in factors}, **levels}
         points = product(*varied.values())
         return [Config(**{**self.fields, **dict(zip(varied, point, strict=True))}) for point in points]
 
     def one_factor_at_a_time(self, *factors, over=("seed", "mixer")):
-        """The base point and every level of each factor, the others at their base, for every combination of the factors in
-        `over`."""
+        """Return the Configs of the base point and of every level of each factor, with the other factors at their base level,
+        for every combination of the factors in `over`."""
         *outer, last = over
         runs = self.every_combination(*over)
         for factor in factors:
@@ -85,10 +85,10 @@ class Study:
         return list(dict.fromkeys(runs))
 
     def with_positions(self, runs):
-        """The runs with positions that go with their operator's constraint, unless `settings` has a position: none where A
-        depends on offsets only, absolute ones where it need not, static or dynamic alike, so that input dependence is not mixed
-        up with them. Operators that have no table of positions but ask with their content (hyena, attention with local
-        heads) need absolute ones too."""
+        """Return the runs with position embeddings that match the constraint of their operator, unless `settings` has a
+        position: none if A depends on offsets only, and absolute ones otherwise, for static and dynamic operators alike, so
+        that input dependence is not confounded with positions. Operators with content-based queries and no position table
+        (hyena, attention with local heads) also get absolute positions."""
         if "position" in self.settings:
             return runs
         placed = []
@@ -99,9 +99,9 @@ class Study:
         return placed
 
     def plan(self, runs, weights=False):
-        """The sweep of these runs: what is asked for, and what of it is saved, by you or in results/; with `weights` by you, as
-        the weights are not committed. Trains nothing and writes nothing. Raises ConfigError for a learning rate that has not
-        been searched."""
+        """Return the sweep of these runs, without training or writing. Saved records are those of the user and of results/;
+        with `weights`, only those of the user, because weights are not committed. Raises ConfigError for a learning rate that
+        has not been searched."""
         with keys.snapshot():
             store = Store(self.profile) if weights else shown(self.profile)
             runs = self._searched(runs, store) if self.tuned else runs
@@ -128,7 +128,7 @@ class Study:
         return Planned(store, "-".join(words), content, tuple(configs))
 
     def _changed(self):
-        """Settings, and levels of factors that are others than those of the notebook as it is saved."""
+        """Return the settings, and the levels of factors that differ from those in the saved notebook."""
         defaults = manifest.default_levels(self.name)
         changed = {field: value for field, value in self.settings.items() if field not in ("data_dir", "device")}
         for factor, levels in self.levels.items():
@@ -138,7 +138,7 @@ class Study:
         return changed
 
     def _searched(self, runs, store):
-        """The runs with the rates that searches have chosen."""
+        """Return the runs with the learning rates that were chosen by searches."""
         found = []
         for cfg in runs:
             if cfg.pretext != "none" and not store.has(keys.search_key(cfg)):
@@ -150,7 +150,7 @@ class Study:
 
 
 def asked_of(cfg):
-    """What a sweep says of a run: the keys of its records, and the fields that decide it."""
+    """Return the entry of a run in a sweep: the keys of its records and its key fields."""
     return {"key": keys.key(cfg), "baseline": keys.baseline_key(cfg), "init": keys.init_key(cfg), **keys.key_fields(cfg)}
 
 
@@ -161,7 +161,7 @@ class Planned(Sweep):
     configs: tuple = ()
 
     def overview(self):
-        """A table: every factor, its levels, and how many runs of each level are saved; its caption has the settings of all."""
+        """Return a table of the factors, their levels and the saved runs per level, whose caption has the shared settings."""
         rows = []
         for factor in dict.fromkeys(["mixer", *self.factors(), "seed"]):
             counts = {}
@@ -183,8 +183,8 @@ class Planned(Sweep):
         return table.set_caption(f"{settings}{runs}: {saved} saved, {len(self.runs) - saved} missing")
 
     def train(self):
-        """Train what is missing, and note what was asked for in runs/<profile>. What is saved is loaded, what was interrupted
-        goes on. Raises BiasnbError naming the runs that failed."""
+        """Train the missing runs, and save the sweep in runs/<profile>. Saved runs are not repeated, and interrupted runs
+        resume. Raises BiasnbError naming the runs that failed."""
         from . import executor
 
         self.save()
@@ -193,6 +193,6 @@ class Planned(Sweep):
 
 
 def images_of(folder, settings=None):
-    """The settings that a folder of one's own images asks for, all of them labelled, none for ""; and further ones."""
+    """Return the settings for a folder of images, all labelled, or none if `folder` is "", together with `settings`."""
     images = {"dataset": "folder", "data_dir": str(full_path(folder)), "labelled": 0} if folder else {}
     return {**images, **check_settings(settings)}
