@@ -1,2 +1,2 @@
-"""What a reader tries out by hand. `playground` is the panel of notebook 03, `scene` computes and draws what it shows,
-`checks` measures what each operator is (docs/operators.md). Imports `figures`, `training` and the rooms before them."""
+"""Interactive exploration. `playground` is the panel of notebook 03, `scene` computes and draws its content, and `checks`
+measures the biases of each operator (docs/operators.md). Imports `figures`, `training` and the subpackages before them."""

@@ -1,6 +1,5 @@
-"""What each operator is, measured: numbers that show its biases, at random weights in float64 on a small token grid.
-
-Nothing here asks an operator what it is; the tests compare these numbers with what `operators.MIXERS` says of it."""
+"""Measurements of the biases of each operator, with random weights in float64 on a small token grid. They do not use the traits
+in `operators.MIXERS`; tests compare the two."""
 
 import torch
 
@@ -15,7 +14,7 @@ STATS = torch.full((3,), 128.0), torch.full((3,), 64.0)
 
 
 def network(mixer, scale=0.5, seed=0, **fields):
-    """A network of the operator on 5 x 5 tokens, 12 channels, 3 heads, 3 x 3 windows; every weight random normal."""
+    """Return a network of the operator on 5 x 5 tokens, 12 channels, 3 heads, 3 x 3 windows, with random normal weights."""
     settings = {"width": 12, "heads": 3, "kernel": 3, "depth": 3, "image_size": 2 * GRID, "patch": 2, "local_heads": 1}
     net = build(Config(mixer=mixer, **{**settings, **fields}), STATS).double()
     with torch.no_grad():
@@ -30,19 +29,19 @@ def tokens(seed, count=16):
 
 
 def distance(one, other):
-    """|one - other| / |other|"""
+    """Return the relative distance |one - other| / |other|."""
     return float((one - other).norm() / other.norm())
 
 
 def roll_error(mixer, shift=(1, 2)):
-    """Weight sharing: |F(T x) - T F(x)| / |F(x)| on the torus, T a roll by whole tokens; 0 if every place is treated alike."""
+    """Measure weight sharing: |F(T x) - T F(x)| / |F(x)| on the torus, with T a roll by whole tokens. Sharing gives 0."""
     mix = network(mixer, padding="circular").blocks[0].mix
     x = tokens(1)
     return distance(mix(x.roll(shift, (1, 2))), mix(x).roll(shift, (1, 2)))
 
 
 def positions_read(mixer):
-    """Locality: on how many of the N positions the output at the centre depends at all."""
+    """Measure locality: the number of the N positions on which the output at the centre depends."""
     mix, x = network(mixer).blocks[0].mix, tokens(2).requires_grad_()
     centre = mix(x)[:, GRID // 2, GRID // 2]
     (gradient,) = torch.autograd.grad(centre.square().sum(), x)
@@ -50,18 +49,18 @@ def positions_read(mixer):
 
 
 def nonlinearity(mixer):
-    """Input dependence: |F(x + y) - F(x) - F(y)| / |F(x + y)|; 0 if A does not depend on the input. An activation inside
-    the operator shows here too."""
+    """Measure input dependence: |F(x + y) - F(x) - F(y)| / |F(x + y)|. It is 0 if A does not depend on the input and the
+    operator contains no activation."""
     mix = network(mixer).blocks[0].mix
     x, y = tokens(3), tokens(4)
     return distance(mix(x) + mix(y), mix(x + y))
 
 
 def permuted_family(mixer, steps=40):
-    """Closure: how closely the operator at its best other weights does to permuted tokens what it does to tokens,
-    min over w' of |F_w'(P x) - P F_w(x)| / |F_w(x)|. 0 if the family does not know which positions are neighbours.
+    """Measure closure under a permutation P of tokens: min over weights w' of |F_w'(P x) - P F_w(x)| / |F_w(x)|. It is 0 if the
+    family of operators has no information about which positions are neighbours.
 
-    The search starts where every axis of length N is permuted along, and goes on by L-BFGS over all that is trained."""
+    The search starts from w with every axis of length N permuted by P, and continues with L-BFGS over all trained weights."""
     order = torch.randperm(GRID**2, generator=generator("cpu", 0, "order"))
     mix, other = (network(mixer).blocks[0].mix for _ in range(2))
     x = tokens(5)
@@ -89,9 +88,9 @@ def permuted_family(mixer, steps=40):
 
 
 def raster(mixer):
-    """(future, past) of the causal form in three blocks: the largest derivative of an output by its own or a later pixel over
-    the largest of all, and the share of earlier pixels with a derivative that is not 0. Raises BiasnbError unless that
-    share is the `context_coverage` that runs record."""
+    """Return (future, past) of the causal form with three blocks: the largest derivative of an output by its own or later
+    pixels relative to the largest of all, and the fraction of earlier tokens with a non-zero derivative. Raises BiasnbError
+    unless that fraction equals the `context_coverage` that runs record."""
     net, n = network(mixer, pretext="ar"), GRID**2
     x = torch.randn(4, 2 * GRID, 2 * GRID, 3, generator=generator("cpu", 6), dtype=torch.float64).requires_grad_()
     out = net(x).flatten(1, 2)
@@ -108,9 +107,9 @@ def raster(mixer):
     return float(reads.triu().max() / reads.max().clamp(min=1e-300)), past
 
 
-@threads(1)  # matrices this small are slower on several
+@threads(1)  # several threads are slower for matrices of this size
 def row(mixer):
-    """All numbers of one operator; None where a question makes no sense for it."""
+    """Return all measurements of an operator; None for those that do not apply to it."""
     op = MIXERS[mixer]
     found = {name: getattr(op, name) for name in ("local", "shared", "dynamic")}
     measures = {"roll error": roll_error, "positions read": positions_read, "nonlinearity": nonlinearity,
@@ -118,14 +117,14 @@ def row(mixer):
     for name, measure in measures.items():
         try:
             found[name] = measure(mixer)
-        except ConfigError:  # an operator of ordered pixels only
+        except ConfigError:  # the operator supports autoregression only
             found[name] = None
     found["future read"], found["past read"] = raster(mixer)
     return found
 
 
 def agrees(found):
-    """What of an operator's entry the numbers of its `row` contradict, in words; "yes" if nothing."""
+    """Return the names of the declared traits that the measurements in a `row` contradict; "yes" if there are none."""
     contradicted = []
     if found["roll error"] is not None:
         if found["shared"] != (found["roll error"] < 1e-12):
@@ -140,7 +139,7 @@ def agrees(found):
 
 
 def markdown():
-    """The table of all operators as Markdown."""
+    """Return the table of all operators as Markdown."""
     rows = {mixer: row(mixer) for mixer in MIXERS}
     columns = next(iter(rows.values()))
     lines = [
@@ -166,7 +165,7 @@ def markdown():
 
 
 def cell(value):
-    """A trait as ● or ○; a measured number to two digits, 'rounding' if it is below 1e-12 but not exactly 0."""
+    """Format a trait as ● or ○, and a number with two digits, or as 'rounding' if it is below 1e-12 but not exactly 0."""
     if value is None or isinstance(value, bool):
         return {None: "—", True: "●", False: "○"}[value]
     return "rounding" if 0 < value < 1e-12 else f"{value:.2g}"

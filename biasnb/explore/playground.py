@@ -1,4 +1,4 @@
-"""A panel to play with: a scene with controls in JupyterLab, a picture of it elsewhere."""
+"""The playground, an interactive panel: a scene with controls in JupyterLab, and an image of the scene elsewhere."""
 
 import base64
 import contextlib
@@ -20,11 +20,11 @@ from .scene import MASKS, Scene, Sheet, heads_of, networks, respond
 
 __all__ = ["Panel", "networks"]
 PAINTED, MEAN = "painted", "mean of heads"
-AT_FIRST, AT_MOST = 5, 7  # networks that are shown
+AT_FIRST, AT_MOST = 5, 7  # number of displayed networks, initially and at most
 FIGURE = 8.75, 5.45  # inches
-MASKED, SHIFTED = (0, 1), 3  # the tile that is painted on, the row of shifted pictures
+MASKED, SHIFTED = (0, 1), 3  # tile of the masked image (row, column); row of the shifted images
 WIDTH = {"width": "18em"}
-AT_REST = {"continuous_update": False}  # a change counts when the mouse is released or Enter is pressed
+AT_REST = {"continuous_update": False}  # update when the mouse is released or Enter is pressed
 HINT = (
     "Click on a picture to look at a position; click or drag over the <b>masked</b> image to hide and to show tokens; "
     f"Ctrl-click to choose up to {AT_MOST} networks."
@@ -32,10 +32,10 @@ HINT = (
 
 
 class Panel:
-    """Controls, and the sheet that they change. In JupyterLab with live controls, elsewhere a picture of its first state.
+    """Controls and the sheet that they change. Outside of JupyterLab, the panel is displayed as a static image.
 
-    models: {name: network}, as from `networks`, of which the first AT_FIRST are shown; images: (n, S, S, 3) uint8 to choose
-    from, by default the test images that the first network was measured on."""
+    models: {name: network}, as from `networks`, of which the first AT_FIRST are displayed. images: (n, S, S, 3) uint8 to choose
+    from, by default the test images of the first network."""
 
     def __init__(self, models, images=None):
         cfg = next(iter(models.values())).cfg
@@ -46,17 +46,17 @@ class Panel:
         mask = MASKS["random"](cfg.grid, self.rate, 0)
         self.scene = Scene(self.images[self.first], mask, (cfg.grid // 2, cfg.grid // 2))
         self.figure, self.controls = Picture(figsize=FIGURE, dpi=110), None
-        self.last, self.responses = None, {}  # the Scene that was responded to, and how
+        self.last, self.responses = None, {}  # the last Scene, and {name: its Response}
         self.choose(list(models)[:AT_FIRST])
 
     def choose(self, names):
-        """Show these networks, by their names in `models`."""
+        """Display these networks, given by their names in `models`."""
         self.responses = {name: self.responses.get(name) for name in names}
         self.sheet = Sheet({name: self.models[name] for name in names}, self.figure)
         self.change()
 
     def change(self, **fields):
-        """Look at something else: fields of a Scene. Returns the panel, which a cell then shows."""
+        """Change fields of the Scene and redraw. Returns the panel, so that a cell displays it."""
         self.scene = replace(self.scene, **fields)
         self.responses = {name: respond(self.models[name], self.scene, self.last, r) for name, r in self.responses.items()}
         self.last = self.scene
@@ -79,12 +79,12 @@ class Panel:
 
 
 def named(text):
-    """What all widgets with a name to their left share."""
+    """Return the keyword arguments of widgets with a description to their left."""
     return {"description": text, "style": {"description_width": "6em"}, "layout": WIDTH}
 
 
 class Controls:
-    """The widgets of a Panel: each changes its Scene."""
+    """The widgets of a Panel, which change its Scene."""
 
     def __init__(self, panel):
         import ipywidgets as w
@@ -133,7 +133,7 @@ class Controls:
         self.chosen.observe(self.networks, "value")
 
     def canvas(self):
-        """The panel's figure as a widget that takes the mouse."""
+        """Return the figure of the panel as a widget that handles mouse events."""
         from ipympl.backend_nbagg import Canvas, FigureManager
 
         canvas = Canvas(self.panel.figure)
@@ -151,14 +151,14 @@ class Controls:
             self.panel.choose(self.chosen.value)
 
     def follow(self):
-        """Let the widgets show the Scene, wherever it was changed."""
+        """Update the widgets to the current Scene."""
         scene = self.panel.scene
         (self.down.value, self.right.value), self.layer.value = scene.shift, scene.layer
         self.head.value = MEAN if scene.head is None else scene.head
 
     @contextlib.contextmanager
     def errors_shown(self):
-        """An error in what was chosen is shown in one line, and the pictures stay as they were."""
+        """Within the block, display an error of a choice in one line and leave the images unchanged."""
         try:
             self.trouble.value = ""
             yield
@@ -194,7 +194,7 @@ class Controls:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "your file"
             path.write_bytes(self.upload.value[0]["content"])
-            with contextlib.chdir(folder):  # its name is all that is said of it
+            with contextlib.chdir(folder):  # error messages then show the file name only
                 return read(Path(path.name), self.panel.size)
 
     def mask(self, *_):
@@ -207,7 +207,7 @@ class Controls:
         self.mask()
 
     def place(self, event):
-        """(is it on the masked image, token) under the mouse, or None; a shifted picture has no places."""
+        """Return (whether it is on the masked image, token) at the mouse, or None; shifted images are ignored."""
         place = self.panel.sheet.place(event.xdata, event.ydata)
         return (place[:2] == MASKED, place[2]) if place and place[0] < SHIFTED else None
 
@@ -226,7 +226,7 @@ class Controls:
             self.paint(place[1])
 
     def paint(self, token):
-        """Hide or show one token; what networks make of it is drawn when the button is released."""
+        """Hide or show one token. The networks are evaluated when the mouse button is released."""
         panel = self.panel
         if bool(panel.scene.mask[token]) != bool(self.painting):
             mask = panel.scene.mask.clone()
@@ -242,7 +242,7 @@ class Controls:
 
 
 def pictures_in(folder):
-    """Image files in a folder and in all below it. Raises BiasnbError if there are none."""
+    """Return the image files in a folder and its subfolders. Raises BiasnbError if there are none."""
     top = full_path(folder)
     if not top.is_dir():
         raise BiasnbError(f"folder: {short(folder)} is not a folder; choose another")
@@ -253,5 +253,5 @@ def pictures_in(folder):
 
 
 def read(path, size):
-    """(size, size, 3) uint8 tensor from an image file. Raises DataError naming it."""
+    """Read an image file as a (size, size, 3) uint8 tensor. Raises DataError naming the file."""
     return torch.from_numpy(files.resize(files.decode(path)[None], size)[0])

@@ -1,4 +1,4 @@
-"""One image under one mask: what networks make of it, what a position reads, what a shift does; all that as a sheet."""
+"""The scene of the playground: an image and a mask, the responses of networks to them, and their display as a sheet."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +16,7 @@ from ..records.store import Store
 from ..training.measures import mixing_row, rolled, sensitivity
 from ..training.pretext import draw_mask, pixel_mask, predicted_pixels, psnr, reconstruct
 
-GREY, GAP = 128, 4  # of a hidden token; pixels between tiles for what stands above them, for images of 16 pixels
+GREY, GAP = 128, 4  # grey level of hidden tokens; pixels between tiles, for their labels, if images have 16 pixels
 ROWS = 4  # reconstruction, mixing pattern, receptive field, shift
 SMALL_PRINT = (
     "Square: the position that is looked at. Its maps are each over their own maximum, white is exactly 0. "
@@ -43,7 +43,7 @@ def lower_half(grid, rate, seed):
     return (torch.arange(grid) >= grid / 2)[:, None].expand(grid, grid)
 
 
-# Mask rules: name -> function of (tokens per side, rate, seed), (H, W) bool, True where hidden.
+# Name of a mask -> function of (tokens per side, rate, seed) that returns (H, W) bool, True where hidden.
 MASKS = {
     "random": random_mask,
     "centre square": centre_square,
@@ -54,8 +54,9 @@ MASKS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What is looked at: image (S, S, 3) uint8; mask (H, W), True where hidden; position (row, column), in tokens; layer, 1 to
-    L of networks that have it, else their last; head, from 0, or None for the mean; shift (rows, columns), in tokens."""
+    """The input of the networks and the displayed part: image (S, S, 3) uint8; mask (H, W), True where hidden; position (row,
+    column) in tokens; layer from 1 to L, or the last of networks with fewer; head from 0, or None for the mean over heads;
+    shift (rows, columns) in tokens."""
 
     image: torch.Tensor
     mask: torch.Tensor
@@ -66,9 +67,9 @@ class Scene:
 
 
 class Response(NamedTuple):
-    """What one network makes of a Scene: the image with its holes filled, (S, S, 3) uint8; PSNR on them in dB, None without
-    any; `mixing_row` (H, W); `sensitivity` (S, S); per token of h^L the relative error |h(T x) - T h(x)| / |h(x)| of a shift T
-    (H, W), and that of all of them."""
+    """The response of a network to a Scene: the reconstructed image (S, S, 3) uint8; PSNR of the predicted pixels in dB, None
+    without any; `mixing_row` (H, W); `sensitivity` (S, S); the relative error |h(T x) - T h(x)| / |h(x)| of a shift T for each
+    token of h^L (H, W), and for all tokens together."""
 
     filled: np.ndarray
     psnr: float | None
@@ -79,8 +80,8 @@ class Response(NamedTuple):
 
 
 def respond(model, scene, last=None, known=None):
-    """The Response of a network to a Scene. Of an earlier Scene, `last`, and its Response, `known`, whatever has not changed is
-    taken over."""
+    """Return the Response of a network to a Scene. Parts that have not changed since the Scene `last` are copied from its
+    Response `known`."""
 
     def changed(*names):
         return known is None or any(differs(getattr(scene, name), getattr(last, name)) for name in names)
@@ -103,12 +104,12 @@ def respond(model, scene, last=None, known=None):
 
 
 def differs(new, old):
-    """Whether a field of a Scene has changed; another tensor counts as changed."""
+    """Return whether a field of a Scene has changed; a different tensor object counts as a change."""
     return new is not old and (isinstance(new, torch.Tensor) or new != old)
 
 
 def layer_and_head(model, scene):
-    """The layer and the head of a Scene, or the last that the network has."""
+    """Return the layer and the head of a Scene, limited to those of the network."""
     return min(scene.layer, model.cfg.depth), None if scene.head is None else min(scene.head, heads_of(model) - 1)
 
 
@@ -117,10 +118,10 @@ def heads_of(model):
 
 
 def networks(names, profile="quick"):
-    """{name: network} by what `pretrained.network` takes: names of published networks, keys of your own runs, folders. Where a
-    profile has published none, those of `quick` are taken.
+    """Return {name: network} for names of published networks, keys of the user's runs, or folders (see `pretrained.network`).
+    If the profile has no published networks, those of `quick` are used.
 
-    Raises BiasnbError for a name that is none of these, and for networks that cannot stand side by side."""
+    Raises BiasnbError for an unknown name, and for networks that cannot be displayed together."""
     if not isinstance(names, list | tuple):
         raise BiasnbError(f"networks: {short(names)} is not a list of names; e.g. ['conv', 'attn']")
     known = profile if pretrained.folder(profile).is_dir() else "quick"
@@ -140,13 +141,13 @@ def networks(names, profile="quick"):
 
 
 def labels(models):
-    """{name: what stands above its column}: of what mixes, or the end of the name itself where two mix alike."""
+    """Return {name: label of its column}, the mixer, or the end of the name if several networks have the same mixer."""
     found = {name: model.cfg.mixer for name, model in models.items()}
     return {name: label if list(found.values()).count(label) == 1 else name[-8:] for name, label in found.items()}
 
 
 def heat(values, size, top=None):
-    """(h, w) -> (size, size, 3) uint8 by viridis, up to `top`; without it up to the largest value, exact zeros white."""
+    """Map (h, w) to (size, size, 3) uint8 by viridis, from 0 to `top`, by default the maximum with exact zeros in white."""
     scaled = np.clip(values / (top or max(values.max(), 1e-12)), 0, 1)
     picture = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).round().astype(np.uint8)
     if not top:
@@ -155,7 +156,8 @@ def heat(values, size, top=None):
 
 
 class Sheet:
-    """A scene in a figure: a row of pictures per question, a column for the original, the masked image, each network."""
+    """A Scene in a figure: columns for the original, the masked image and each network, rows for reconstruction, mixing
+    pattern, receptive field and shift."""
 
     def __init__(self, models, figure):
         cfg = next(iter(models.values())).cfg
@@ -179,7 +181,7 @@ class Sheet:
             self.notes = [ax.text(left, row * self.step + middle, "", ha="center", va="center", fontsize=9) for row in (1, 2)]
             footer(figure, SMALL_PRINT)
             figure.draw_without_rendering()
-            figure.set_layout_engine(None)  # laid out once: it takes longer than drawing
+            figure.set_layout_engine(None)  # the layout is computed only once, because it takes longer than drawing
 
     def corner(self, row, column):
         return row * self.step + self.gap, column * self.step
@@ -212,7 +214,7 @@ class Sheet:
         self.notes[1].set_text("receptive field\nof the last layer")
 
     def place(self, x, y):
-        """(row, column, (token row, token column)) of a point of the axes, or None where there is no picture."""
+        """Return (row, column, (token row, token column)) of a point of the axes, or None outside of the images."""
         if x is None or y is None:
             return None
         row, top = divmod(y + 0.5 - self.gap, self.step)
