@@ -30,16 +30,16 @@ from ..records.sweep import choose, knn, protocol
 from ..sweep import executor, manifest
 
 SETTINGS = "Settings are Config fields as FIELD=VALUE; a comma separates several values of a varied field: seed=0,1,2"
-EVERY = 2  # seconds between two looks of `status --watch`
+EVERY = 2  # seconds between updates of `status --watch`
 
 
 class Incomplete(BiasnbError):
-    """What was drawn or decided has gaps."""
+    """Raised when figures or verdicts were made from incomplete records."""
 
     exit_code = 3
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
+# ---- arguments and options ------------------------------------------------------------------------------------------
 
 
 class Commands(click.Group):
@@ -56,7 +56,7 @@ def biasnb():
 
 
 def command(name, example):
-    """A subcommand, whose help is the docstring of its function and an example."""
+    """Register a subcommand whose help is the docstring of its function and an example."""
 
     def registered(function):
         takes_settings = any(parameter.name == "settings" for parameter in getattr(function, "__click_params__", ()))
@@ -67,7 +67,7 @@ def command(name, example):
 
 
 def split(words):
-    """['depth=2', 'lr=0.01'] -> {'depth': '2', 'lr': '0.01'}. Raises ConfigError."""
+    """Convert ['depth=2', 'lr=0.01'] to {'depth': '2', 'lr': '0.01'}. Raises ConfigError."""
     found = {}
     for word in words:
         name, sign, value = word.partition("=")
@@ -78,7 +78,7 @@ def split(words):
 
 
 def settings_argument(form):
-    """The words after the options of a command, given to it as a dict name -> text."""
+    """Return a decorator that passes the arguments NAME=VALUE of a command to it as the dict `settings`."""
 
     def checked(context, argument, words):
         return split(words)
@@ -87,7 +87,7 @@ def settings_argument(form):
 
 
 def typed(settings):
-    """Texts as values of the Config fields. Raises ConfigError."""
+    """Convert strings to values of Config fields. Raises ConfigError."""
     check_names(settings, fields_of())
     return {name: manifest.setting(name, value) for name, value in settings.items()}
 
@@ -103,8 +103,8 @@ def profile_option(default="quick", without="all published"):
 
 
 def training_options(function):
-    """Options of every command that trains: where, and whether to write events. They are passed on in the environment, which
-    workers and kernels inherit."""
+    """Add the options of commands that train: the scheduler, and whether to write events. They are stored in environment
+    variables, which workers and kernels inherit."""
 
     def scheduler(context, option, address):
         if address:
@@ -233,11 +233,11 @@ def plan(profile, settings):
     print("\n".join(lines))
 
 
-# ---- looking at records ---------------------------------------------------------------------------------------------
+# ---- reading records ------------------------------------------------------------------------------------------------
 
 
 def check_complete(stores):
-    """Print a line for every sweep that lacks records. Raises Incomplete if there is one."""
+    """Print a line for every sweep with missing records. Raises Incomplete if there is one."""
     lacking = [(store, sweep, len(sweep.missing())) for store in stores for sweep in store.sweeps() if sweep.missing()]
     for store, sweep, n in lacking:
         print(f"{store.base}/{store.profile} {sweep.name}: {n} of {len(sweep.keys)} records are missing")
@@ -246,7 +246,7 @@ def check_complete(stores):
 
 
 def stores_of(profile, runs):
-    """The store of your own runs, or those of the committed records: of one profile or, without one, of all."""
+    """Return the stores of the user's runs or of the committed records, for one profile or, if it is None, for all."""
     from .publish import published
 
     if runs:
@@ -416,7 +416,7 @@ def check(count, profile, data_dir, seed):
 
 
 def compared(rows):
-    """Print rows of `publish.COLUMNS`. Raises BiasnbError if a number is not the recorded one."""
+    """Print rows of `publish.COLUMNS`. Raises BiasnbError if a number differs from the record."""
     for row in rows:
         outcome = {True: "agrees", False: "DIFFERS", None: row["measured"]}[row["agrees"]]
         outcome += " to the digit" if row["agrees"] and row["measured"] == row["recorded"] else ""
@@ -477,18 +477,18 @@ def listing():
 
 
 def main(words=None):
-    """Run a command and return its exit code. Without `words` this is the program itself: its words are those of the shell, and
-    a signal or a closed pipe ends it as the system ends any other, with nothing to tidy up."""
+    """Run a command and return its exit code. Without `words`, the arguments come from the shell, and signals and a closed pipe
+    end the process by their default action, without clean-up."""
     program = words is None
     if program:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]  # it would complain of a death by signal
+        quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]  # no warning after a signal ends the process
         os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
-        if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":  # it could not write a path with ü
+        if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":  # allow paths such as ü
             os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a terminal that lacks a sign gets its number
+        sys.stdout.reconfigure(errors="backslashreplace")  # escape characters that the terminal cannot encode, as on stderr
     try:
         code = called(sys.argv[1:] if program else words)
         sys.stdout.flush()
@@ -496,16 +496,16 @@ def main(words=None):
     except BrokenPipeError:
         if not program:
             raise
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # only now: to Dask a lost connection is no reason to die
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # not earlier, because Dask must survive lost connections
         os.kill(os.getpid(), signal.SIGPIPE)
 
 
 def called(words):
-    """Run a command; returns its exit code, what went wrong told in a line on stderr."""
+    """Run a command and return its exit code. An error is printed to stderr in one line."""
     try:
         with biasnb.make_context("biasnb", list(words)) as context:
             biasnb.invoke(context)
-    except click.exceptions.Exit as end:  # of --help
+    except click.exceptions.Exit as end:  # raised by --help
         return end.exit_code
     except click.ClickException as error:
         return trouble(usage(error), 2)
@@ -521,7 +521,7 @@ def called(words):
 
 
 def usage(error):
-    """What is wrong with the words of a command, in a line that names the option and the nearest one."""
+    """Return a one-line message for a usage error; for an unknown option it suggests the most similar one."""
     if isinstance(error, click.NoSuchOption) and error.ctx:
         parameters = error.ctx.command.get_params(error.ctx)
         known = [parameter.opts[-1] for parameter in parameters if isinstance(parameter, click.Option)]

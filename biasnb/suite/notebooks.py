@@ -1,4 +1,4 @@
-"""The strict Papermill runner: parameters are checked before a kernel starts, and success is the promised records."""
+"""The strict Papermill runner. It checks parameters before a kernel starts, and requires that all requested records exist."""
 
 import contextlib
 import json
@@ -20,17 +20,17 @@ from ..sweep import manifest
 from ..sweep.manifest import NotebookError
 
 SHOWN = re.compile(r"""show_figure\(\s*["'](\w+)["']""")
-NOTE = "biasnb"  # in the metadata of a failed copy: why it failed
+NOTE = "biasnb"  # metadata entry of a failed copy that holds the error message
 
 
 def execute(name, given=None, stream=None, cell_timeout=None, kernel=None, profile=None):
-    """Run a notebook through Papermill. Returns the path of the executed copy, `runs/<profile>/notebooks/<name>.ipynb`
-    (with changed settings, `<name>-<data>-<digest>.ipynb`), where `profile` is the notebook's own unless another is given.
+    """Execute a notebook with Papermill. Returns the path of the executed copy, `runs/<profile>/notebooks/<name>.ipynb` (with
+    changed settings `<name>-<data>-<digest>.ipynb`); `profile` is by default that of the notebook.
 
-    The copy appears there only if every cell ran, each within `cell_timeout` seconds, and every record that the parameters
-    ask for exists and validates; otherwise it is kept as `<name>.failed.ipynb` and NotebookError says what went wrong. An
-    earlier good copy stays. While another process runs the same, this one waits. `kernel` is what `this_interpreter` gave,
-    where several notebooks run at once."""
+    The copy is written only if every cell ran, each within `cell_timeout` seconds, and every requested record exists and is
+    valid. Otherwise it is saved as `<name>.failed.ipynb`, NotebookError is raised, and an earlier successful copy is kept. If
+    another process executes the same notebook, this one waits. If several notebooks run at once, they share a `kernel` from
+    `this_interpreter`."""
     values, sweep = manifest.asked(name, given)
     label = sweep.name if sweep else label_of(name, values)
     folder = Store(profile or values["profile"]).folder / "notebooks"
@@ -56,20 +56,20 @@ def execute(name, given=None, stream=None, cell_timeout=None, kernel=None, profi
 
 
 def label_of(name, values):
-    """The name of the executed copy of a notebook that has no list of runs."""
+    """Return the name of the executed copy of a notebook without a sweep."""
     defaults = manifest.declared(name)
     changed = {field: value for field, value in values.items() if field != "profile" and value != defaults[field]}
     return f"{name}-{digest(changed, 6)}" if changed else name
 
 
 def lock_of(folder, label):
-    """The lock file of a notebook that is being run."""
+    """Return the lock file of a notebook, which is held while it runs."""
     return folder.parent / "locks" / f"notebook-{label}.lock"
 
 
 def states(store):
-    """Label -> (state, detail) of every notebook that has been started with a profile, in the order of their names: running,
-    failed and why, done, or pending where it was killed."""
+    """Return {label: (state, detail)} of every notebook that was started, sorted by label. The state is running, failed
+    (detail: error message), done, or pending if the process was killed."""
     folder = store.folder / "notebooks"
     labels = {path.name.removesuffix(".ipynb").removesuffix(".failed") for path in folder.glob("*.ipynb")}
     labels |= {path.stem.removeprefix("notebook-") for path in lock_of(folder, "").parent.glob("notebook-*.lock")}
@@ -92,8 +92,8 @@ def state(folder, label):
 
 @contextlib.contextmanager
 def this_interpreter():
-    """A kernel named `biasnb` that is this Python, whatever kernels the machine has or the notebook names, that needs no home
-    folder and that ends with this process, however that ends."""
+    """Provide a kernel `biasnb` that runs this Python, independently of installed kernels and of the kernelspec of notebooks.
+    It needs no home folder, and it ends when this process ends or is killed."""
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "kernels" / "biasnb"
         spec.mkdir(parents=True)
@@ -106,20 +106,20 @@ def this_interpreter():
             "IPYTHONDIR": f"{folder}/ipython",
             "PYTHONPATH": before_others(places.PACKAGE.parent, "PYTHONPATH"),
             "BIASNB_ROOT": str(places.root()),
-            "JPY_SESSION_NAME": None,  # progress is for a log, also when called from JupyterLab
+            "JPY_SESSION_NAME": None,  # print progress as for a log file, even if JupyterLab started this process
         }
         with environment(own):
             yield "biasnb"
 
 
 def before_others(folder, variable):
-    """The value of a path variable with this folder in front."""
+    """Return the value of a path variable with this folder in front."""
     return os.pathsep.join(filter(None, [str(folder), os.environ.get(variable)]))
 
 
 @contextlib.contextmanager
 def environment(values):
-    """Within the block variables of the environment have these values; those that are None are absent."""
+    """Within the block, set environment variables to these values; None removes a variable."""
     before = {name: os.environ.get(name) for name in values}
     set_environment(values)
     try:
@@ -137,8 +137,8 @@ def set_environment(values):
 
 
 def serve():
-    """What the process of a kernel runs. ipykernel asks for its parent, too, but takes for its parent whoever is it once all
-    is imported: with a parent killed before that, it would stay."""
+    """Run a kernel that ends with its parent. ipykernel also watches its parent, but determines it only after its imports, so
+    that a kernel whose parent is killed before that would not end."""
     parent = int(os.environ["JPY_PARENT_PID"])
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     if sys.path[0] == "":
@@ -158,12 +158,12 @@ def end_with_parent(parent):
 
 
 def run_papermill(name, path, values, stream, cell_timeout, kernel):
-    """Execute a notebook to `path` with Papermill. It has a thread of its own: in the main thread it would take over the
-    signals that end this process. Raises NotebookError, OSError."""
+    """Execute a notebook to `path` with Papermill. It runs in a separate thread, because in the main thread it would handle the
+    signals that end this process. Raises NotebookError and OSError."""
     import papermill
     from jupyter_core.utils import ensure_event_loop
 
-    logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it would say is in `explained`
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # `explained` reports the errors instead
     source, folder = places.notebooks() / f"{name}.ipynb", str(places.notebooks())
     outcome = []
 
@@ -184,7 +184,7 @@ def run_papermill(name, path, values, stream, cell_timeout, kernel):
         except BaseException as error:
             outcome.append(error)
         finally:
-            ensure_event_loop().close()  # of this thread, which nobody else closes
+            ensure_event_loop().close()  # nothing else closes the event loop of this thread
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -194,13 +194,13 @@ def run_papermill(name, path, values, stream, cell_timeout, kernel):
 
 
 def explained(error):
-    """What ended Papermill as a NotebookError of one line, or the OSError it is."""
+    """Convert an exception of Papermill to a NotebookError with a one-line message; an OSError is returned unchanged."""
     kind = type(error).__name__
     if kind == "PapermillExecutionError":
         return NotebookError(f"cell {error.exec_count}: {error.ename}: {first_line(error.evalue)}")
     if kind == "DeadKernelError":
         return NotebookError("the kernel was killed (out of memory?)", "killed")
-    if kind == "CellTimeoutError":  # an OSError, too
+    if kind == "CellTimeoutError":  # a subclass of OSError
         return NotebookError("a cell took longer than the cell timeout", "timeout")
     return error if isinstance(error, OSError) else NotebookError(f"{kind}: {first_line(error)}")
 
@@ -210,8 +210,8 @@ def first_line(text):
 
 
 def broken_promise(path, sweep):
-    """What an executed notebook lacks, in words, or None: a cell that did not run, a missing record. Raises StoreError for a
-    record that does not validate."""
+    """Return a message if a cell of an executed notebook did not run or a requested record is missing, else None. Raises
+    StoreError for an invalid record."""
     import nbformat
 
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and c.source.strip()]
@@ -226,8 +226,8 @@ def broken_promise(path, sweep):
 
 
 def keep(attempt, path, trouble):
-    """Move what has been executed so far to `path`, with a note of the trouble that ended it and without the local paths that
-    Papermill notes, and remove the folder it was written in. Returns why that could not be done, or None."""
+    """Move the executed notebook from the folder `attempt` to `path`, with the error message `trouble` and without the local
+    paths that Papermill records, and remove the folder. Returns a message if that fails, else None."""
     import nbformat
 
     try:
@@ -240,7 +240,7 @@ def keep(attempt, path, trouble):
         write_atomic(path, nbformat.writes(executed) + "\n")
     except StoreError as error:
         return str(error)
-    except Exception as error:  # none was written, or a part of one
+    except Exception as error:  # the file is missing or incomplete
         return f"no executed copy ({type(error).__name__})"
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
@@ -248,8 +248,8 @@ def keep(attempt, path, trouble):
 
 
 def describe_pictures(executed):
-    """Give the pictures of an executed notebook an alternative text where they have none: the heading that they stand under and
-    the name of the figure."""
+    """Add an alternative text to the images of an executed notebook that have none: the preceding heading and the name of the
+    figure."""
     heading = ""
     for cell in executed.cells:
         if cell.cell_type == "markdown":

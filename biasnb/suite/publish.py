@@ -1,4 +1,4 @@
-"""The committed reference: records and networks that are published, and how what is measured compares with them."""
+"""The committed reference: publication of records and networks, and comparison of measurements with them."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from ..records.sweep import choose
 
 
 def of_test(name):
-    """The function that reads a score of the test split."""
+    """Return a function that reads a score of the test split from a record."""
 
     def score(record, reference):
         return record[name]["test"]
@@ -29,36 +29,36 @@ def of_test(name):
 
 
 def probe(record, reference):
-    """Mean over layers 1 to L at the penalties that the reference chooses by its own validation accuracies. Both are read at
-    the same ones, so that a choice that falls differently between near ties is no difference."""
+    """Return the mean probe accuracy of layers 1 to L at the penalties chosen by the validation accuracies of the reference.
+    The penalties are the same for both records, so that a different choice between near ties does not count as a difference."""
     return choose([reference["probe"]]).mean(record["probe"])
 
 
 def knn(record, reference):
-    """Mean over layers 1 to L."""
+    """Return the k-NN accuracy, averaged over layers 1 to L."""
     return sum(record["probe"]["knn"][1:]) / len(record["probe"]["knn"][1:])
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a record, in the unit of tables, and how far two measurements of it may be apart."""
+    """A number in records, in the unit of tables, and the allowed differences between two measurements of it."""
 
     name: str
-    read: Callable  # (record, reference) -> the number, None in a record that has none
-    factor: int  # from the record's unit to that of tables
-    decimals: int  # that tables print
-    evaluated: float | None  # allowed where the same weights are evaluated again; None: not measured again
-    trained: float | None  # allowed where the same run is trained on another machine; None: not compared
-    kind: str = "run"  # of record
+    read: Callable  # (record, reference) -> the number, or None if the record has none
+    factor: int  # unit of tables / unit of records
+    decimals: int  # printed in tables
+    evaluated: float | None  # allowed difference if the same weights are evaluated again; None: not measured again
+    trained: float | None  # allowed difference if the run is trained on another machine; None: not compared
+    kind: str = "run"  # kind of record
 
     def of(self, record, reference):
-        """Its value; None in a record that has none."""
+        """Return the value in the unit of tables, or None if the record has none."""
         found = self.read(record, reference)
         return None if found is None else self.factor * found
 
 
-# Evaluated again, a number may change by half a unit of the last decimal; the probe by images that lie on the border between
-# two classes.
+# If weights are evaluated again, a number may change by half a unit of its last decimal, and the probe by more, because of
+# images on the border between two classes.
 METRICS = (
     Metric("PSNR, dB", of_test("psnr"), 1, 2, 0.005, 0.1),
     Metric("loss", of_test("loss"), 1, 3, 0.0005, 0.01),
@@ -68,12 +68,12 @@ METRICS = (
     Metric("probe at init, %", probe, 100, 1, None, 2.0, "init"),
 )
 COLUMNS = ("network", "metric", "recorded", "measured", "allowed", "agrees")
-SCORES = ("loss", "psnr", "accuracy", "probe")  # parts of a record that its weights decide
+SCORES = ("loss", "psnr", "accuracy", "probe")  # parts of a record that depend on the weights
 
 
 def compare(record, measured, how="evaluated"):
-    """Rows (metric, recorded, measured, allowed, agrees) of weights that were evaluated again, or of a run that was "trained"
-    again: the data, and every metric that the record has, as tables print them."""
+    """Return rows (metric, recorded, measured, allowed, agrees) for the data and every metric of a record, as printed in
+    tables. `how` says whether its weights were "evaluated" again or its run was "trained" again."""
     pixels, again = record["data"]["fingerprint"], measured["data"]["fingerprint"]
     rows = [("data", pixels, again, "equal", pixels == again)]
     for metric in METRICS:
@@ -86,7 +86,7 @@ def compare(record, measured, how="evaluated"):
 
 
 def agreement(profile):
-    """This machine's runs against results/<profile>, metric by metric, over the runs that both have: lines of Markdown."""
+    """Compare the user's runs with results/<profile>, per metric over the runs that both have. Returns lines of Markdown."""
     here, there = Store(profile), Store(profile, "results")
     shared = [key for key in there if here.has(key)]
     keys = [key for key in shared if "-" not in key]
@@ -122,7 +122,7 @@ def agreement(profile):
 
 
 def published(*asked):
-    """The profiles that have committed records. Raises StoreError if one asked for (None: none) is not among them."""
+    """Return the profiles that have committed records. Raises StoreError if a profile in `asked` (None is ignored) has none."""
     found = [profile for profile in PROFILES if (places.results() / profile).is_dir()]
     for profile in sorted(set(asked) - {None, *found}):
         raise StoreError(f"profile: {profile!r} has no records in results/; published are {found}")
@@ -130,13 +130,13 @@ def published(*asked):
 
 
 def newest(profile):
-    """The store to show: what notebooks show if you have run any with the profile, else the committed reference."""
+    """Return the store of notebooks if the user ran any with the profile, else the committed reference."""
     store = shown(profile)
     return store if store.sweeps() else Store(profile, "results")
 
 
 def reference(profile):
-    """The store to publish to. Raises StoreError where that is a part of an installed package."""
+    """Return the store to publish to. Raises StoreError if it is inside an installed package."""
     store = Store(profile, "results")
     if places.CHECKOUT is None and store.folder.is_relative_to(places.PACKAGE):
         what = "publish from a clone of the repository, or make a folder results here first"
@@ -145,8 +145,8 @@ def reference(profile):
 
 
 def chosen_sweeps(store, names=()):
-    """(the sweeps named, or else all with the profile's own settings; names of the others). Raises StoreError for a name that
-    is none, and if there is no sweep."""
+    """Return (the sweeps with these names, by default all with unchanged settings; names of the others). Raises StoreError for
+    an unknown name, and if there is no sweep."""
     known = {sweep.name: sweep for sweep in store.sweeps() if sweep.keys}
     for name in names:
         if name not in known:
@@ -157,15 +157,15 @@ def chosen_sweeps(store, names=()):
     return chosen, sorted(set(known) - {sweep.name for sweep in chosen})
 
 
-KEPT = ("correct", "receptive_field", "groups")  # arrays of every published record; images are those of an arm's first seed
+KEPT = ("correct", "receptive_field", "groups")  # arrays published for every record; only first seeds also have images
 
 
 def publish(profile, names=()):
-    """Copy the records that `chosen_sweeps` ask for from runs/<profile> to results/<profile>, but for those that are there
-    only. Everything is read and checked before anything is written; what was published before stays. Raises StoreError if a
+    """Copy the records of `chosen_sweeps` from runs/<profile> to results/<profile>, except those that exist only there. All
+    records are read and checked before anything is written, and earlier published records are kept. Raises StoreError if a
     record is missing or broken.
 
-    Returns (number of records, sweeps left out, records made from uncommitted code)."""
+    Returns (number of records, sweeps left out, number of records made from uncommitted code)."""
     here, there = shown(profile), reference(profile)
     chosen, left_out = chosen_sweeps(here, names)
     records, packs, packed = {}, {}, there.packs()
@@ -196,7 +196,7 @@ def publish(profile, names=()):
 
 
 def contents(store):
-    """The page of a folder of committed records, Markdown: which record is which."""
+    """Return the Markdown page of a folder of committed records, which maps runs to keys."""
     lines = [f"# The committed records of profile {store.profile}", ""]
     lines += [f"{len(list(store))} records, one per line of [{LINES}]({LINES}), made by `biasnb publish`. "
               f"`biasnb.records.store.load({store.profile!r})` reads their metrics as a table, "
@@ -212,9 +212,9 @@ def contents(store):
 
 
 def networks(store, names=()):
-    """{mixer: key} of the networks to publish: of the presets of the trio, and of the cells of the cube, the deepest run with
-    pretext 'bert' and the first seed, in the first of `chosen_sweeps` that trains the most of them. Raises StoreError if none
-    trains such a network."""
+    """Return {mixer: key} of the networks to publish. For the trio, and for the cube, these are the deepest runs with pretext
+    'bert' and the first seed, in the first of `chosen_sweeps` that trains the most of their operators. Raises StoreError if no
+    sweep trains such a network."""
     found = {}
     sweeps, _ = chosen_sweeps(store, names)
     for mixers in (TRIO, CUBE):
@@ -234,9 +234,9 @@ def networks(store, names=()):
 
 def publish_networks(profile, names=(), data_dir=""):
     """Copy the weights of `networks` from runs/<profile> to results/<profile>/networks/<mixer>/{config.json,
-    model.safetensors}, the layout that Hugging Face's hub reads; diverged runs have none. Returns the mixers.
+    model.safetensors}, the layout of the Hugging Face Hub. Diverged runs are left out. Returns the mixers.
 
-    Raises StoreError, before anything is written, if weights or a published record are missing or do not fit the run."""
+    Raises StoreError, before anything is written, if weights or a published record are missing or do not match the run."""
     from ..networks.pretrained import description, folder, load_weights
     from ..training.run import prepare
 
@@ -262,9 +262,9 @@ def publish_networks(profile, names=(), data_dir=""):
 
 
 def loaded(profile, mixer, data_dir=""):
-    """(record, data, network with its trained weights) of a published network; `data_dir` is where its data lie.
+    """Return (record, data, trained network) of a published network; `data_dir` is the folder of its data.
 
-    Raises StoreError for files that are missing, broken or do not belong together, BiasnbError as `prepare` does."""
+    Raises StoreError for files that are missing, broken or inconsistent, and BiasnbError as `prepare` does."""
     from ..networks import pretrained
     from ..training.run import prepare
 
@@ -284,8 +284,8 @@ def loaded(profile, mixer, data_dir=""):
 
 
 def verify(profile, stream=sys.stdout, data_dir=""):
-    """Evaluate every published network again, with the threads of its record. Returns rows of the COLUMNS, see `compare`;
-    `agrees` is None where the data are not here. Raises StoreError for files as `loaded` does."""
+    """Evaluate every published network again with the number of threads in its record. Returns rows of the COLUMNS (see
+    `compare`); `agrees` is None if the data are not available. Raises StoreError as `loaded` does."""
     from ..data.datasets import DataError
     from ..networks import pretrained
 
@@ -303,9 +303,9 @@ def verify(profile, stream=sys.stdout, data_dir=""):
 
 
 def check(profile, count, seed=None, data_dir="", stream=sys.stdout):
-    """Train so many of the committed runs of a profile again, picked at random, each with the threads of its record and in a
-    folder of its own. Returns rows of the COLUMNS, see `compare`, the last of each run says whether loss, PSNR, accuracy,
-    probe and history are equal bit for bit. Raises BiasnbError as `run.run` does, StoreError for a profile without records."""
+    """Train `count` randomly chosen committed runs of a profile again, each with the number of threads in its record and in a
+    separate folder. Returns rows of the COLUMNS (see `compare`); the last row of a run says whether loss, PSNR, accuracy, probe
+    and history are identical. Raises BiasnbError as `run.run` does, and StoreError for a profile without records."""
     from ..training import run
     from ..training.loop import threads
 
@@ -326,7 +326,7 @@ def check(profile, count, seed=None, data_dir="", stream=sys.stdout):
 
 
 def measure(model, data, count):
-    """What a record says of a network's test split, measured with so many threads."""
+    """Return the parts of a record that concern the test split, measured with `count` threads."""
     from ..training.evaluation import probe_network
     from ..training.loop import threads
     from ..training.pretext import evaluate

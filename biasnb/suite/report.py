@@ -1,6 +1,5 @@
-"""The report: executed notebooks and the verdicts on the claims, as HTML pages that need no network and no script.
-
-Their templates and style are the files in templates/."""
+"""The report: executed notebooks and the verdicts on the claims as HTML pages, which need neither network nor scripts. Their
+templates and style are in templates/."""
 
 import base64
 import contextlib
@@ -24,7 +23,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 NUMBER = re.compile(r"[-−+±]?\d|[-–—]?$|nan$")
-# Of the HTML in notebooks pages keep no active and no styling tag, and of the attributes only these.
+# Tags with active content or styling are removed from the HTML of notebooks; of the attributes only those in KEPT remain.
 REMOVED = "script, style, link, meta, base, title, iframe, object, embed, template, form, svg, video, audio, a.anchor-link"
 SPANS = ["colspan", "rowspan"]
 KEPT = {"a": ["href"], "img": ["src", "alt", "width"], "th": SPANS, "td": SPANS, **{heading: ["id"] for heading in HEADINGS}}
@@ -32,10 +31,10 @@ SHOWN = {"display_data_priority": ["text/html", "text/markdown", "image/svg+xml"
 
 
 def write(store, findings=(), folder=None):
-    """Write index.html and a page per executed notebook of a store into `runs/<profile>/report`, or another folder; pages of
-    notebooks that are gone are removed. `findings` are the verdicts on the claims. Returns the path of the index.
+    """Write index.html and a page per executed notebook of a store to `runs/<profile>/report` or another folder, and remove the
+    pages of notebooks that no longer exist. `findings` are the verdicts on the claims. Returns the path of the index.
 
-    Raises StoreError naming a notebook that is not readable."""
+    Raises StoreError if there is no executed notebook, or naming one that cannot be read."""
     folder, findings, known = Path(folder or store.folder / "report"), list(findings), manifest.names()
     paths = {path.stem: path for path in (store.folder / "notebooks").glob("*.ipynb") if executed(path.stem, known)}
     if not paths:
@@ -53,7 +52,7 @@ def write(store, findings=(), folder=None):
         write_atomic(folder / f"{name}.html", text)
     for path in folder.glob("*.html"):
         if executed(path.stem, known) and path.stem not in pages:
-            path.unlink(missing_ok=True)  # by another report
+            path.unlink(missing_ok=True)  # another process may have removed it
     cards = [(name, manifest.question(name.partition("-")[0]), pages.get(name), belonging[name]) for name in names]
     claims = [list(group) for _, group in groupby(findings, lambda finding: finding.claim.id)]
     verdicts = Counter(finding.verdict for finding in findings)
@@ -63,7 +62,7 @@ def write(store, findings=(), folder=None):
 
 
 def protocols_of(store):
-    """Name of a sweep -> how its probe was measured; of those that can be read."""
+    """Return {name of a sweep: description of its probe protocol} for the sweeps that can be read."""
     found = {}
     with contextlib.suppress(StoreError):
         for sweep in store.sweeps():
@@ -73,12 +72,12 @@ def protocols_of(store):
 
 
 def executed(name, known):
-    """Whether an executed notebook is called so, also one with changed settings, but not one that failed."""
+    """Return whether `name` is that of an executed notebook, possibly with changed settings, that has not failed."""
     return name.partition("-")[0] in known and not name.endswith(".failed")
 
 
 def cells_exporter():
-    """What turns the cells of a notebook into HTML."""
+    """Return the exporter that converts the cells of a notebook to HTML."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
@@ -87,7 +86,7 @@ def cells_exporter():
 
 
 def renderer(profile, pages):
-    """A function (template, **fields) -> HTML."""
+    """Return a function (template, **fields) -> HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined, loader=FileSystemLoader(TEMPLATES))
@@ -98,13 +97,13 @@ def renderer(profile, pages):
 
 
 def places_of(finding, pages):
-    """Where the runs behind a finding are shown: (notebook, link)."""
+    """Return [(notebook, link)] of the notebooks that show the runs of a finding."""
     shown = [finding.evidence] if finding.evidence in pages else finding.claim.notebooks
     return [(name, f"{quote(name)}.html" if name in pages else f"#{quote(name)}") for name in shown]
 
 
 def facts(store):
-    """What the records of a store were made with, as (label, text)."""
+    """Return the provenance of the records of a store as [(label, text)]."""
     records, broken = [], 0
     for key in store:
         try:
@@ -125,8 +124,8 @@ def facts(store):
 
 
 def convert(path, executed, folder, exporter, protocol=""):
-    """An executed notebook as a dict of what its page and the index show; `protocol` stands below tables of what it is about.
-    Raises StoreError naming the file."""
+    """Convert an executed notebook to a dict of the content of its page and of the index; `protocol` is added below tables with
+    probe accuracies. Raises StoreError naming the file."""
     import nbformat
     from bs4 import BeautifulSoup
     from markupsafe import Markup
@@ -182,8 +181,7 @@ def convert(path, executed, folder, exporter, protocol=""):
 
 
 def changed(name, given):
-    """The parameters of an executed notebook that are others than those it is saved with, in words; folders of this machine are
-    left out."""
+    """Return a description of the parameters of an executed notebook that differ from the saved ones, without local folders."""
     usual = manifest.declared(name)
     found = {parameter: value for parameter, value in given.items() if value != usual.get(parameter)}
     found |= found.pop("settings", {})
@@ -191,7 +189,7 @@ def changed(name, given):
 
 
 def fold(soup):
-    """A heading over nothing but code becomes the name of that code."""
+    """Replace a heading that is followed by code only with a label of that code."""
     for heading in soup(HEADINGS):
         cells = list(takewhile(lambda tag: tag.name not in HEADINGS, heading.find_next_siblings()))
         if cells and all(tag.name == "details" for tag in cells):
@@ -203,7 +201,7 @@ def fold(soup):
 
 
 def set_table(table, soup):
-    """Drop an index that only counts, set numbers to the right, and fold away a long list of runs."""
+    """Remove an index that only counts rows, align numbers to the right, and collapse a long list of runs."""
     rows = [cells for row in table("tr") if (cells := row(["th", "td"]))]
     heads = [row for row in rows if row[0].find_parent("thead")]
     body = rows[len(heads) :]
@@ -222,7 +220,7 @@ def set_table(table, soup):
 
 
 def target(link, name, executed, folder):
-    """Where a link of a notebook leads from the report: another page, a file of the checkout, the web; None if nowhere."""
+    """Return the target of a notebook's link in the report: a page, a file of the checkout or a web address; else None."""
     if re.match("(https?|mailto):", link):
         return link
     path, _, anchor = link.partition("#")
@@ -235,7 +233,7 @@ def target(link, name, executed, folder):
 
 
 def embedded(src):
-    """A picture of a notebook as a data URI; None if it is neither one nor a file of the checkout."""
+    """Return an image of a notebook as a data URI; None if it is neither a data URI nor a file of the checkout."""
     if src.startswith("data:image/"):
         return src
     file = checkout(src)
@@ -243,7 +241,7 @@ def embedded(src):
 
 
 def checkout(path):
-    """The file of the checkout that a relative path in a notebook means, or None."""
+    """Return the file of the checkout to which a relative path in a notebook refers, or None."""
     with contextlib.suppress(OSError, ValueError):
         folder = os.path.abspath(places.notebooks())
         file = Path(os.path.abspath(Path(folder) / unquote(path)))

@@ -1,4 +1,4 @@
-"""Numbers in prose, from the committed records: REPRODUCIBILITY.md, a template whose fields are filled, the findings in the
+"""Texts with numbers from the committed records: REPRODUCIBILITY.md, which is filled from a template, the findings in the
 README, and the verdicts in the first cells of notebooks. Imports no torch."""
 
 import ast
@@ -23,11 +23,11 @@ from .publish import METRICS, published
 
 TEMPLATE, PAGE = "docs/reproducibility.in.md", "REPRODUCIBILITY.md"
 DECIDED = ("supported", "contradicted", "negligible")
-COLUMNS = ("quick", "cifar10", "full")  # profiles whose settings are shown
+COLUMNS = ("quick", "cifar10", "full")  # profiles whose settings are listed
 
 
 class Published(NamedTuple):
-    """The committed records of one profile: its sweeps, the runs and the searches of learning rates that they ask for."""
+    """The committed records of a profile: its sweeps, and the runs and learning-rate searches that they request."""
 
     profile: str
     sweeps: list
@@ -37,7 +37,7 @@ class Published(NamedTuple):
 
 
 def read(profile):
-    """Raises StoreError for a broken record."""
+    """Read the committed records of a profile. Raises StoreError for a broken record."""
     store = Store(profile, "results")
     sweeps, asked, searched = [sweep for sweep in store.sweeps() if sweep.runs], {}, {}
     for sweep in sweeps:
@@ -48,7 +48,7 @@ def read(profile):
 
 
 def fill():
-    """The text of the page. Raises StoreError for a missing template, an unknown field in it, and a broken record."""
+    """Return the text of the page. Raises StoreError for a missing template, an unknown field in it, and a broken record."""
     path = places.root() / TEMPLATE
     try:
         text = path.read_text(encoding="utf-8")
@@ -64,8 +64,7 @@ def fill():
 
 
 def write():
-    """Write the page, and README and notebooks where their verdicts have changed; returns the paths. Raises StoreError as
-    `fill` does."""
+    """Write the page, and README and notebooks whose verdicts changed. Returns the paths. Raises StoreError as `fill` does."""
     texts = {places.root() / PAGE: fill(), **with_verdicts()}
     for path, text in texts.items():
         write_atomic(path, text)
@@ -78,7 +77,7 @@ VERDICTS = re.compile("(<!-- verdicts: biasnb sheet -->).*?(<!-- end of the verd
 
 
 def with_verdicts():
-    """{path: content} of README and notebooks where they hold other verdicts than the committed records give. Raises
+    """Return {path: new content} of README and notebooks whose verdicts differ from those of the committed records. Raises
     StoreError for a broken record."""
     found, texts = claims.findings([Store(profile, "results") for profile in published()]), {}
     readme = places.root() / "README.md"
@@ -99,8 +98,8 @@ def with_verdicts():
 
 
 def findings(found):
-    """What is decided of each claim, by its first metric and by PSNR, in the profile that decides most of it, a row each; then
-    the claims of which nothing is."""
+    """Return a table of the decided findings on each claim, by its first metric and by PSNR, in the profile that decides most
+    of them, and a line of the claims that are not decided."""
     decided = [f for f in found if f.verdict in DECIDED and f.metric in (f.claim.metrics[0], "psnr")]
     rows, others = [], []
     for claim in claims.CLAIMS:
@@ -118,7 +117,7 @@ def findings(found):
 
 
 def verdicts(name, found):
-    """The findings of a notebook's own runs as a Markdown table, the largest profile first."""
+    """Return the findings from the runs of a notebook as a Markdown table, the largest profile first."""
     rows = []
     for f in sorted(found, key=lambda f: list(PROFILES).index(f.profile), reverse=True):
         if f.evidence == name and f.verdict != "not run":
@@ -133,7 +132,7 @@ def verdicts(name, found):
 
 
 def markdown(rows):
-    """Rows with equal names as a Markdown table."""
+    """Return rows with equal names as a Markdown table."""
     if not rows:
         return "None."
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(map(str, row.values()) for row in rows)]
@@ -141,7 +140,7 @@ def markdown(rows):
 
 
 def span(values, digits=0):
-    """'lowest to highest', or the one value there is."""
+    """Return 'lowest to highest', or the only value, or a dash."""
     return " to ".join(dict.fromkeys(f"{value:,.{digits}f}" for value in (min(values), max(values)))) if values else "—"
 
 
@@ -150,7 +149,7 @@ def levels(values):
 
 
 def counted(values):
-    """The values there are, with how often each occurs if they are several."""
+    """Return the distinct values, with their counts if there are several."""
     found = Counter(values)
     return ", ".join(f"{value} ({n})" if len(found) > 1 else str(value) for value, n in found.most_common()) or "—"
 
@@ -160,7 +159,7 @@ def link(profile):
 
 
 def table(rows_of):
-    """The field whose table has the rows that a function gives of every profile."""
+    """Turn a function that yields rows for a profile into a field with the table of all profiles."""
 
     @wraps(rows_of)
     def field(profiles):
@@ -171,7 +170,7 @@ def table(rows_of):
 
 @table
 def compute(one):
-    """What was trained and what it cost."""
+    """Yield the number of trained networks and their cost."""
     done = [run for run in one.runs if run["status"] == "done"]
     spent = [3 * run["flop_per_image_dense"] * run["steps"] * run["config"].get("batch", 0) for run in done]
     yield {
@@ -191,7 +190,7 @@ def compute(one):
 
 @table
 def machines(one):
-    """What the numbers were made with."""
+    """Yield machines, software versions and commits."""
     stamps = [run["environment"] for run in one.runs]
     yield {
         "profile": link(one.profile),
@@ -207,7 +206,7 @@ def machines(one):
 
 @table
 def data(one):
-    """Which images were read, with the fingerprint of their pixels."""
+    """Yield the data sets with the fingerprints of their pixels."""
     found = {}
     for run in one.runs:
         found.setdefault(run["data"]["fingerprint"], []).append(run["data"])
@@ -219,7 +218,7 @@ def data(one):
 
 @table
 def sweeps(one):
-    """What every notebook asked for, and over how many seeds."""
+    """Yield the requested runs of every notebook and their number of seeds."""
     status = {run["key"]: run["status"] for run in one.runs}
     for sweep in one.sweeps:
         networks = Counter(network_of(run) for run in sweep.runs)
@@ -237,7 +236,7 @@ def sweeps(one):
 
 
 def network_of(run):
-    """What the runs of one network share: all but the seed."""
+    """Return what the runs of one network share, which is everything but the seed, as text."""
     return str({name: value for name, value in run.items() if name not in ("key", "init", "seed")})
 
 
@@ -247,7 +246,7 @@ def listed(value):
 
 @table
 def searches(one):
-    """Searches for a learning rate: how many runs they took, and what they chose."""
+    """Yield the number of learning-rate searches and of their runs, and the chosen rates."""
     tried = {}
     for search in one.searches:
         tried |= {rate["key"]: rate["lr"] for rate in search["rates"]}
@@ -263,7 +262,7 @@ def searches(one):
 
 
 def networks(profiles):
-    """Whether there are published weights, and where: two cells of a table."""
+    """Return two cells of a table: whether weights are published, and where."""
     found = []
     for one in profiles:
         folder = f"results/{one.profile}/networks"
@@ -274,12 +273,12 @@ def networks(profiles):
 
 
 def idle(profiles):
-    """The profiles that have no committed records."""
+    """Return the profiles without committed records."""
     return ", ".join(f"`{name}`" for name in COLUMNS if name not in {one.profile for one in profiles}) or "none"
 
 
 def deviations(profiles):
-    """Every departure from a source that the code marks with '# DEVIATION:' in a docstring."""
+    """Return a table of the departures from sources that docstrings mark with '# DEVIATION:'."""
     rows = []
     for path in sorted(places.PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -292,13 +291,13 @@ def deviations(profiles):
 
 
 def allowed(profiles):
-    """How far the same run may differ on another machine."""
+    """Return a table of the allowed differences of a run on another machine."""
     allowed = {metric.name: metric.trained for metric in METRICS if metric.trained is not None}
     return markdown([{"metric": name, "allowed difference": f"± {most:g}"} for name, most in allowed.items()])
 
 
 def setting(name, profiles):
-    """Cells of a table: a setting in each profile, and what the studies take instead."""
+    """Return cells of a table with the value of a setting in each profile, and its value in studies if that differs."""
     cells = []
     for profile in COLUMNS:
         sizes = PROFILES[profile]

@@ -1,5 +1,4 @@
-"""How all runs of a profile stand: done, diverged, running and how far, failed, interrupted, missing, or broken. Reads files
-only."""
+"""The states of all runs of a profile, read from files: done, diverged, running, failed, interrupted, missing or broken."""
 
 import re
 from collections import Counter
@@ -13,13 +12,13 @@ from ..sweep import manifest
 
 COLUMNS = ("notebook", "key", "mixer", "depth", "seed", "state", "detail")
 ENDED = ("done", "diverged")
-FIRST = ("running", "failed", "broken", "interrupted", "missing")  # the order of a short list
+FIRST = ("running", "failed", "broken", "interrupted", "missing")  # order of states in the short list
 GOES_ON = ("running", "interrupted", "missing")
 
 
 def asked(profile, given=None):
-    """(the sweeps that notebooks ask for with these settings, a line for each notebook that they make impossible). Raises
-    ConfigError for a setting that is unknown or mistyped."""
+    """Return (the sweeps that notebooks request with these settings, a line for each notebook that cannot run with them).
+    Raises ConfigError for a setting that is unknown or has the wrong type."""
     check_profile(profile)
     sweeps, troubles = [], []
     with keys.snapshot():
@@ -33,9 +32,9 @@ def asked(profile, given=None):
 
 
 def runs(profile, sweeps, name=None, ended=None):
-    """A row of the COLUMNS for each run of these sweeps, of what notebooks have asked for before, and for single ones; of one
-    notebook if `name` is given. A run that several ask for has one row. `ended`, key -> row, collects the rows of runs that
-    have ended, which are not read again."""
+    """Yield a row of the COLUMNS for each run of these sweeps, of saved sweeps and for single runs, or only for those of the
+    notebook `name`. A run in several sweeps has one row. `ended` is a cache {key: row} of runs that have ended, which are not
+    read again."""
     store, seen = Store(profile), set()
     ended = {} if ended is None else ended
     for sweep in [*sweeps, *store.sweeps()]:
@@ -48,7 +47,7 @@ def runs(profile, sweeps, name=None, ended=None):
 
 
 def traces(store):
-    """Keys of all runs of which there is something: a record, an error, a note of progress, states, a lock."""
+    """Return the keys of all runs that have a file: a record, an error, a progress file, a checkpoint or a lock."""
     paths = []
     for pattern in ("*.json", "*.error", "*.progress", "checkpoints/*", "locks/*"):
         paths += store.folder.glob(pattern)
@@ -67,7 +66,7 @@ def row(store, notebook, key, run, ended):
 
 
 def table(profile, name=None, given=None):
-    """The rows of `runs` as a styled frame for a notebook, with the counts of states as its caption. Raises ConfigError."""
+    """Return the rows of `runs` as a styled data frame with the counts of states in its caption. Raises ConfigError."""
     if name is not None:
         manifest.path_of(name)
     rows = pd.DataFrame(list(runs(profile, asked(profile, given)[0], name)), columns=COLUMNS)
@@ -75,7 +74,7 @@ def table(profile, name=None, given=None):
 
 
 def counts(states):
-    """'12 done, 2 running'"""
+    """Return the counts of states, e.g. '12 done, 2 running'."""
     return ", ".join(f"{n} {state}" for state, n in Counter(states).items())
 
 
@@ -85,28 +84,28 @@ def line(row):
 
 
 def notebooks(profile):
-    """A line for each notebook that has been started."""
+    """Return a line for each notebook that was started."""
     from .notebooks import states
 
     return [f"{label:20} notebook {state} {detail}".rstrip() for label, (state, detail) in states(Store(profile)).items()]
 
 
 def page(profile, given=None):
-    """The lines of `biasnb status`: notebooks, runs, counts."""
+    """Return the lines of `biasnb status`: notebooks, runs, counts."""
     sweeps, troubles = asked(profile, given)
     rows = list(runs(profile, sweeps))
     return [*troubles, *notebooks(profile), *map(line, rows), counts(row["state"] for row in rows)]
 
 
 class Screen:
-    """`biasnb status --watch`: what is under way or not well, as much of it as a terminal holds."""
+    """The screen of `biasnb status --watch`: the unfinished runs and notebooks, as many as fit into the terminal."""
 
     def __init__(self, profile, given=None):
         self.profile, self.ended = profile, {}
         self.sweeps, self.troubles = asked(profile, given)
 
     def page(self, columns, height):
-        """(lines, whether something is left that could go on)."""
+        """Return (lines, whether any run is running, interrupted or missing)."""
         rows = list(runs(self.profile, self.sweeps, ended=self.ended))
         unfinished = [row for row in rows if row["state"] in FIRST]
         unfinished.sort(key=lambda row: FIRST.index(row["state"]))
