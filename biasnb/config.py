@@ -238,8 +238,8 @@ def check_names(given, known, what="field"):
     for name, value in given.items():
         if name not in known:
             plain = isinstance(name, str) and 0 < len(name) <= 80 and name.isprintable()
-            shown = name if plain else short(name)
-            raise ConfigError(f"{shown}: no such {what} (given {short(value)}); did you mean {nearest(name, known)!r}?")
+            text = name if plain else short(name)
+            raise ConfigError(f"{text}: no such {what} (given {short(value)}); did you mean {nearest(name, known)!r}?")
 
 
 def _checked(f, value):

@@ -593,7 +593,7 @@ def test_a_frozen_twin_that_learns_nothing_contradicts_f5(root):
 def test_psnr_has_a_floor_under_bert_only_and_by_validation_where_there_is_one(root):
     made = saved_sweep(Store("smoke"), "21_cube", pretext="ar", seed=[0], mixer=["attn"])
     e = Evidence(made, "psnr", runs_of(made))
-    assert e.trained(e.of(mixer="attn")) and e.floors(e.of(mixer="attn")) == (None, None)
+    assert e.trained(e.of(mixer="attn")) and e.above_baselines(e.of(mixer="attn")) == (None, None)
     made = saved_sweep(Store("smoke"), "21_cube", pretext="bert", seed=[0], mixer=["attn"])
     for record, trained in (({"neighbours": 24.5}, False), ({"neighbours_val": 20.0}, True), ({"neighbours_val": 24.5}, False)):
         resave(made, made.runs[0]["baseline"], **record)

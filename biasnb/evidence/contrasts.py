@@ -250,14 +250,14 @@ class Evidence:
         """Return whether the arms of a Form, averaged with its weights, are trained. For features, the gain over random
         initialisation is above 0 by a one-sided paired t test over seeds, and the mean exceeds raw pixels. For reconstructions,
         the mean PSNR exceeds that of the mean of visible neighbours."""
-        above, gain = self.floors(form)
+        above, gain = self.above_baselines(form)
         if above is None:
             return True
         if not above or not np.mean(list(above.values())) > 0:
             return False
         return gain is None or stats.greater(list(gain.values())) <= LEVEL
 
-    def floors(self, form):
+    def above_baselines(self, form):
         """Return (difference to the baseline, difference to random initialisation), each {seed: value} or None if undefined."""
         baseline, keys = METRICS[self.metric].baseline, {key for part in form.values() for key in part}
         if not baseline or (baseline == PIXELS and any(self.runs.at[key, "pretext"] != "bert" for key in keys)):
@@ -272,7 +272,7 @@ class Evidence:
         found = []
         for name, members in self.arms(keys).items():
             form = Form({self.runs.at[key, "seed"]: {key: 1.0} for key in members})
-            above, gain = self.floors(form)
+            above, gain = self.above_baselines(form)
             if above and not self.trained(form):
                 low = [seed for seed in above if not above[seed] > 0 or (gain and not gain[seed] > 0)]
                 if low or len(above) >= PAIRS:  # with few seeds, the t test alone is not sufficient
@@ -306,8 +306,8 @@ class Evidence:
             """Return (mean tau, p) of two lists over all forms."""
             found, at = [], 0
             for group in groups:
-                here = slice(at, at := at + len(group))
-                found.append((sign * np.array(others[here]), np.array(probes[here])))
+                members = slice(at, at := at + len(group))
+                found.append((sign * np.array(others[members]), np.array(probes[members])))
             return stats.mean_tau(found)
 
         forms = [form for group in groups for form in group]

@@ -166,10 +166,10 @@ class Controls:
             self.trouble.value = f"<span style='color:#b00'>{html.escape(str(error))}</span>"
 
     def show_source(self, *_):
-        shown = self.source.value
-        self.folder.layout.display = None if shown == "folder" else "none"
-        self.upload.layout.display = None if shown == "upload" else "none"
-        self.index.layout.display = "none" if shown == "upload" else None
+        source = self.source.value
+        self.folder.layout.display = None if source == "folder" else "none"
+        self.upload.layout.display = None if source == "upload" else "none"
+        self.index.layout.display = "none" if source == "upload" else None
 
     def choose(self, *_):
         with self.errors_shown():

@@ -331,8 +331,8 @@ def numeric(level):
 def switch(sweep):
     """Draw the cells on a data set for which the translation prior is true and on its recoloured version, where it is false."""
     coded = [run for run in sweep.runs if run["dataset"] in CODED]
-    cells, twins = {run["mixer"] for run in coded}, {CODED[run["dataset"]] for run in coded} | {run["dataset"] for run in coded}
-    asked = [run for run in sweep.runs if run["mixer"] in cells and run["dataset"] in twins]
+    cells, pair = {run["mixer"] for run in coded}, {CODED[run["dataset"]] for run in coded} | {run["dataset"] for run in coded}
+    asked = [run for run in sweep.runs if run["mixer"] in cells and run["dataset"] in pair]
     runs = [run for run in asked if run.get("padding") != "circular"]
     if not runs:
         return None, pd.DataFrame(columns=["mixer", "dataset", *COLUMNS])

@@ -240,9 +240,9 @@ def user_digest(mixer):
 def _code_digest(mixer):
     entry = MIXERS[mixer]
     package = str(getattr(entry.operator, "__module__", "")).partition(".")[0]
-    own = Description(package if package not in ("biasnb", "torch") else "")
+    description = Description(package if package not in ("biasnb", "torch") else "")
     try:
-        return own.of((tuple(entry._replace(label="", operator="", family="")), entry.operator))[:16]
+        return description.of((tuple(entry._replace(label="", operator="", family="")), entry.operator))[:16]
     except RecursionError:
         return digest(unreadable(entry.operator))
 
@@ -260,13 +260,13 @@ UNREADABLE = {}
 
 class Description(pickle._Pickler):
     """Pickle any value, including code, to bytes that are the same in every process. The bytes are hashed, never unpickled.
-    The package `own` counts as user code even if it is installed. The base class is the pickler written in Python, because the
+    The module `package` counts as user code even if installed. The base class is the pickler written in Python, because the
     one written in C does not let a subclass choose what is memoised."""
 
-    def __init__(self, own="", memo=None):
+    def __init__(self, package="", memo=None):
         self.bytes = io.BytesIO()
         super().__init__(self.bytes, 4)
-        self.own, self.memo = own, dict(memo or {})
+        self.package, self.memo = package, dict(memo or {})
 
     def of(self, value):
         self.dump(value)
@@ -310,7 +310,7 @@ class Description(pickle._Pickler):
         if kind is types.CodeType:
             return str, ("code",), instructions(value)[0]
         if kind in (set, frozenset):  # the iteration order differs between processes
-            return kind, (sorted(Description(self.own, self.memo).of(item) for item in value),)
+            return kind, (sorted(Description(self.package, self.memo).of(item) for item in value),)
         if kind is types.MappingProxyType:
             return kind, (dict(value),)
         if kind in (staticmethod, classmethod):
@@ -346,7 +346,7 @@ class Description(pickle._Pickler):
         return str, ("function",), (steps, used, [imported(name) for name in sorted(imports)], held)
 
     def installed(self, name):
-        return name.partition(".")[0] != self.own and installed(name)
+        return name.partition(".")[0] != self.package and installed(name)
 
     def is_in(self, module, name, value):
         """Return whether a module that does not belong to the user holds this value under this name."""

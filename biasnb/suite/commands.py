@@ -282,8 +282,8 @@ def claims(profile, runs):
     from ..evidence import claims
     from ..figures import board
 
-    shown = stores_of(profile, runs)
-    stores, folder = (shown, shown[0].folder / "claims") if runs else (stores_of(None, False), places.root() / "figures")
+    chosen = stores_of(profile, runs)
+    stores, folder = (chosen, chosen[0].folder / "claims") if runs else (stores_of(None, False), places.root() / "figures")
     found = claims.findings(stores)
     paths = board.write(found, folder)
     for f in found:

@@ -87,18 +87,18 @@ def compare(record, measured, how="evaluated"):
 
 def agreement(profile):
     """Compare the user's runs with results/<profile>, per metric over the runs that both have. Returns lines of Markdown."""
-    here, there = Store(profile), Store(profile, "results")
-    shared = [key for key in there if here.has(key)]
+    local, committed = Store(profile), Store(profile, "results")
+    shared = [key for key in committed if local.has(key)]
     keys = [key for key in shared if "-" not in key]
     if not keys:
         return [f"No committed reference for these runs in results/{profile}; nothing to compare."]
-    broken = [key for key in keys if "broken" in (here.status(key)[0], there.status(key)[0])]
-    pairs = [(here.load(key), there.load(key)) for key in keys if key not in broken]
+    broken = [key for key in keys if "broken" in (local.status(key)[0], committed.status(key)[0])]
+    pairs = [(local.load(key), committed.load(key)) for key in keys if key not in broken]
     other_end = [own["key"] for own, reference in pairs if own["status"] != reference["status"]]
     pairs = [(own, reference) for own, reference in pairs if own["status"] == reference["status"] == "done"]
     inits = [key for key in shared if key.startswith("init-")]
-    broken += [key for key in inits if "broken" in (here.status(key)[0], there.status(key)[0])]
-    compared = {"run": pairs, "init": [(here.load(key), there.load(key)) for key in inits if key not in broken]}
+    broken += [key for key in inits if "broken" in (local.status(key)[0], committed.status(key)[0])]
+    compared = {"run": pairs, "init": [(local.load(key), committed.load(key)) for key in inits if key not in broken]}
     lines = [f"Against the reference in results/{profile}, {len(keys)} runs:", ""]
     lines += ["| metric | allowed difference | median | largest | all within |", "|---|---|---|---|---|"]
     for metric in METRICS:
@@ -166,32 +166,32 @@ def publish(profile, names=()):
     record is missing or broken.
 
     Returns (number of records, sweeps left out, number of records made from uncommitted code)."""
-    here, there = shown(profile), reference(profile)
-    chosen, left_out = chosen_sweeps(here, names)
-    records, packs, packed = {}, {}, there.packs()
+    local, committed = shown(profile), reference(profile)
+    chosen, left_out = chosen_sweeps(local, names)
+    records, packs, packed = {}, {}, committed.packs()
     for sweep in chosen:
         if missing := sweep.missing():
             raise StoreError(f"{sweep.name}: {len(missing)} records are missing, first {missing[0]}; finish the run first")
         first = sweep.runs[0]["seed"]
         for key in (*sweep.keys, *sweep.searches):
-            if key in records or not here.own(key):
+            if key in records or not local.own(key):
                 continue
-            records[key] = record = here.load(key)
+            records[key] = record = local.load(key)
             if "arrays" in record:
-                arrays = here.arrays(key)
+                arrays = local.arrays(key)
                 if record["config"].get("seed", first) != first:
                     arrays = {name: array for name, array in arrays.items() if name in KEPT}
                 records[key] = record | {"arrays": arrays_digest(arrays)}
-                pack_of_key = packed.get(key, there.folder / PACKS / f"{sweep.name}.zip")
+                pack_of_key = packed.get(key, committed.folder / PACKS / f"{sweep.name}.zip")
                 packs.setdefault(pack_of_key, {})[f"{key}.npz"] = array_bytes(arrays)
     for path, files in packs.items():
         old = {f"{key}.npz": read_packed(path, f"{key}.npz") for key, other in packed.items() if other == path}
         pack(path, old | files)
-    lines = there.lines() | {key: json.dumps(record, sort_keys=True, allow_nan=False) for key, record in records.items()}
-    write_atomic(there.folder / LINES, "".join(f"{lines[key]}\n" for key in sorted(lines)))
+    lines = committed.lines() | {key: json.dumps(record, sort_keys=True, allow_nan=False) for key, record in records.items()}
+    write_atomic(committed.folder / LINES, "".join(f"{lines[key]}\n" for key in sorted(lines)))
     for sweep in chosen:
-        replace(sweep, store=there).save()
-    write_atomic(there.folder / "README.md", contents(there))
+        replace(sweep, store=committed).save()
+    write_atomic(committed.folder / "README.md", contents(committed))
     return len(records), left_out, sum(bool(record.get("environment", {}).get("dirty")) for record in records.values())
 
 
@@ -240,18 +240,18 @@ def publish_networks(profile, names=(), data_dir=""):
     from ..networks.pretrained import description, folder, load_weights
     from ..training.run import prepare
 
-    here, there = Store(profile), reference(profile)
-    chosen = {mixer: key for mixer, key in networks(here, names).items() if here.status(key)[0] != "diverged"}
-    missing = [key for key in chosen.values() if not here.path(key, ".safetensors").is_file()]
+    local, committed = Store(profile), reference(profile)
+    chosen = {mixer: key for mixer, key in networks(local, names).items() if local.status(key)[0] != "diverged"}
+    missing = [key for key in chosen.values() if not local.path(key, ".safetensors").is_file()]
     if missing:
-        raise StoreError(f"{here.path(missing[0], '.safetensors')}: no such file, weights of {len(missing)} of {len(chosen)} "
+        raise StoreError(f"{local.path(missing[0], '.safetensors')}: no such file, weights of {len(missing)} of {len(chosen)} "
                          f"networks are missing; run `biasnb reproduce --profile {profile}` first")  # fmt: skip
     files = {}
     for mixer, key in chosen.items():
-        own, record, weights = here.load(key), there.load(key), here.path(key, ".safetensors")
-        other = [name for name in SCORES if own[name] != record.get(name)]
+        own, record, weights = local.load(key), committed.load(key), local.path(key, ".safetensors")
+        other = ", ".join(name for name in SCORES if own[name] != record.get(name))
         if other:
-            raise StoreError(f"{there.path(key)}: another {', '.join(other)} than {here.path(key)}; publish the records first")
+            raise StoreError(f"{committed.path(key)}: another {other} than {local.path(key)}; publish the records first")
         model = prepare(Config(**record["config"], data_dir=data_dir))[1]
         load_weights(model, weights)
         files[f"{mixer}/model.safetensors"] = weights.read_bytes()

@@ -98,8 +98,8 @@ def renderer(profile, pages):
 
 def places_of(finding, pages):
     """Return [(notebook, link)] of the notebooks that show the runs of a finding."""
-    shown = [finding.evidence] if finding.evidence in pages else finding.claim.notebooks
-    return [(name, f"{quote(name)}.html" if name in pages else f"#{quote(name)}") for name in shown]
+    names = [finding.evidence] if finding.evidence in pages else finding.claim.notebooks
+    return [(name, f"{quote(name)}.html" if name in pages else f"#{quote(name)}") for name in names]
 
 
 def facts(store):

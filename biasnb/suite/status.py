@@ -113,5 +113,5 @@ class Screen:
         lines += [text for text in notebooks(self.profile) if " notebook done" not in text]
         room = max(1, height - 4)
         more = [f"... {len(lines) - room} more"] if len(lines) > room else []
-        shown = [*lines[:room], *more, counts(row["state"] for row in rows)]
-        return [text[:columns] for text in shown], any(row["state"] in GOES_ON for row in rows)
+        visible = [*lines[:room], *more, counts(row["state"] for row in rows)]
+        return [text[:columns] for text in visible], any(row["state"] in GOES_ON for row in rows)

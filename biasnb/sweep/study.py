@@ -91,12 +91,12 @@ class Study:
         (hyena, attention with local heads) also get absolute positions."""
         if "position" in self.settings:
             return runs
-        placed = []
+        found = []
         for cfg in runs:
             operator = MIXERS[cfg.mixer]
             absolute = not operator.shared or (operator.dynamic and not operator.biased)
-            placed.append(replace(cfg, position="learned" if absolute else "none"))
-        return placed
+            found.append(replace(cfg, position="learned" if absolute else "none"))
+        return found
 
     def plan(self, runs, weights=False):
         """Return the sweep of these runs, without training or writing. Saved records are those of the user and of results/;
