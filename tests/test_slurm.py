@@ -42,7 +42,7 @@ class Job:
         return done.stdout.strip()
 
     def submit(self, *options):
-        number = self.say("sbatch", "--parsable", "--ntasks=2", *options, str(SCRIPT), *ASKED.split())
+        number = self.say("sbatch", "--parsable", "--ntasks=1", *options, str(SCRIPT), *ASKED.split())
         until(self.begun)
         return number
 
@@ -77,5 +77,5 @@ def run_out_of_time(job):
 def test_a_job_that_ended_early_goes_on_when_it_is_submitted_again(how, slurm, undisturbed, tmp_path):
     job = Job(tmp_path, slurm)
     how(job)
-    job.say("sbatch", "--wait", "--ntasks=2", str(SCRIPT), *ASKED.split())
+    job.say("sbatch", "--wait", "--ntasks=1", str(SCRIPT), *ASKED.split())
     assert content(tmp_path) == content(undisturbed)

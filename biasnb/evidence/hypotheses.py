@@ -86,6 +86,13 @@ class Test:
         """p that the effect is negligible, by two one-sided tests; NaN where no effect is."""
         return stats.equivalent(list(self.values.values()), self.small) if self.small and self.n > 1 else np.nan
 
+    def seeds_needed(self):
+        """The number of pairs that would show, with a power of .8, that an effect of the size found lies on its side of the
+        margin."""
+        within = self.goal in ("within", "differs")
+        apart = abs(self.effect.mean) - self.margin if within else self.effect.mean - self.margin
+        return stats.seeds_needed(apart / self.effect.sd)
+
     def judge(self, adjusted):
         """Take the verdict that the adjusted p values give."""
         self.adjusted = adjusted

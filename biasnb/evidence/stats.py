@@ -1,6 +1,7 @@
 """Statistics over seeds: the unit is the seed, and seeds are paired across networks. Missing values, and the seeds, blocks or
 pairs that have one, are left out; a result is NaN where too few are left, two unless another number is named."""
 
+import bisect
 import itertools
 from typing import NamedTuple
 
@@ -214,3 +215,12 @@ def detectable(n, power=0.8, level=0.05):
     while surplus(high) < 0:
         high *= 2
     return float(optimize.brentq(surplus, 0, high))
+
+
+MANY = 1000  # seeds that nobody would train
+
+
+def seeds_needed(effect, power=0.8, level=0.05):
+    """The smallest number of paired differences that find a mean of `effect` of their standard deviations with this power, by a
+    two-sided t test; MANY if that is not enough."""
+    return bisect.bisect_left(range(MANY), -abs(effect), lo=2, key=lambda n: -detectable(n, power, level))
