@@ -78,4 +78,8 @@ def test_a_job_that_ended_early_goes_on_when_it_is_submitted_again(how, slurm, u
     job = Job(tmp_path, slurm)
     how(job)
     job.say("sbatch", "--wait", "--ntasks=1", str(SCRIPT), *ASKED.split())
-    assert content(tmp_path) == content(undisturbed)
+    found, expected = (content(root) for root in (tmp_path, undisturbed))
+    for value in (*found.values(), *expected.values()):
+        if isinstance(value, dict):
+            value.pop("environment", None)  # a commit may have been made meanwhile
+    assert found == expected
