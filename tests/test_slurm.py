@@ -43,7 +43,7 @@ class Job:
 
     def submit(self, *options):
         number = self.say("sbatch", "--parsable", "--ntasks=1", *options, str(SCRIPT), *ASKED.split())
-        until(self.begun)
+        until(self.begun, 600)
         return number
 
     def begun(self):
