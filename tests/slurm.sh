@@ -30,7 +30,7 @@ SelectTypeParameters=CR_CPU
 MpiDefault=none
 KillWait=5
 ReturnToService=2
-NodeName=$host CPUs=$(nproc)
+NodeName=$host CPUs=$(nproc --all)
 PartitionName=all Nodes=ALL Default=YES
 END
 munged --force --key-file "$top/munge/key" --seed-file "$top/munge/seed" --log-file "$top/munge/log" \

@@ -50,7 +50,7 @@ def test_the_verdicts_of_a_notebook_are_replaced_and_nothing_else(root, monkeypa
     path.write_text(changed[path])
     before, after = (cells(folder / path.name) for folder in (ROOT / "notebooks", root / "notebooks"))
     assert before[1:] == after[1:] and sheet.VERDICTS.sub("", before[0]) == sheet.VERDICTS.sub("", after[0])
-    assert "| smoke | PSNR | ? undecided | convmixer − igpt: +4." in after[0] and path not in sheet.with_verdicts()
+    assert "| PSNR | ? undecided | convmixer − igpt: +4." in after[0] and path not in sheet.with_verdicts()
 
 
 def cells(path):

@@ -42,8 +42,8 @@ class Job:
         return done.stdout.strip()
 
     def submit(self, *options):
-        number = self.say("sbatch", "--parsable", "--ntasks=2", *options, str(SCRIPT), *ASKED.split())
-        until(self.begun)
+        number = self.say("sbatch", "--parsable", "--ntasks=1", *options, str(SCRIPT), *ASKED.split())
+        until(self.begun, 600)
         return number
 
     def begun(self):
@@ -77,5 +77,9 @@ def run_out_of_time(job):
 def test_a_job_that_ended_early_goes_on_when_it_is_submitted_again(how, slurm, undisturbed, tmp_path):
     job = Job(tmp_path, slurm)
     how(job)
-    job.say("sbatch", "--wait", "--ntasks=2", str(SCRIPT), *ASKED.split())
-    assert content(tmp_path) == content(undisturbed)
+    job.say("sbatch", "--wait", "--ntasks=1", str(SCRIPT), *ASKED.split())
+    found, expected = (content(root) for root in (tmp_path, undisturbed))
+    for value in (*found.values(), *expected.values()):
+        if isinstance(value, dict):
+            value.pop("environment", None)  # a commit may have been made meanwhile
+    assert found == expected

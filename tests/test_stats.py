@@ -268,6 +268,13 @@ def test_detectable_agrees_with_statsmodels(n):
     assert stats.detectable(n, 0.9, 0.01) == pytest.approx(TTestPower().solve_power(nobs=n, power=0.9, alpha=0.01), abs=1e-4)
 
 
+@pytest.mark.parametrize("effect", (0.1, 0.5, -1.0, 3.0))
+def test_the_seeds_needed_are_the_fewest_that_detect_the_effect(effect):
+    n = stats.seeds_needed(effect)
+    assert stats.detectable(n) <= abs(effect) < stats.detectable(n - 1)
+    assert stats.seeds_needed(0.001) == stats.seeds_needed(0) == stats.MANY and stats.seeds_needed(1e9) == 2
+
+
 @pytest.mark.parametrize(("power", "level"), ((0.05, 0.05), (1, 0.05), (0.8, 0), (1.2, 0.05)))
 def test_power_lies_between_level_and_1(power, level):
     with pytest.raises(ValueError, match=f"got level {level}, power {power}$"):

@@ -86,6 +86,13 @@ class Test:
         """Return the p value of two one-sided tests that the effect is negligible; NaN if `small` is 0."""
         return stats.equivalent(list(self.values.values()), self.small) if self.small and self.n > 1 else np.nan
 
+    def seeds_needed(self):
+        """Return the number of pairs that would show with a power of .8 that an effect of the observed size lies on its side of
+        the margin."""
+        within = self.goal in ("within", "differs")
+        apart = abs(self.effect.mean) - self.margin if within else self.effect.mean - self.margin
+        return stats.seeds_needed(apart / self.effect.sd)
+
     def judge(self, adjusted):
         """Set the verdict from the adjusted p values."""
         self.adjusted = adjusted

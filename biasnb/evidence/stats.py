@@ -1,6 +1,7 @@
 """Statistics over seeds. The unit is the seed, and seeds are paired across networks. Seeds, blocks or pairs with missing values
 are left out. A result is NaN if fewer than two remain, unless another number is stated."""
 
+import bisect
 import itertools
 from typing import NamedTuple
 
@@ -215,3 +216,12 @@ def detectable(n, power=0.8, level=0.05):
     while surplus(high) < 0:
         high *= 2
     return float(optimize.brentq(surplus, 0, high))
+
+
+MANY = 1000  # upper limit; more seeds are not feasible
+
+
+def seeds_needed(effect, power=0.8, level=0.05):
+    """Return the smallest number of paired differences for which a two-sided t test detects a mean of `effect` standard
+    deviations with this power; MANY if fewer do not suffice."""
+    return bisect.bisect_left(range(MANY), -abs(effect), lo=2, key=lambda n: -detectable(n, power, level))

@@ -73,18 +73,21 @@ def write():
 
 # ---- verdicts in README and notebooks -----------------------------------------------------------------------------
 
+README, STUDY_PAGE = "README.md", "docs/findings.md"
+STUDY = "cifar10"  # profile of STUDY_PAGE
 VERDICTS = re.compile("(<!-- verdicts: biasnb sheet -->).*?(<!-- end of the verdicts -->)", re.S)
 
 
 def with_verdicts():
-    """Return {path: new content} of README and notebooks whose verdicts differ from those of the committed records. Raises
-    StoreError for a broken record."""
+    """Return {path: new content} of README, docs/findings.md and notebooks whose verdicts differ from those of the committed
+    records. Raises StoreError for a broken record."""
     found, texts = claims.findings([Store(profile, "results") for profile in published()]), {}
-    readme = places.root() / "README.md"
-    if readme.is_file():
-        text = readme.read_text(encoding="utf-8")
-        filled = VERDICTS.sub(lambda marks: f"{marks[1]}\n\n{findings(found)}\n\n{marks[2]}", text)
-        texts |= {readme: filled} if filled != text else {}
+    for page, table in ((README, findings(found)), (STUDY_PAGE, study(found))):
+        path = places.root() / page
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            filled = VERDICTS.sub(lambda marks, table=table: f"{marks[1]}\n\n{table}\n\n{marks[2]}", text)
+            texts |= {path: filled} if filled != text else {}
     for name in manifest.names():
         path = manifest.path_of(name)
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -107,13 +110,20 @@ def findings(found):
         profile = Counter(f.profile for f in own).most_common(1)[0][0] if own else others.append(claim.id)
         for f in own:
             if f.profile == profile:
-                text = f"**{claim.id}** {claim.text}" + (f" *{f.row}*" if f.row else "")
                 link = f"[{f.evidence}](notebooks/{f.evidence.partition('-')[0]}.ipynb)"
-                verdict = f"{MARKS[f.verdict]} {f.verdict}"
-                row = {"claim": text, "metric": MEASURED[f.metric].name, "verdict": verdict}
-                row |= {"effect and 95 % interval": f.effect, "seeds": f.n, "data": profile, "notebook": link}
-                rows.append(row)
+                rows.append({**row(f), "data": profile, "notebook": link})
     return f"{markdown(rows)}\n\nNot decided by the committed records: {', '.join(others) or 'none'}."
+
+
+def study(found):
+    """Return a table of all findings of the study on natural images, with the reason if undecided, and the verdict without the
+    runs whose test values do not exceed their baselines (the earlier rule)."""
+    rows = []
+    for f in found:
+        if f.profile == STUDY:
+            lacks = "" if f.verdict in DECIDED else f.why
+            rows.append({**row(f), "what is open": lacks, "without runs below their floors": f.earlier})
+    return markdown(rows)
 
 
 def verdicts(name, found):
@@ -121,11 +131,19 @@ def verdicts(name, found):
     rows = []
     for f in sorted(found, key=lambda f: list(PROFILES).index(f.profile), reverse=True):
         if f.evidence == name and f.verdict != "not run":
-            text = f"**{f.claim.id}** {f.claim.text}" + (f" *{f.row}*" if f.row else "")
-            metric = MEASURED[f.metric].name
-            rows.append({"claim": text, "profile": f.profile, "metric": metric, "verdict": f"{MARKS[f.verdict]} {f.verdict}",
-                         "effect and 95 % interval": f.effect, "seeds": f.n})  # fmt: skip
+            rows.append({**row(f), "profile": f.profile})
     return markdown(rows)
+
+
+def row(f):
+    """Return the columns that all tables of findings share."""
+    return {
+        "claim": f"**{f.claim.id}** {f.claim.text}" + (f" *{f.row}*" if f.row else ""),
+        "metric": MEASURED[f.metric].name,
+        "verdict": f"{MARKS[f.verdict]} {f.verdict}",
+        "effect and 95 % interval": f.effect,
+        "seeds": f.n,
+    }
 
 
 # ---- fields: published profiles -> Markdown -----------------------------------------------------------------------
