@@ -11,6 +11,8 @@ import pytest
 from synthetic import run_record, saved_sweep
 
 from biasnb.config import PROFILES, Config, configure
+from biasnb.evidence.claims import CLAIMS
+from biasnb.evidence.verdicts import Finding
 from biasnb.records import places
 from biasnb.records.provenance import environment
 from biasnb.records.store import Store, StoreError
@@ -129,3 +131,15 @@ def test_settings_show_what_studies_change(monkeypatch):
     assert sheet.setting("batch", []) == "32 | 32 | 32"
     assert sheet.setting("depth", []) == " | ".join([f"1/3; studies {Config().depth}"] * 3)
     assert sheet.setting("seed", []) == "0/1 | 0/1 | 0/1"
+
+
+def test_the_front_table_shows_what_every_profile_says_of_a_claim():
+    p3, f5, l2 = (next(claim for claim in CLAIMS if claim.id == wanted) for wanted in ("P3", "F5", "L2"))
+    said = [("quick", p3, "supported", ""), ("cifar10", p3, "contradicted", ""), ("quick", l2, "undecided", "")]
+    said += [("cifar10", f5, "supported", "conv"), ("cifar10", f5, "contradicted", "lc"), ("cifar10", f5, "undecided", "full")]
+    found = [Finding(claim, profile, "probe", verdict, "", row=row) for profile, claim, verdict, row in said]
+    text = sheet.findings(found)
+    head, _, one, two, _, last = text.splitlines()
+    assert "| cifar10 | quick |" in head and "✗ **contradicted** —, n = 0 | ✓ **supported** —, n = 0" in one
+    assert "✓ 1 supported, ✗ 1 contradicted, ? 1 undecided | — |" in two
+    assert "L2" in last and "P3" not in last

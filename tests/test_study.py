@@ -186,13 +186,21 @@ def test_every_notebook_has_runs_in_every_profile_under_its_own_name(name, profi
         assert all(estimate.shape(cfg, 2, **estimate.identity(cfg)) for cfg in sweep.configs), "what `plan` times"
 
 
-def test_the_committed_records_are_those_that_the_notebooks_ask_for(root, monkeypatch):
-    """The keys of the committed records of profile quick, which were computed when they were made."""
+@pytest.mark.parametrize("profile", ["quick", "cifar10"])
+def test_the_committed_records_are_those_that_the_notebooks_ask_for(root, monkeypatch, profile):
+    """The keys of the committed records, which were computed when they were made."""
     monkeypatch.delenv("BIASNB_ROOT")
-    for saved in Store("quick", "results").sweeps():
-        asked = manifest.plan(saved.name, manifest.parameters(saved.name, {"profile": "quick"}))
+    for saved in Store(profile, "results").sweeps():
+        asked = manifest.plan(saved.name, manifest.parameters(saved.name, {"profile": profile}))
         assert asked.content == saved.content, saved.name
     assert configure("quick").mixer == "convmixer" and places.CHECKOUT
+
+
+def test_notebooks_that_are_left_to_saved_records_have_them_all(root, monkeypatch):
+    monkeypatch.delenv("BIASNB_ROOT")
+    for name in manifest.saved("quick"):
+        values, sweep = manifest.asked(name)
+        assert values["profile"] == "cifar10" and not sweep.missing(), name
 
 
 def test_a_searched_rate_and_a_parameter_of_some_notebooks_are_accepted_for_all(root):

@@ -16,42 +16,59 @@ SAME_TASK = ("depth", "width", "kernel")  # factors across which pretext losses 
 
 
 def psnr_probe(sweep):
-    """Draw PSNR against probe at the base level of all factors, a labelled dot per operator with intervals over seeds."""
+    """Draw PSNR against probe at the base level of all factors, a labelled dot per operator with intervals over seeds; where
+    some operators are below a baseline, the others are drawn again in a panel of their own, which spreads them."""
     runs = at_base(sweep, done_runs(sweep))
     table, rows = runs[["mixer", "seed", "psnr", "probe"]], percent(runs).dropna(subset=["psnr", "probe"])
     if rows.empty:
         return None, table[:0]
-    figure, ((ax,),) = canvas(9.6, 6.8)
-    places, counts = {}, rows.groupby("mixer").seed.nunique()
+    dots, counts = {}, rows.groupby("mixer").seed.nunique()
     for mixer, part in rows.groupby("mixer", sort=False):
-        (x, wide, n), (y, tall, _) = mean_interval(part.psnr), mean_interval(part.probe)
-        bars = {"xerr": wide, "yerr": tall} if n > 1 else {}
-        ax.errorbar(x, y, **bars, color=hue(mixer), elinewidth=0.8, zorder=3)
-        ax.plot(x, y, **look(mixer, 7), zorder=6)
-        places[mixer] = (x, y)
-    if rows.pretext.iloc[0] == "bert":
-        ax.axvline(rows.baseline_psnr.iloc[0], **DASHES)
-    ax.axhline(rows.baseline_probe.iloc[0], **DASHES)
-    ax.grid(visible=True, color="0.94", linewidth=0.8)
-    ax.margins(0.08)
-    ax.set(xlabel=METRICS["psnr"], ylabel=METRICS["probe"])
+        dots[mixer] = mean_interval(part.psnr), mean_interval(part.probe)
+    places = {mixer: (x[0], y[0]) for mixer, (x, y) in dots.items()}
+    neighbours = rows.baseline_psnr.iloc[0] if rows.pretext.iloc[0] == "bert" else -math.inf
+    pixels = rows.baseline_probe.iloc[0]
+    above = {mixer: place for mixer, place in places.items() if place[0] > neighbours and place[1] > pixels}
+    panels = [places, above] if 1 < len(above) < len(places) else [places]
+    figure, axes = canvas(6.2 * len(panels) + 1.8, 6.2, 1, len(panels), width_ratios=[1, 1.5][: len(panels)])
+    for ax, drawn in zip(axes[0], panels, strict=True):
+        draw_dots(ax, {mixer: dots[mixer] for mixer in drawn})
+        if drawn is places:
+            ax.axhline(pixels, **DASHES)
+            if math.isfinite(neighbours):
+                ax.axvline(neighbours, **DASHES)
+    axes[0, 0].set_ylabel(METRICS["probe"])
     for name in [name for name in HUES if HUES[name] in set(map(hue, places))]:
-        ax.plot([], [], color=HUES[name], linewidth=4, label=name)
-    ax.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(HUES), frameon=False)
+        axes[0, 0].plot([], [], color=HUES[name], linewidth=4, label=name)
+    axes[0, 0].legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(HUES), frameon=False)
     most = [mixer for mixer in places if counts[mixer] == counts.max()]
     best = [max(most, key=lambda mixer: places[mixer][i]) for i in (0, 1)]
     words = [f"{short(mixer)} ({places[mixer][i]:.1f} {('dB', '%')[i]})" for i, mixer in enumerate(best)]
     seeds = f"{counts.max()} seeds" if counts.max() > 1 else "one seed"
     title(figure, f"Best of the {len(most)} operators with {seeds}: PSNR {words[0]}, probe {words[1]}")
-    words = f"{base_words(sweep, runs)}{KEY}; dashes: visible-neighbour mean and raw pixels; mean and 95 % t interval over "
-    caption(figure, sweep, f"{words}n = {span(counts)} seeds", spread="")
-    label_dots(ax, places)
+    words = f"{base_words(sweep, runs)}{KEY}; dashes: visible-neighbour mean and raw pixels; "
+    words += "right: the operators above both, enlarged; " if len(panels) > 1 else ""
+    caption(figure, sweep, f"{words}mean and 95 % t interval over n = {span(counts)} seeds", spread="")
+    label_dots(axes[0, 0], places, unnamed=above if len(panels) > 1 else ())
+    if len(panels) > 1:
+        label_dots(axes[0, 1], above)
     return figure, table
 
 
-def label_dots(ax, places):
-    """Write the name of every operator at the free position nearest to its dot, with a leader line if it is not adjacent. Fixes
-    the axis limits."""
+def draw_dots(ax, dots):
+    """Draw a dot per operator with its intervals; `dots` are mixer -> (mean, half-width, n) of PSNR and of the probe."""
+    for mixer, ((x, wide, n), (y, tall, _)) in dots.items():
+        bars = {"xerr": wide, "yerr": tall} if n > 1 else {}
+        ax.errorbar(x, y, **bars, color=hue(mixer), elinewidth=0.8, zorder=3)
+        ax.plot(x, y, **look(mixer, 7), zorder=6)
+    ax.grid(visible=True, color="0.94", linewidth=0.8)
+    ax.margins(0.1)
+    ax.set_xlabel(METRICS["psnr"])
+
+
+def label_dots(ax, places, unnamed=()):
+    """Write the name of every operator but the `unnamed` at the free position nearest to its dot, with a leader line if it is
+    not adjacent. Fixes the axis limits."""
     figure = ax.figure
     ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
     figure.draw_without_rendering()
@@ -59,7 +76,7 @@ def label_dots(ax, places):
     dots = {mixer: ax.transData.transform(place) for mixer, place in places.items()}
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in dots.values()]
     angles = [0, math.pi, *np.linspace(0.25, 2 * math.pi - 0.25, 15)]
-    for mixer in sorted(dots, key=lambda mixer: -dots[mixer][1]):
+    for mixer in sorted(dots.keys() - set(unnamed), key=lambda mixer: -dots[mixer][1]):
         text = ax.text(0, 0, LABELS[mixer], fontsize=7.5)
         width, height = text.get_window_extent().size
         text.remove()

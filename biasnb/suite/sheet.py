@@ -101,18 +101,32 @@ def with_verdicts():
 
 
 def findings(found):
-    """Return a table of the decided findings on each claim, by its first metric and by PSNR, in the profile that decides most
-    of them, and a line of the claims that are not decided."""
-    decided = [f for f in found if f.verdict in DECIDED and f.metric in (f.claim.metrics[0], "psnr")]
+    """The claims of which something is decided, a row for the first metric and one for PSNR, and what each profile says, the
+    largest first; then the claims of which nothing is."""
+    profiles = sorted({f.profile for f in found}, key=list(PROFILES).index, reverse=True)
     rows, others = [], []
     for claim in claims.CLAIMS:
-        own = [f for f in decided if f.claim is claim]
-        profile = Counter(f.profile for f in own).most_common(1)[0][0] if own else others.append(claim.id)
-        for f in own:
-            if f.profile == profile:
-                link = f"[{f.evidence}](notebooks/{f.evidence.partition('-')[0]}.ipynb)"
-                rows.append({**row(f), "data": profile, "notebook": link})
+        before = len(rows)
+        for metric in dict.fromkeys((claim.metrics[0], "psnr")):
+            here = [f for f in found if f.claim is claim and f.metric == metric]
+            if any(f.verdict in DECIDED for f in here):
+                links = dict.fromkeys(f"[{name}](notebooks/{name}.ipynb)" for name in claim.notebooks)
+                said = {profile: verdict_of([f for f in here if f.profile == profile]) for profile in profiles}
+                first = f"**{claim.id}** {claim.text}"
+                rows.append({"claim": first, "metric": MEASURED[metric].name, **said, "notebook": ", ".join(links)})
+        if len(rows) == before:
+            others.append(claim.id)
     return f"{markdown(rows)}\n\nNot decided by the committed records: {', '.join(others) or 'none'}."
+
+
+def verdict_of(findings):
+    """What one profile says of a claim by one metric, in words: of several rows, how many have which verdict."""
+    if not findings or all(f.verdict == "not run" for f in findings):
+        return "—"
+    if len(findings) > 1:
+        return ", ".join(f"{MARKS[verdict]} {n} {verdict}" for verdict, n in Counter(f.verdict for f in findings).most_common())
+    (f,) = findings
+    return f"{MARKS[f.verdict]} **{f.verdict}** {f.effect}, n = {f.n}"
 
 
 def study(found):
