@@ -2,6 +2,7 @@
 
 import contextlib
 import queue
+import shutil
 import sys
 import time
 
@@ -22,7 +23,8 @@ needs_browser = pytest.mark.skipif(not browser.BROWSER, reason="no chromium, chr
 def place(tmp_path_factory):
     """A checkout whose notebooks have the profile `smoke`; the published networks are the committed ones."""
     top = tmp_path_factory.mktemp("lab") / "a checkout"
-    browser.checkout(top, ROOT / "notebooks", **{'profile = \\"quick\\"': 'profile = \\"smoke\\"'})
+    smoke = 'profile = \\"smoke\\"'
+    browser.checkout(top, ROOT / "notebooks", **{'profile = \\"quick\\"': smoke, 'profile = \\"cifar10\\"': smoke})
     (top / "results").symlink_to(ROOT / "results")
     KEPT.mkdir(parents=True, exist_ok=True)
     return top
@@ -52,6 +54,17 @@ def test_run_all_of_the_trio_ends_with_its_tables_and_figures(page, place):
     browser.show(page, ".jp-OutputArea-output img", last=False)
     page.screenshot(path=KEPT / "20_trio.png")
     assert len(list((place / "runs/smoke").glob("*.json"))) == 25 and not page.trouble
+
+
+@needs_browser
+def test_a_study_opens_on_its_committed_results_and_trains_nothing(page, place):
+    shutil.copy(ROOT / "notebooks" / "21_cube.ipynb", place / "notebooks")
+    page.notebook("21_cube")
+    browser.run_all(page)
+    cells, outputs = browser.saved(page, place / "notebooks/21_cube.ipynb")
+    assert all(cell["execution_count"] for cell in cells) and not [o for o in outputs if o["output_type"] == "error"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+    assert not list((place / "runs/cifar10").glob("*.json"))
 
 
 def click(page, element, x, y):
