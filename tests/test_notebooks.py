@@ -223,7 +223,7 @@ def test_papermill_lists_the_factors_with_their_comments():
         (["20_trio", 'settings={"kernel": [[], []]}'], "settings: kernel: "),
         (["20_trio", 'settings={"lr": "x"}'], "lr: "),
         (["20_trio", 'settings={"seed": 1}', "seeds=0"], "settings: seed is a factor of this notebook"),
-        (["20_trio", "mixer=igpt", "heads=3"], "heads: 3 does not divide width 32"),
+        (["20_trio", "mixer=igpt", "heads=3"], "heads: 3 does not divide width 64"),
         (["90_paper", "steps=3"], "steps: no such parameter"),
         (["20_trio", "depth"], "'depth': not FIELD=VALUE"),
         (["20_trio", "seed=0,0"], "names a level twice"),
