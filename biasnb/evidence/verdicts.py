@@ -144,14 +144,16 @@ def combine(claim, tests, absent):
     if "uninformative" in seen and not (claim.any and "undecided" in seen):
         arms = dict.fromkeys(arm for test in deciding for arm in test.untrained)
         return "uninformative", "untrained: " + (", ".join(arms) or "the reference as a whole")
-    return "undecided", f"open: {', '.join(map(in_words, (test for test in deciding if test.verdict == 'undecided')))}"
+    undecided = [in_words(test) for test in deciding if test.verdict == "undecided"]
+    return "undecided", f"open: {', '.join(undecided)}"
 
 
 def in_words(test):
     """Return the label of an undecided test, with the number of seeds that would show an effect of the observed size."""
     if test.estimate is not None or test.goal.startswith("all") or not test.effect.sd > 0:
         return test.label
-    return f"{test.label} (about {test.seeds_needed()} seeds)".replace(f"about {stats.MANY}", f"more than {stats.MANY}")
+    seeds = test.seeds_needed()
+    return f"{test.label} ({'more than' if seeds == stats.MANY else 'about'} {seeds} seeds)"
 
 
 def summary(found):

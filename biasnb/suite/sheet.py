@@ -108,10 +108,10 @@ def findings(found):
     for claim in claims.CLAIMS:
         before = len(rows)
         for metric in dict.fromkeys((claim.metrics[0], "psnr")):
-            here = [f for f in found if f.claim is claim and f.metric == metric]
-            if any(f.verdict in DECIDED for f in here):
+            own = [f for f in found if f.claim is claim and f.metric == metric]
+            if any(f.verdict in DECIDED for f in own):
                 links = dict.fromkeys(f"[{name}](notebooks/{name}.ipynb)" for name in claim.notebooks)
-                said = {profile: verdict_of([f for f in here if f.profile == profile]) for profile in profiles}
+                said = {profile: verdict_of([f for f in own if f.profile == profile]) for profile in profiles}
                 first = f"**{claim.id}** {claim.text}"
                 rows.append({"claim": first, "metric": MEASURED[metric].name, **said, "notebook": ", ".join(links)})
         if len(rows) == before:

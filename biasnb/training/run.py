@@ -29,8 +29,8 @@ from .pretext import evaluate, evaluation_draw, examples, sample, spread
 
 OTHERS = "its data or its operator are others now; delete it to make it anew"
 PICTURED = 10  # test images whose reconstructions are kept
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 MEASURED = 512  # test images that measures run on: CKA on all, the others on few of them
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 # ---- what a run is made of ----------------------------------------------------------------------------------------------
