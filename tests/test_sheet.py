@@ -35,6 +35,13 @@ def test_the_committed_page_is_what_the_committed_records_give():
     assert sheet.fill() == PAGE and not sheet.with_verdicts(), "run `biasnb sheet`"
 
 
+def test_the_committed_gallery_shows_every_committed_figure():
+    page = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    assert page == sheet.gallery(ROOT / "figures"), "run `biasnb figures`"
+    pictures = {str(path.relative_to(ROOT / "figures")) for path in (ROOT / "figures").glob("*/*.png")}
+    assert set(re.findall(r"!\[[^]]*\]\(([^)]*)\)", page)) == pictures
+
+
 def test_notebooks_hold_no_number_of_a_record_that_no_command_puts_there():
     number = re.compile(r"\d (?:dB|%|points)|± ?\d")
     for name in manifest.names():

@@ -145,17 +145,27 @@ def markdown():
     lines = [
         "# Operators and their biases, measured",
         "",
-        "Made by `biasnb proofs`; every number is measured, none is declared. Random weights, float64, 5 x 5 tokens, "
-        "12 channels, 3 heads, 3 x 3 windows. **●** is what [operators.py](../biasnb/operators.py) says of the operator; the "
-        "tests hold it against the numbers.",
+        "This page shows which biases each mixing operator has. `biasnb proofs` writes it: every number is measured with "
+        f"random weights in float64, on {GRID} x {GRID} tokens with 12 channels, 3 heads and windows of 3 x 3 tokens. A **●** "
+        "is what [operators.py](../biasnb/operators.py) declares of the operator, and the tests compare it with the numbers.",
         "",
-        "- **roll error**: relative change when the torus is rolled before instead of after the operator. Weight sharing: 0.",
-        f"- **positions read**: of {GRID**2}, with a derivative that is not exactly 0. Locality: at most the window's 9.",
-        "- **nonlinearity**: relative failure of F(x + y) = F(x) + F(y). Input dependence, or an activation inside: not 0.",
-        "- **permuted family**: relative error of the best other weights of the same operator at doing to permuted tokens "
-        "what it does to tokens. 0: the family does not know which positions are neighbours.",
-        "- **future read**: causal form, three blocks: the largest derivative by the own or a later pixel. Must be exactly 0.",
-        "- **past read**: causal form, three blocks: share of all earlier pixels that are read; less than all is a blind spot.",
+        "The first three operators are the presets of the paper's Figure 1, and the next eight are the cells of the cube of "
+        "locality, weight sharing and input dependence. The controls have no content (`static_softmax`), no training (the "
+        "frozen twins of the static cells), or nothing to learn (`identity`, `mean`). The others lie between cells: a low rank "
+        "between shared and free weights (`lowrank`), attention that starts as convolution (`convit`), long convolutions with "
+        "gates (`hyena`), and attention with some heads local (`attn_local_heads`).",
+        "",
+        "- **roll error** is the relative change if the torus is rolled before the operator and not after it; 0 with shared "
+        "weights.",
+        f"- **positions read** are those of {GRID**2} with a derivative that is not exactly 0; at most 9, the window, if "
+        "local.",
+        "- **nonlinearity** is the relative failure of F(x + y) = F(x) + F(y); 0 without input dependence and activations.",
+        "- **permuted family** is the relative error of the best other weights of the same operator at doing to permuted "
+        "tokens what it does to tokens; 0 if the operators of this kind do not know which positions are neighbours.",
+        "- **future read** is the largest derivative, in the causal form with three blocks, by the own or a later pixel; it is "
+        "exactly 0.",
+        "- **past read** is the share of earlier pixels that the causal form with three blocks reads; below 1 with a blind "
+        "spot.",
         "",
         "| operator | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",

@@ -24,6 +24,7 @@ from ..config import (
 )
 from ..operators import MIXERS
 from ..records import places
+from ..records.files import write_atomic
 from ..records.keys import key
 from ..records.store import Store
 from ..records.sweep import choose, knn, protocol
@@ -265,11 +266,13 @@ def figures(profile, runs):
     from ..evidence import claims
     from ..figures import board
     from .reproduce import draw
+    from .sheet import gallery
 
     folder, stores = places.root() / "figures", stores_of(profile, runs)
     paths = draw(stores, folder)
     if not runs:
         paths += board.write(claims.findings(stores_of(None, False)), folder)
+        write_atomic(folder / "README.md", gallery(folder))
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
     check_complete(stores)
 
@@ -440,7 +443,6 @@ def sheet():
 def proofs():
     """Measure what every operator is; writes docs/operators.md."""
     from ..explore.checks import markdown
-    from ..records.files import write_atomic
 
     text = markdown()
     write_atomic(places.root() / "docs" / "operators.md", text)

@@ -75,6 +75,10 @@ def write():
 
 README, STUDY_PAGE = "README.md", "docs/findings.md"
 STUDY = "cifar10"  # profile of STUDY_PAGE
+INTRODUCTION = (  # of figures/README.md
+    "`make figures` draws all figures and tables from the committed records in [results/](../results) and trains nothing. "
+    "[claims.md](claims.md) has the verdicts on the claims."
+)
 VERDICTS = re.compile("(<!-- verdicts: biasnb sheet -->).*?(<!-- end of the verdicts -->)", re.S)
 
 
@@ -147,6 +151,26 @@ def verdicts(name, found):
         if f.evidence == name and f.verdict != "not run":
             rows.append({**row(f), "profile": f.profile})
     return markdown(rows)
+
+
+def gallery(folder):
+    """Return a page in Markdown with the figures in a folder of figures: those of the largest profile first, each study under
+    its question, with links to the vector graphics, the numbers and the tables."""
+    lines = ["# Figures", "", INTRODUCTION]
+    for profile in reversed(PROFILES):
+        studies = [name for name in manifest.names() if any((folder / profile).glob(f"{name}-*"))]
+        lines += ["", f"## {profile}: {PROFILES[profile]['about']}"] if studies else []
+        for name in studies:
+            lines += ["", f"### [{name}](../notebooks/{name}.ipynb)", "", manifest.question(name), ""]
+            for picture in sorted((folder / profile).glob(f"{name}-*.png")):
+                file = f"{profile}/{picture.stem}"
+                kind = picture.stem.removeprefix(f"{name}-").replace("_", " ")
+                lines += [f"![{kind} of {name}]({file}.png)", ""]
+                lines += [f"The same as [SVG]({file}.svg), [PDF]({file}.pdf) and [numbers]({file}-numbers.csv).", ""]
+            tables = sorted((folder / profile).glob(f"{name}-*.md"))
+            links = [f"[{table.stem.removeprefix(f'{name}-')}]({profile}/{table.name})" for table in tables]
+            lines += [f"Tables: {', '.join(links)}."] if links else []
+    return "\n".join([*lines, ""])
 
 
 def row(f):
