@@ -24,6 +24,7 @@ from biasnb.figures import (
     show_table,
     style,
     tables,
+    write_card,
     write_figures,
     write_tables,
 )
@@ -394,6 +395,15 @@ def test_reconstructions_show_two_depths_with_the_error_of_each_image(root):
     wrong = (arrays["images"][0].astype(float) - arrays["reconstruction"][0])[np.ones_like(hidden[0])]
     assert pictures.psnr(arrays["images"][:1], arrays["reconstruction"][:1], np.ones_like(hidden[:1])) == [
         pytest.approx(10 * np.log10(255**2 / (wrong**2).mean()))]  # fmt: skip
+
+
+def test_the_card_shows_the_shallowest_networks_and_is_twice_as_wide_as_high(root):
+    g = saved_sweep(Store("smoke"), "40_reconstructions")
+    names = [label.get_text().partition("\n")[0] for label in pictures.card(g).axes[0].get_yticklabels()]
+    assert names == ["original", "masked", "convolution", "token MLP", "attention"]
+    (path,) = write_card([g], root)
+    assert Image.open(path).size == (1280, 640)
+    assert write_card([], root) == []
 
 
 def test_the_mean_of_visible_neighbours_is_that_of_the_baseline():

@@ -12,7 +12,7 @@ from . import dots, effects, lines, pictures, tables
 from .style import STYLE, Picture
 from .tables import TABLES, write_tables
 
-__all__ = ["FIGURES", "TABLES", "show_figure", "show_table", "write_figures", "write_tables"]
+__all__ = ["FIGURES", "TABLES", "show_figure", "show_table", "write_card", "write_figures", "write_tables"]
 
 # Name -> function of a sweep that returns (figure, its numbers as a data frame). In place of the figure it returns None if the
 # sweep has no such data, or text that says why the figure is not drawn.
@@ -75,6 +75,13 @@ def write_figures(sweep, folder):
                 csv = numbers.to_csv(index=False, lineterminator="\n", float_format="%.6g")
                 paths += tables.write(folder / f"{sweep.name}-{name}", {**formats(figure), "-numbers.csv": csv})
     return paths
+
+
+def write_card(sweeps, folder):
+    """Write card.png, the picture of the front page, from the last of these sweeps with reconstructions. Returns the paths."""
+    with matplotlib.rc_context(STYLE):
+        cards = [card for sweep in sweeps if (card := pictures.card(sweep))]
+        return tables.write(folder / "card", {".png": encoded(cards[-1], "png")}) if cards else []
 
 
 def draw(name, sweep):

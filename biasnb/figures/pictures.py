@@ -71,10 +71,8 @@ def reconstructions(sweep):
     blocks, seed = networks_by_depth(sweep), sweep.runs[0]["seed"]
     if not blocks:
         return None, pd.DataFrame(columns=["mixer", "depth", "seed", "image", "psnr"])
-    first = sweep.store.arrays(next(iter(next(iter(blocks.values())).values()))["key"])
-    images, hidden = first["images"], (first["input"] == 128).all(-1)
-    hidden = hidden if hidden.any() else np.ones_like(hidden)
-    rows, below, table = {"original": images, "masked": first["input"]}, {}, []
+    images, masked, hidden = inputs(sweep, blocks)
+    rows, below, table = {"original": images, "masked": masked}, {}, []
     for depth, records in blocks.items():
         filled = {} if len(rows) > 2 else {"mean of visible neighbours": neighbour_mean(images, hidden)}
         for mixer, record in records.items():
@@ -93,6 +91,36 @@ def reconstructions(sweep):
     words += "in the title their mean; |error|: white 0, black half the range or more"
     footer(figure, f"{sweep.caption()}, seed {seed}", words)
     return figure, table
+
+
+def card(sweep):
+    """Draw what the shallowest networks of a sweep fill in, with their mean PSNR, twice as wide as high, for the front page and
+    for links to the repository. Returns None if the sweep has no reconstructions."""
+    blocks = networks_by_depth(sweep)
+    if not blocks:
+        return None
+    images, masked, hidden = inputs(sweep, blocks)
+    depth, records = next(iter(blocks.items()))
+    rows = {"original": images, "masked": masked}
+    for mixer, record in records.items():
+        filled = sweep.store.arrays(record["key"])["reconstruction"]
+        rows[f"{short(mixer)}\n{np.mean(psnr(images, filled, hidden)):.1f} dB"] = filled
+    figure = sheet(rows, 8.0)
+    figure.set_size_inches(8, 4)
+    title(figure, "On the Bias Against Inductive Biases: each bias isolated, measured and decided from saved records")
+    footer(
+        figure,
+        f"Hidden patches of test images, filled in by networks of {depth} blocks, and the mean PSNR of the hidden pixels",
+    )
+    return figure
+
+
+def inputs(sweep, blocks):
+    """Return (originals, inputs with hidden pixels grey, mask of the hidden pixels) that the networks of `networks_by_depth`
+    share; without hidden pixels the mask covers everything."""
+    first = sweep.store.arrays(next(iter(next(iter(blocks.values())).values()))["key"])
+    hidden = (first["input"] == 128).all(-1)
+    return first["images"], first["input"], hidden if hidden.any() else np.ones_like(hidden)
 
 
 def networks_by_depth(sweep):

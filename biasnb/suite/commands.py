@@ -264,14 +264,17 @@ runs_option = click.option("--runs", is_flag=True, help="from your runs in runs/
 def figures(profile, runs):
     """Draw tables and figures from records alone."""
     from ..evidence import claims
-    from ..figures import board
+    from ..figures import board, write_card
     from .reproduce import draw
     from .sheet import gallery
 
     folder, stores = places.root() / "figures", stores_of(profile, runs)
     paths = draw(stores, folder)
     if not runs:
-        paths += board.write(claims.findings(stores_of(None, False)), folder)
+        every = stores_of(None, False)
+        paths += board.write(claims.findings(every), folder)
+        sweeps = [sweep for store in every for sweep in store.sweeps()]
+        paths += write_card([sweep for sweep in sweeps if sweep.name == "40_reconstructions"], folder)
         write_atomic(folder / "README.md", gallery(folder))
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
     check_complete(stores)
