@@ -33,6 +33,13 @@ def test_diverged_rates_are_passed_over():
     assert tried[:4] == [0.03, 0.01, 0.003, 0.001]
 
 
+def test_the_middle_of_the_plateau_is_chosen_and_not_the_last_rate_before_divergence():
+    assert tune.middle({0.09: math.inf, 0.03: 1.0, 0.017: 1.005, 0.01: 1.01, 0.003: 1.5}) == 0.017
+    assert tune.middle({0.03: 1.0, 0.01: 1.015}) == 0.01, "of two middle rates the lower"
+    assert tune.middle({0.03: 1.03, 0.01: 1.0, 0.003: 1.04}) == 0.01, "no rate beside the best is on its plateau"
+    assert tune.middle({0.03: 1.0, 0.01: 1.3, 0.003: 1.01}) == 0.03, "a rate beyond a worse one is not beside the best"
+
+
 def losses(monkeypatch, store, loss):
     """Instead of training, records whose validation loss is a function of mixer and rate."""
     trained = []
@@ -50,7 +57,7 @@ def losses(monkeypatch, store, loss):
     return trained
 
 
-def test_every_operator_gets_the_rate_with_the_lowest_validation_loss_on_a_seed_that_is_not_evaluated(root, monkeypatch):
+def test_every_operator_gets_a_rate_by_validation_loss_on_a_seed_that_is_not_evaluated(root, monkeypatch):
     store = Store("smoke")
     best = {"conv": 0.01, "attn": 0.003}
     trained = losses(monkeypatch, store, lambda cfg: 1 + abs(math.log(cfg.lr / best[cfg.mixer])))
