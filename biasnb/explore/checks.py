@@ -150,22 +150,22 @@ def markdown():
         "is what [operators.py](../biasnb/operators.py) declares of the operator, and the tests compare it with the numbers.",
         "",
         "The first three operators are the presets of the paper's Figure 1, and the next eight are the cells of the cube of "
-        "locality, weight sharing and input dependence. The controls have no content (`static_softmax`), no training (the "
-        "frozen twins of the static cells), or nothing to learn (`identity`, `mean`). The others lie between cells: a low rank "
-        "between shared and free weights (`lowrank`), attention that starts as convolution (`convit`), long convolutions with "
-        "gates (`hyena`), and attention with some heads local (`attn_local_heads`).",
+        "locality, weight sharing and input dependence. The controls do not depend on the input "
+        "(`static_softmax`), are not trained (the frozen variants of the static cells), or have nothing to learn (`identity`, "
+        "`mean`). The others lie between cells: a low rank between shared and free weights (`lowrank`), attention that starts "
+        "as convolution (`convit`), long convolutions with gates (`hyena`), and attention with some heads local "
+        "(`attn_local_heads`).",
         "",
         "- **roll error** is the relative change if the torus is rolled before the operator and not after it; 0 with shared "
         "weights.",
-        f"- **positions read** are those of {GRID**2} with a derivative that is not exactly 0; at most 9, the window, if "
-        "local.",
+        f"- **positions read** is the number of the {GRID**2} positions on which the output depends (derivative not exactly "
+        "0). A local operator reads at most the 9 positions of its window.",
         "- **nonlinearity** is the relative failure of F(x + y) = F(x) + F(y); 0 without input dependence and activations.",
-        "- **permuted family** is the relative error of the best other weights of the same operator at doing to permuted "
-        "tokens what it does to tokens; 0 if the operators of this kind do not know which positions are neighbours.",
-        "- **future read** is the largest derivative, in the causal form with three blocks, by the own or a later pixel; it is "
-        "exactly 0.",
-        "- **past read** is the share of earlier pixels that the causal form with three blocks reads; below 1 with a blind "
-        "spot.",
+        "- **permuted family** is the smallest relative error with which other weights of the same operator do to permuted "
+        "tokens what it does to tokens; 0 if operators of this kind do not know which positions are neighbours.",
+        "- **future read** is the largest derivative of a causal network of three blocks by the pixel that is predicted or a "
+        "later one; it must be exactly 0.",
+        "- **past read** is the share of all earlier pixels that such a network reads; it is below 1 with a blind spot.",
         "",
         "| operator | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",

@@ -107,7 +107,7 @@ def card(sweep):
         rows[f"{short(mixer)}\n{np.mean(psnr(images, filled, hidden)):.1f} dB"] = filled
     figure = sheet(rows, 8.0)
     figure.set_size_inches(8, 4)
-    title(figure, "On the Bias Against Inductive Biases: each bias isolated, measured and decided from saved records")
+    title(figure, "On the Bias Against Inductive Biases: its claims decided from saved records")
     footer(
         figure,
         f"Hidden patches of test images, filled in by networks of {depth} blocks, and the mean PSNR of the hidden pixels",

@@ -159,14 +159,14 @@ def gallery(folder):
     lines = ["# Figures", "", INTRODUCTION]
     for profile in reversed(PROFILES):
         studies = [name for name in manifest.names() if any((folder / profile).glob(f"{name}-*"))]
-        lines += ["", f"## {profile}: {PROFILES[profile]['about']}"] if studies else []
+        lines += ["", f"## Profile {profile}: {PROFILES[profile]['about']}"] if studies else []
         for name in studies:
             lines += ["", f"### [{name}](../notebooks/{name}.ipynb)", "", manifest.question(name), ""]
             for picture in sorted((folder / profile).glob(f"{name}-*.png")):
                 file = f"{profile}/{picture.stem}"
                 kind = picture.stem.removeprefix(f"{name}-").replace("_", " ")
                 lines += [f"![{kind} of {name}]({file}.png)", ""]
-                lines += [f"The same as [SVG]({file}.svg), [PDF]({file}.pdf) and [numbers]({file}-numbers.csv).", ""]
+                lines += [f"This figure as [SVG]({file}.svg) and [PDF]({file}.pdf), and [its numbers]({file}-numbers.csv).", ""]
             tables = sorted((folder / profile).glob(f"{name}-*.md"))
             links = [f"[{table.stem.removeprefix(f'{name}-')}]({profile}/{table.name})" for table in tables]
             lines += [f"Tables: {', '.join(links)}."] if links else []
