@@ -148,5 +148,5 @@ def test_the_front_table_shows_what_every_profile_says_of_a_claim():
     text = sheet.findings(found)
     head, _, one, two, _, last = text.splitlines()
     assert "| cifar10 | quick |" in head and "✗ **contradicted** —, n = 0 | ✓ **supported** —, n = 0" in one
-    assert "✓ 1 supported, ✗ 1 contradicted, ? 1 undecided | — |" in two
+    assert "✓ supported: conv; ✗ contradicted: lc; ? undecided: the others | — |" in two
     assert "L2" in last and "P3" not in last

@@ -124,13 +124,22 @@ def findings(found):
 
 
 def verdict_of(findings):
-    """What one profile says of a claim by one metric, in words: of several rows, how many have which verdict."""
+    """What one profile says of a claim by one metric, in words: of several rows, which have which verdict."""
     if not findings or all(f.verdict == "not run" for f in findings):
         return "—"
-    if len(findings) > 1:
-        return ", ".join(f"{MARKS[verdict]} {n} {verdict}" for verdict, n in Counter(f.verdict for f in findings).most_common())
-    (f,) = findings
-    return f"{MARKS[f.verdict]} **{f.verdict}** {f.effect}, n = {f.n}"
+    if len(findings) == 1:
+        (f,) = findings
+        return f"{MARKS[f.verdict]} **{f.verdict}** {f.effect}, n = {f.n}"
+    rows = {}
+    for f in findings:
+        either = f.verdict == "supported" and f.key_test and f.key_test.goal == "differs"  # an effect in either direction
+        rows.setdefault(f.verdict, []).append(f"{f.row} {f.key_test.direction}" if either else f.row)
+    if len(rows) == 1 and len(findings) > 2:
+        rows = dict.fromkeys(rows, ["all"])
+    elif len(rows) > 1 and "undecided" in rows:
+        rows.pop("undecided")
+        rows["undecided"] = ["the others"]  # and last
+    return "; ".join(f"{MARKS[verdict]} {verdict}: {', '.join(names)}" for verdict, names in rows.items())
 
 
 def study(found):
