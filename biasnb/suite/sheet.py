@@ -135,7 +135,7 @@ def verdict_of(findings):
         either = f.verdict == "supported" and f.key_test and f.key_test.goal == "differs"  # an effect in either direction
         rows.setdefault(f.verdict, []).append(f"{f.row} {f.key_test.direction}" if either else f.row)
     if len(rows) == 1 and len(findings) > 2:
-        rows = dict.fromkeys(rows, ["all"])
+        rows = {verdict: ["all"] for verdict in rows}
     elif len(rows) > 1 and "undecided" in rows:
         rows.pop("undecided")
         rows["undecided"] = ["the others"]  # and last
