@@ -383,7 +383,7 @@ def values(g, claim, metric):
         for one, other in (("conv", "lc"), ("gconv", "full")):
             gain = {}
             for data in (twin.removesuffix("_coded"), twin):
-                here = {"dataset": data, "padding": "zeros"}
+                here = {"dataset": data, "padding": "zeros", "augment": "none"}
                 gain[data] = v(mixer=one, **here) - v(mixer=other, **here)
             true, false = gain.values()
             found |= {f"{one} − {other} where the prior is true": true, f"{one} − {other} where it is false": false,

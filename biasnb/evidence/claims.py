@@ -469,17 +469,17 @@ def d1(e):
        "for global static cells", rows=("conv − lc", "gconv − full"))  # fmt: skip
 def d2(e):
     twin = next((name for name in e.levels("dataset") if name in CODED), "leaves_coded")
+    true = CODED[twin]
+
+    def cell(mixer, dataset):
+        return e.of(mixer=mixer, dataset=dataset, padding="zeros", augment="none")
+
     for shared, free in (("conv", "lc"), ("gconv", "full")):
-        row, gains = f"{shared} − {free}", {}
-        for data in (CODED[twin], twin):
-            here = {"dataset": data, "padding": "zeros"}
-            gains[data] = e.of(mixer=shared, **here) - e.of(mixer=free, **here)
-        best_there = e.of(mixer=shared, dataset=CODED[twin], padding="zeros")
-        best_here = e.of(mixer=free, dataset=twin, padding="zeros")
-        yield e.test(f"{row} where the prior is true", gains[CODED[twin]], "above", reference=best_there, row=row)
+        row, gains = f"{shared} − {free}", {data: cell(shared, data) - cell(free, data) for data in (true, twin)}
+        best_there, best_here = cell(shared, true), cell(free, twin)
+        yield e.test(f"{row} where the prior is true", gains[true], "above", reference=best_there, row=row)
         yield e.test(f"{row} where it is false", gains[twin], "below", reference=best_here, row=row)
-        yield e.test(f"{row}, true − false", gains[CODED[twin]] - gains[twin], "above", reference=best_there, decides=False,
-                     row=row)  # fmt: skip
+        yield e.test(f"{row}, true − false", gains[true] - gains[twin], "above", reference=best_there, decides=False, row=row)
 
 
 @claim("D3", "Removing skip connections harms attention (igpt) more than convolution (convmixer), the more the deeper.",
