@@ -11,6 +11,7 @@ from .lines import METRICS, at_base, done_runs, percent, with_values
 from .style import GREY, KEY, canvas, caption, look, name_ends, signed, span, title
 
 POINTS = {"psnr": "dB", "probe": "points"}
+DIGITS = {"psnr": 2, "probe": 1}  # decimals of differences
 WORDS = {"local": "locality", "shared": "weight sharing", "dynamic": "input dependence"}
 EFFECT_COLUMNS = ["metric", "effect", "mean", "low", "high", "n", "margin", "verdict"]
 STATES = {"local": ("global", "local"), "shared": ("free", "shared"), "dynamic": ("static", "dynamic")}
@@ -78,9 +79,9 @@ def effects(sweep):
 
 
 def main_effects(part, metric):
-    """Return, for example, 'PSNR: locality −0.1, weight sharing +1.2, input dependence −1.0 dB'."""
+    """Return, for example, 'PSNR: locality −0.14, weight sharing +1.20, input dependence −0.98 dB'."""
     values = part.set_index("effect")["mean"]
-    found = ", ".join(f"{name} {signed(values[name])}" for name in WORDS.values() if not pd.isna(values[name]))
+    found = ", ".join(f"{name} {signed(values[name], DIGITS[metric])}" for name in WORDS.values() if not pd.isna(values[name]))
     return f"{'PSNR' if metric == 'psnr' else 'probe'}: {found} {POINTS[metric]}"
 
 
@@ -105,8 +106,9 @@ def interactions(sweep):
             ends = []
             for i, pair in enumerate(pairs[axis]):
                 mean, half, n = mean_interval(values[pair[1]] - values[pair[0]])
-                words = f"{' → '.join(pair)}: {signed(mean)}"
-                ends.append((*pair_line(ax, values, pair, 0.04 * i), words + (f" ± {half:.1f}" if n > 1 else ""), "0.25"))
+                words = f"{' → '.join(pair)}: {signed(mean, DIGITS[metric])}"
+                half = f" ± {half:.{DIGITS[metric]}f}" if n > 1 else ""
+                ends.append((*pair_line(ax, values, pair, 0.04 * i), words + half, "0.25"))
                 said += [words] if metric == metrics[0] and axis == list(pairs)[-1] else []
             every_end.append(ends)
             ax.set_xticks((0.06, 1.06), STATES[axis])
