@@ -380,6 +380,17 @@ def test_levels_ascend_and_all_images_come_last(root):
     assert labels == [["64", "all"]] * 2 + [["100", "200"]] * 2
 
 
+def test_the_title_names_the_best_network_of_each_level():
+    values = {("convmixer", 0): [20, 22], ("igpt", 0): [20.5, 20.5], ("convmixer", 1): [18, 18], ("igpt", 1): [19, np.nan]}
+    rows = [{"mixer": mixer, "x": x, "psnr": value} for (mixer, x), seeds in values.items() for value in seeds]
+    table, names = tables.pd.DataFrame(rows), ["bert", "ar\nrgb"]
+    words = "Highest PSNR of hidden pixels: "
+    assert lines.best_by_level(table, "psnr", names) == f"{words}convolution (bert); attention (ar, rgb)"
+    assert lines.best_by_level(table[table.x == 1], "psnr", names) == f"{words}attention at every level"
+    many = tables.pd.concat([table.assign(x=table.x + 2 * i) for i in range(3)])
+    assert lines.best_by_level(many, "psnr", names * 3) == f"{words}convolution at 3 of 6 levels, attention at 3 of 6 levels"
+
+
 def test_reconstructions_show_two_depths_with_the_error_of_each_image(root):
     g = saved_sweep(Store("smoke"), "40_reconstructions")
     figure, table = pictures.reconstructions(g)

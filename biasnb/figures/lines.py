@@ -19,6 +19,7 @@ FIELDS = {"skip": "skip connections", "images": "images without labels",
 COLUMNS = ["seed", "status", "psnr", "probe", "init_probe", "accuracy"]
 DASHES = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1, "zorder": 1}
 START = "dotted: random init; dashes: untrained baselines; "
+FEW_LEVELS = 5  # at most this many are named in a title
 ONE_SEED = "Not drawn: one seed cannot tell networks from seeds; the table has the numbers."
 
 # ---- the runs that a figure compares ------------------------------------------------------------------------------------
@@ -312,9 +313,10 @@ def levels(sweep, only=()):
         metric_lines(ax, rows, "x", metric, mixers(sweep), 0.3 / len(mixers(sweep)))
         ax.set_xlabel(", ".join(map(field_name, factors)))
     _, names, rows, metric = panels[0]
-    title(figure, largest_change(rows, metric, names))
+    title(figure, best_by_level(rows, metric, names))
     words = "PSNR compares operators within a pretext; " if "pretext" in sweep.factors() else ""
-    caption(figure, sweep, words + (base_words(sweep, runs, *only) if only else "") + f"{START}{KEY}; ")
+    data = " and ".join(names) if only == ("dataset",) else None
+    caption(figure, sweep, words + (base_words(sweep, runs, *only) if only else "") + f"{START}{KEY}; ", data)
     return figure, table
 
 
@@ -339,12 +341,16 @@ def switch(sweep):
     return levels(replace(sweep, content={**sweep.content, "runs": runs}), ("dataset",))
 
 
-def largest_change(rows, metric, names):
-    """Return a sentence that names the networks that the levels change most and least."""
-    means = rows.groupby(["mixer", "x"], sort=False)[metric].mean().unstack()
-    spread = (means.max(axis=1) - means.min(axis=1)).dropna()
-    most, least, values = spread.idxmax(), spread.idxmin(), means.loc[spread.idxmax()]
-    low, high = (names[int(x)].replace("\n", ", ") for x in (values.idxmin(), values.idxmax()))
-    label, unit = METRICS[metric].rsplit(", ", 1)
-    words = f"{label} varies most for {short(most)}: {values.min():.1f} ({low}) to {values.max():.1f} {unit} ({high})"
-    return words + (f"; least for {short(least)}, by {spread[least]:.1f}" if least != most else "")
+def best_by_level(rows, metric, names):
+    """Return a sentence that names the network with the highest value at every level, or at how many levels each has it."""
+    best = rows.groupby(["x", "mixer"], sort=False)[metric].mean().dropna().groupby("x").idxmax()
+    found = {}
+    for x, (_, mixer) in best.items():
+        found.setdefault(short(mixer), []).append(names[int(x)].replace("\n", ", "))
+    if len(found) == 1:
+        words = f"{next(iter(found))} at every level"
+    elif len(best) <= FEW_LEVELS:
+        words = "; ".join(f"{network} ({'; '.join(levels)})" for network, levels in found.items())
+    else:
+        words = ", ".join(f"{network} at {len(levels)} of {len(best)} levels" for network, levels in found.items())
+    return f"Highest {METRICS[metric].rsplit(', ', 1)[0]}: {words}"
