@@ -145,8 +145,12 @@ def test_the_front_table_shows_what_every_profile_says_of_a_claim():
     said = [("quick", p3, "supported", ""), ("cifar10", p3, "contradicted", ""), ("quick", l2, "undecided", "")]
     said += [("cifar10", f5, "supported", "conv"), ("cifar10", f5, "contradicted", "lc"), ("cifar10", f5, "undecided", "full")]
     found = [Finding(claim, profile, "probe", verdict, "", row=row) for profile, claim, verdict, row in said]
+    d1 = next(claim for claim in CLAIMS if claim.id == "D1")
+    found += [Finding(d1, "cifar10", metric, "contradicted", "") for metric in d1.metrics]
     text = sheet.findings(found)
-    head, _, one, two, _, last = text.splitlines()
-    assert "| cifar10 | quick |" in head and "✗ **contradicted** —, n = 0 | ✓ **supported** —, n = 0" in one
-    assert "✓ supported: conv; ✗ contradicted: lc; ? undecided: the others | — |" in two
+    head, _, one, two, both, _, last = text.splitlines()
+    assert "| linear probe: ✗ **contradicted** —, n = 0<br>PSNR: ✗ **contradicted** —, n = 0 | " in both
+    assert "| cifar10 | quick |" in head
+    assert "linear probe: ✗ **contradicted** —, n = 0 | linear probe: ✓ **supported** —, n = 0 |" in one
+    assert "linear probe: ✓ supported: conv; ✗ contradicted: lc; ? undecided: the others | linear probe: — |" in two
     assert "L2" in last and "P3" not in last

@@ -105,20 +105,23 @@ def with_verdicts():
 
 
 def findings(found):
-    """The claims of which something is decided, a row for the first metric and one for PSNR, and what each profile says, the
-    largest first; then the claims of which nothing is."""
+    """The claims of which something is decided, and what each profile says by the first metric and by PSNR, the largest profile
+    first; then the claims of which nothing is."""
     profiles = sorted({f.profile for f in found}, key=list(PROFILES).index, reverse=True)
     rows, others = [], []
     for claim in claims.CLAIMS:
-        before = len(rows)
+        said = {profile: [] for profile in profiles}
         for metric in dict.fromkeys((claim.metrics[0], "psnr")):
             own = [f for f in found if f.claim is claim and f.metric == metric]
             if any(f.verdict in DECIDED for f in own):
-                links = dict.fromkeys(f"[{name}](notebooks/{name}.ipynb)" for name in claim.notebooks)
-                said = {profile: verdict_of([f for f in own if f.profile == profile]) for profile in profiles}
-                first = f"**{claim.id}** {claim.text}"
-                rows.append({"claim": first, "metric": MEASURED[metric].name, **said, "notebook": ", ".join(links)})
-        if len(rows) == before:
+                for profile in profiles:
+                    name = MEASURED[metric].name.partition(",")[0]
+                    said[profile].append(f"{name}: {verdict_of([f for f in own if f.profile == profile])}")
+        if any(said.values()):
+            links = ", ".join(f"[{name}](notebooks/{name}.ipynb)" for name in claim.notebooks)
+            cells = {profile: "<br>".join(lines) for profile, lines in said.items()}
+            rows.append({"claim": f"**{claim.id}** {claim.text}", **cells, "notebook": links})
+        else:
             others.append(claim.id)
     return f"{markdown(rows)}\n\nNot decided by the committed records: {', '.join(others) or 'none'}."
 
