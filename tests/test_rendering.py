@@ -35,7 +35,7 @@ from biasnb.records.store import Store, StoreError
 from biasnb.training import evaluation
 
 CHECKOUT = places.CHECKOUT
-STUDIES = [path.stem for path in sorted((CHECKOUT / "results/quick/sweeps").glob("*.json"))]
+STUDIES = {path.stem: path for path in sorted(CHECKOUT.glob("results/*/sweeps/*.json"), key=lambda path: path.stem)}
 
 
 def test_summary_shows_mean_interval_n_and_baselines(root):
@@ -113,7 +113,7 @@ def broken(g):
 
 
 def test_every_figure_and_table_is_shown_by_a_committed_sweep():
-    shown = [json.loads((CHECKOUT / f"results/quick/sweeps/{study}.json").read_text()) for study in STUDIES]
+    shown = [json.loads(path.read_text()) for path in STUDIES.values()]
     assert {name for names in shown for name in names["figures"]} == set(FIGURES)
     assert {name for names in shown for name in names["tables"]} == set(TABLES)
 
@@ -203,7 +203,7 @@ def test_a_notebook_shows_what_is_written_and_that_of_your_own_runs_is_kept(root
     page = root / "runs/smoke/tables/40_reconstructions-depths.md"
     assert page.read_text() == write_tables(g, root / "all")[0].read_text()
     os.symlink(CHECKOUT / "results", root / "results")
-    reference = next(sweep for sweep in Store("quick", "results").sweeps() if sweep.name == "40_reconstructions")
+    reference = next(sweep for sweep in Store("cifar10", "results").sweeps() if sweep.name == "40_reconstructions")
     assert show_figure("rows", reference).data != picture.data and len(show_table("depths", reference))
     assert {path.name for path in (root / "runs").glob("*/*/*.*")} == {kept.name, page.name}
 
