@@ -152,5 +152,5 @@ def test_the_front_table_shows_what_every_profile_says_of_a_claim():
     assert "| linear probe: ✗ **contradicted** —, n = 0<br>PSNR: ✗ **contradicted** —, n = 0 | " in both
     assert "| cifar10 | quick |" in head
     assert "linear probe: ✗ **contradicted** —, n = 0 | linear probe: ✓ **supported** —, n = 0 |" in one
-    assert "linear probe: ✓ supported: conv; ✗ contradicted: lc; ? undecided: the others | linear probe: — |" in two
+    assert "linear probe: ✓ supported: conv; ✗ contradicted: lc; ? undecided: the others | — |" in two
     assert "L2" in last and "P3" not in last

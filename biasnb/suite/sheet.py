@@ -115,11 +115,11 @@ def findings(found):
             own = [f for f in found if f.claim is claim and f.metric == metric]
             if any(f.verdict in DECIDED for f in own):
                 for profile in profiles:
-                    name = MEASURED[metric].name.partition(",")[0]
-                    said[profile].append(f"{name}: {verdict_of([f for f in own if f.profile == profile])}")
+                    verdict = verdict_of([f for f in own if f.profile == profile])
+                    said[profile] += [f"{MEASURED[metric].name.partition(',')[0]}: {verdict}"] if verdict else []
         if any(said.values()):
             links = ", ".join(f"[{name}](notebooks/{name}.ipynb)" for name in claim.notebooks)
-            cells = {profile: "<br>".join(lines) for profile, lines in said.items()}
+            cells = {profile: "<br>".join(lines) or "—" for profile, lines in said.items()}
             rows.append({"claim": f"**{claim.id}** {claim.text}", **cells, "notebook": links})
         else:
             others.append(claim.id)
@@ -127,9 +127,9 @@ def findings(found):
 
 
 def verdict_of(findings):
-    """What one profile says of a claim by one metric, in words: of several rows, which have which verdict."""
-    if not findings or all(f.verdict == "not run" for f in findings):
-        return "—"
+    """What one profile says of a claim by one metric, in words: of several rows, which have which verdict. "" without runs."""
+    if all(f.verdict == "not run" for f in findings):
+        return ""
     if len(findings) == 1:
         (f,) = findings
         return f"{MARKS[f.verdict]} **{f.verdict}** {f.effect}, n = {f.n}"
