@@ -80,8 +80,10 @@ def write_figures(sweep, folder):
 def write_card(sweeps, folder):
     """Write card.png, the picture of the front page, from the last of these sweeps with reconstructions. Returns the paths."""
     with matplotlib.rc_context(STYLE):
-        cards = [card for sweep in sweeps if (card := pictures.card(sweep))]
-        return tables.write(folder / "card", {".png": encoded(cards[-1], "png")}) if cards else []
+        for sweep in reversed(sweeps):
+            if card := pictures.card(sweep):
+                return tables.write(folder / "card", {".png": encoded(card, "png")})
+    return []
 
 
 def draw(name, sweep):

@@ -107,8 +107,8 @@ def interactions(sweep):
             for i, pair in enumerate(pairs[axis]):
                 mean, half, n = mean_interval(values[pair[1]] - values[pair[0]])
                 words = f"{' → '.join(pair)}: {signed(mean, DIGITS[metric])}"
-                half = f" ± {half:.{DIGITS[metric]}f}" if n > 1 else ""
-                ends.append((*pair_line(ax, values, pair, 0.04 * i), words + half, "0.25"))
+                spread = f" ± {half:.{DIGITS[metric]}f}" if n > 1 else ""
+                ends.append((*pair_line(ax, values, pair, 0.04 * i), words + spread, "0.25"))
                 said += [words] if metric == metrics[0] and axis == list(pairs)[-1] else []
             every_end.append(ends)
             ax.set_xticks((0.06, 1.06), STATES[axis])

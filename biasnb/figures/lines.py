@@ -315,8 +315,7 @@ def levels(sweep, only=()):
     _, names, rows, metric = panels[0]
     title(figure, best_by_level(rows, metric, names))
     words = "PSNR compares operators within a pretext; " if "pretext" in sweep.factors() else ""
-    data = " and ".join(names) if only == ("dataset",) else None
-    caption(figure, sweep, words + (base_words(sweep, runs, *only) if only else "") + f"{START}{KEY}; ", data)
+    caption(figure, sweep, words + (base_words(sweep, runs, *only) if only else "") + f"{START}{KEY}; ")
     return figure, table
 
 
@@ -338,7 +337,8 @@ def switch(sweep):
     runs = [run for run in asked if run.get("padding") != "circular"]
     if not runs:
         return None, pd.DataFrame(columns=["mixer", "dataset", *COLUMNS])
-    return levels(replace(sweep, content={**sweep.content, "runs": runs}), ("dataset",))
+    data = " and ".join(dict.fromkeys(run["dataset"] for run in runs))
+    return levels(replace(sweep, content={**sweep.content, "runs": runs, "data": data}), ("dataset",))
 
 
 def best_by_level(rows, metric, names):

@@ -108,10 +108,7 @@ def card(sweep):
     figure = sheet(rows, 8.0)
     figure.set_size_inches(8, 4)
     title(figure, "On the Bias Against Inductive Biases: its claims decided from saved records")
-    footer(
-        figure,
-        f"Hidden patches of test images, filled in by networks of {depth} blocks, and the mean PSNR of the hidden pixels",
-    )
+    footer(figure, f"Hidden patches of test images, filled in by networks of {depth} blocks, and their mean PSNR")
     return figure
 
 

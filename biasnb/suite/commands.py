@@ -273,8 +273,8 @@ def figures(profile, runs):
     if not runs:
         every = stores_of(None, False)
         paths += board.write(claims.findings(every), folder)
-        sweeps = [sweep for store in every for sweep in store.sweeps()]
-        paths += write_card([sweep for sweep in sweeps if sweep.name == "40_reconstructions"], folder)
+        shown = [sweep for store in every for sweep in store.sweeps() if sweep.name == "40_reconstructions"]
+        paths += write_card(shown, folder)
         write_atomic(folder / "README.md", gallery(folder))
     print("\n".join(str(path) for path in paths if path.suffix in (".png", ".md")) or "no records yet; run `biasnb reproduce`")
     check_complete(stores)
