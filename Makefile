@@ -6,6 +6,8 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.biasnb-ready
 KILLS ?= 100
+# `$(call install,BIN)`: uv, where there is one, installs in a fraction of the time.
+install = $(if $(shell command -v uv),uv pip install --quiet --python $(1)/python,$(1)/python -m pip install --quiet)
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1
 
@@ -17,8 +19,8 @@ reproduce: $(READY)  ## every notebook with PROFILE=quick; FRESH=1 starts anew; 
 test: $(READY)  ## all tests, one process per core
 	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL)
 
-faults: $(READY)  ## the tests of faults, and docs/faults.md from their results
-	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -m fault --faults=docs/faults.md
+faults: $(READY)  ## the tests of faults, with many more kills than `make test`, and docs/faults.md from their results
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -m "fault or campaign" --campaign --faults=docs/faults.md
 
 chaos: $(READY)  ## kill processes of small suites KILLS times at random moments (SEED=) and compare with an undisturbed run
 	$(BIN)/python tests/chaos.py --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(SET)
@@ -43,7 +45,7 @@ figures: $(if $(wildcard $(READY)),,$(SMALL)/.ready)  ## redraw figures/ and dec
 
 $(SMALL)/.ready: $(wildcard $(CONSTRAINTS))
 	$(PYTHON) -m venv $(SMALL)
-	$(SMALL)/bin/python -m pip install --quiet $(DRAWING) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	$(call install,$(SMALL)/bin) $(DRAWING) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	touch $@
 
 report: $(READY)  ## runs/PROFILE/report: the executed notebooks and the claims as a static site
@@ -76,5 +78,5 @@ $(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
 	test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"biasnb needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=path")' \
 		&& $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	$(call install,$(BIN)) --editable '.[dev]' $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	echo "$(CURDIR)" > $(READY)

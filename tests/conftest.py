@@ -4,11 +4,12 @@ import shutil
 import pytest
 import torch
 from faults import Table
-from forked import zygote  # noqa: F401  a fixture
+from forked import BRIEF, zygote  # noqa: F401  a fixture
 
 
 def pytest_addoption(parser, pluginmanager):
     pluginmanager.register(Table())
+    parser.addoption("--campaign", action="store_true", help="kills and races as often as `make faults` repeats them")
     parser.addoption("--slurm", action="store_true", help="run the tests that start a Slurm (root, slurm-wlm, munge)")
 
 
@@ -16,8 +17,18 @@ def pytest_addoption(parser, pluginmanager):
 LONG = ("test_notebooks", "test_faults_suite", "test_faults_runs", "test_lab", "test_rendering", "test_executor", "test_chaos")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("campaign"):
+        left_out = [item for item in items if item.get_closest_marker("campaign")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+@pytest.fixture(scope="session")
+def campaign(request):
+    """Whether kills and races are repeated as often as `make faults` does, rather than a few times."""
+    return request.config.getoption("campaign")
 
 
 @pytest.fixture
@@ -43,7 +54,9 @@ def decoded(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory, decoded):
-    """The address of a scheduler with two workers, whose folder no test knows."""
+    """The address of a scheduler with two workers, whose folder no test knows and whose probe searches briefly."""
+    from distributed import Client
+
     from biasnb.sweep import executor
 
     folder = tmp_path_factory.mktemp("workers")
@@ -52,7 +65,19 @@ def cluster(tmp_path_factory, decoded):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("BIASNB_ROOT", str(folder))
             address = stack.enter_context(executor.cluster(2))
+        with Client(address, set_as_default=False) as client:
+            client.run(exec, BRIEF)
         yield address
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """The probe of this process searches briefly."""
+    from biasnb.training import evaluation
+
+    for name in ("EVALUATIONS", "STEEP"):
+        monkeypatch.setattr(evaluation, name, getattr(evaluation, name))  # as before at the end
+    exec(BRIEF)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import psutil
 import pytest
-from forked import environment, pictures, python, until, workers_of
+from forked import BRIEF, environment, pictures, python, until, workers_of
 from synthetic import results
 
 from biasnb.config import BiasnbError, configure
@@ -101,7 +101,7 @@ def test_the_cluster_of_this_machine_and_workers_in_separate_folders_make_equal_
         for name in ("one", "two"):
             (root / name).mkdir()
             words = f"dask worker --nthreads 1 --nworkers 1 --no-dashboard --host 127.0.0.1 --scheduler-file {file}".split()
-            worker = [sys.executable, "-m", *words, "--local-directory", str(root / name)]
+            worker = [sys.executable, "-m", *words, "--local-directory", str(root / name), "--preload", BRIEF]
             env = environment(root / name)
             processes.append(subprocess.Popen(worker, env=env, cwd=root / name, stderr=subprocess.DEVNULL))
         monkeypatch.setenv(executor.SCHEDULER, str(file))

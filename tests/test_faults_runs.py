@@ -259,9 +259,13 @@ def killed_on_the_way(cfg, folder, seconds, step, delay):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
-def kill_each_once(mixer, folder):
-    """Kill the training of every Config of an operator after a random step; print how many there were, how many are refused,
-    and how many went on from a state amid an epoch."""
+EVERY = tuple(itertools.product(("bert", "ar", "denoise", "supervised"), ("rgb", "quantised", "palette")))
+ONCE = (("bert", "palette"), ("ar", "quantised"), ("denoise", "rgb"), ("supervised", "rgb"))  # every pretext and input once
+
+
+def kill_each_once(mixer, folder, wanted):
+    """Kill the training of an operator on every (pretext, input) after a random step; print how many there were, how many are
+    refused, and how many went on from a state amid an epoch."""
     os.fsync = lambda file: None  # SIGKILL loses nothing that the system has been given
     checkpoint.SHARE = math.inf
     rng, count, refused, begun = random.Random(mixer), 0, 0, []
@@ -272,7 +276,7 @@ def kill_each_once(mixer, folder):
             begun.append(done)
 
     train.Progress = Quiet
-    for task, seen in itertools.product(("bert", "ar", "denoise", "supervised"), ("rgb", "quantised", "palette")):
+    for task, seen in wanted:
         try:
             cfg = configure("smoke", **TINY, mixer=mixer, pretext=task, input=seen, augment=rng.choice(("crop", "flip")))
         except ConfigError as error:
@@ -295,16 +299,19 @@ def kill_each_once(mixer, folder):
 
 @pytest.mark.fault("F3")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_killed_after_a_random_step_every_task_and_input_ends_equal(zygote, tmp_path, family):
+def test_killed_after_a_random_step_every_task_and_input_ends_equal(zygote, tmp_path, family, campaign):
     """Tensors, optimizer and rows; no row twice and none missing; torch's own random numbers are never used."""
-    code = f"for mixer in FAMILIES[{family!r}]: kill_each_once(mixer, Path({str(tmp_path)!r}))"
+    wanted = EVERY if campaign else ONCE
+    code = f"for mixer in FAMILIES[{family!r}]: kill_each_once(mixer, Path({str(tmp_path)!r}), {wanted})"
     process = zygote.start(tmp_path, then=HERE + code)
     assert process.wait() == 0, process.output()
     found = {name: tuple(map(int, rest)) for name, *rest in map(str.split, process.output().splitlines()) if name in MIXERS}
     assert found.keys() == FAMILIES[family].keys()
     for mixer, (count, refused, amid) in found.items():
-        assert (count, refused) == ((3, 9) if mixer == "conv_two_stream" else (12, 0)), mixer
-        assert amid >= count / 4, mixer
+        assert amid >= count / 4 or not campaign, mixer
+        taken = sum(task == "ar" for task, _ in wanted) if mixer == "conv_two_stream" else len(wanted)
+        assert (count, refused) == (taken, len(wanted) - taken), mixer
+    assert any(amid for _, _, amid in found.values())
 
 
 # ---- states -----------------------------------------------------------------------------------------------------------
@@ -479,12 +486,20 @@ PLACES = {
     "random init": ("'evaluation.knn', {}, 3", "done"),
 }
 
+REST = [place for place in PLACES if place not in ("palette fit", "save", "probe", "record")]
+
 
 @pytest.mark.fault("F6")
 @pytest.mark.parametrize(
     ("place", "way"),
     # without a handler every signal ends a process as SIGKILL does
-    [*itertools.product(PLACES, ("SIGKILL", "interrupted cell")), *itertools.product(("lock", "save"), ("SIGTERM", "SIGINT"))],
+    [
+        *itertools.product(PLACES, ("SIGKILL",)),
+        *itertools.product(("palette fit", "save", "probe", "record"), ("interrupted cell",)),
+        *itertools.product(("save",), ("SIGTERM", "SIGINT")),
+        *(pytest.param(place, "interrupted cell", marks=pytest.mark.campaign) for place in REST),
+        *(pytest.param("lock", way, marks=pytest.mark.campaign) for way in ("SIGTERM", "SIGINT")),
+    ],
 )
 def test_a_signal_ends_a_run_anywhere_and_it_goes_on_to_an_equal_result(zygote, root, asked, calm, place, way):
     words, cfg = asked()
@@ -616,10 +631,12 @@ def updates(processes):
 
 
 @pytest.mark.fault("F12")
-def test_of_two_processes_that_start_one_run_one_trains_and_the_other_waits_for_its_record(zygote, tmp_path, asked, calm):
-    """Twenty times, let go in the same moment."""
+def test_of_two_processes_that_start_one_run_one_trains_and_the_other_waits_for_its_record(
+    zygote, tmp_path, asked, calm, campaign
+):
+    """Let go in the same moment, again and again."""
     words, cfg = asked(steps=2)
-    for i in range(20):
+    for i in range(20 if campaign else 3):
         root = tmp_path / str(i)
         shutil.copytree(calm / "runs", root / "runs", ignore=shutil.ignore_patterns(f"{key(asked()[1])}*", "locks"))
         both = at_once(zygote, root, words, 2)
@@ -632,17 +649,17 @@ def test_of_two_processes_that_start_one_run_one_trains_and_the_other_waits_for_
 
 
 @pytest.mark.fault("F12")
-def test_without_locks_two_processes_do_the_same_work_and_leave_the_same_files(zygote, tmp_path, asked, calm):
+def test_without_locks_two_processes_do_the_same_work_and_leave_the_same_files(zygote, tmp_path, asked, calm, campaign):
     """Also their states, which are in one folder, come from both."""
     words, _ = asked()
     twice = 0
-    for i in range(15):
+    for i in range(15 if campaign else 3):
         root = tmp_path / str(i)
         both = at_once(zygote, root, words, 2, "no_locks(); save_every_step()")
         twice += updates(both) > 6
         assert 6 <= updates(both) <= 12 and outcome(root) == outcome(calm)
         assert not left_over(root)
-    assert twice
+    assert twice or not campaign
 
 
 @pytest.mark.fault("F14")

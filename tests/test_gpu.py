@@ -56,7 +56,7 @@ def test_a_box_with_two_gpus_has_a_worker_for_each_trains_seeds_together_and_nam
     assert [store.load(key(cfg))["seeds_together"] for cfg in configs] == [2] * 4 and store.status(key(bad))[0] == "failed"
 
 
-def test_the_program_for_a_gpu_runs_on_the_cpu_at_toy_size_and_leaves_a_report_and_records(root, tmp_path):
+def test_the_program_for_a_gpu_runs_on_the_cpu_at_toy_size_and_leaves_a_report_and_records(root, tmp_path, brief):
     parts, mixers = ["right", "speed", "runs"], ("igpt", "attn")
     found = gpu.measure(tmp_path, parts, "smoke", ["10_one_run"], minutes=2, workers=1, mixers=mixers, seconds=0.01)
     assert len(found["agreement"]) == 2 * 2 * 4 and all(row["passed"] for row in found["agreement"]), found["agreement"]

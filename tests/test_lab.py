@@ -103,7 +103,7 @@ def test_a_control_of_the_playground_is_moved_and_its_picture_changes(page, plac
 
 
 STUDY = """from biasnb.sweep import Study
-study = Study("20_trio", "smoke", {"steps": 4000}, mixer=["igpt", "mixer"])
+study = Study("20_trio", "smoke", {"steps": 2000}, mixer=["igpt", "mixer"])
 sweep = study.plan(study.every_combination("mixer"))"""
 
 

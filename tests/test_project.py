@@ -100,11 +100,10 @@ def test_tracked_files_are_small_and_name_no_place():
         names = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split("\n")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
-    limits = {"results": 20_000_000, "figures": 1_000_000}  # bytes; a page of reconstructions is the largest figure
     for name in filter(None, names):
         path = ROOT / name
         if path.is_file():
-            most = limits.get(name.partition("/")[0], 500_000)
+            most = 20_000_000 if name.startswith("results/") else 500_000  # bytes
             assert path.stat().st_size < most, f"{name} is too large"
             if path.suffix in (".py", ".md", ".txt", ".toml", ".yml", ".yaml", ".ipynb", ".json"):
                 assert str(ROOT) + "/" not in path.read_text(encoding="utf-8"), name

@@ -70,6 +70,12 @@ def test_committed_runs_picked_at_random_are_trained_again_bit_for_bit(root, cap
             make(cfg, sweep.store)
     sweep.save()
     publish.publish("smoke", [sweep.name])
+    committed, key = Store("smoke", "results"), sweep.keys[0]
+    for row, whole in zip(committed.load(key)["history"], sweep.store.load(key)["history"], strict=True):
+        assert row["step"] == whole["step"] and row["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert len(str(row["loss"]).replace(".", "").lstrip("0")) <= publish.DIGITS
+    one, whole = committed.arrays(key)["correct"], sweep.store.arrays(key)["correct"]
+    assert not one[0].any() and whole[0].any() and (one[1:] == whole[1:]).all()
     assert main(["check", "1", "--profile", "smoke", "--seed", "3"]) == 0
     said = capsys.readouterr().out
     assert "agrees to the digit" in said and said.split()[-1] == "agrees" and "equal" in said

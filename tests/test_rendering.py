@@ -120,8 +120,8 @@ def test_every_figure_and_table_is_shown_by_a_committed_sweep():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("study", STUDIES)
-def test_all_that_a_study_shows_is_written_and_drawn_again_alike(root, monkeypatch, study):
-    """SVG and PDF take long and are left empty here; the next test but one has them."""
+def test_all_that_a_study_shows_is_written(root, monkeypatch, study):
+    """SVG and PDF take long and are left empty here; later tests have them, and that a drawing is the same each time."""
     monkeypatch.setitem(style.STYLE, "savefig.dpi", 60)
     save = style.Picture.savefig
     monkeypatch.setattr(style.Picture, "savefig", lambda *a, format, **k: format == "png" and save(*a, format=format, **k))
@@ -135,11 +135,9 @@ def test_all_that_a_study_shows_is_written_and_drawn_again_alike(root, monkeypat
     assert [path.name for path in paths] == pictures + pages
     assert len(set(paths)) == len(paths), "a figure and a table in one file"
     assert all(path.read_text().count("\n") > 1 for path in paths if path.suffix in (".csv", ".md"))
-    again = write_figures(g, root / "again") + write_tables(g, root / "again")
-    for one, other in zip(paths, again, strict=True):
-        assert one.read_bytes() == other.read_bytes(), one.name
-        if one.suffix == ".tex":
-            latex_is_whole(one.read_bytes().decode("ascii"))
+    for path in paths:
+        if path.suffix == ".tex":
+            latex_is_whole(path.read_bytes().decode("ascii"))
 
 
 def keep(g, run, **fields):

@@ -23,6 +23,7 @@ from biasnb.sweep import executor, manifest
 from biasnb.training import checkpoint, run
 from biasnb.training.checkpoint import Monitor
 
+pytestmark = pytest.mark.usefixtures("brief")
 CFG = configure("smoke", steps=10)
 
 

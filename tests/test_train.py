@@ -18,6 +18,7 @@ from biasnb.suite.commands import main
 from biasnb.training import loop as train
 from biasnb.training import pretext, run
 
+pytestmark = pytest.mark.usefixtures("brief")
 SIZE = {"image_size": 8, "width": 8, "heads": 2, "kernel": 3, "local_heads": 1, "depth": 1, "colours": 8}
 QUIET = {**SIZE, "steps": 12, "batch": 8, "mask_rate": 0.5}
 PREDICTED = {"bert", "ar", "denoise"}

@@ -236,11 +236,10 @@ class Evidence:
 
     def bits(self, key):
         """Return the fraction (test images,) of layers 1 to L at which the probe of a run is correct, with the penalties of its
-        arm; for "probe_best" at the best layer only."""
+        arm."""
         if (key, self.metric) not in self.records:
             correct, choice = self.sweep.store.arrays(self.final(key)["key"])["correct"], self.choice(key)
-            layers = [choice.layer] if self.metric == "probe_best" else range(1, len(correct))
-            right = [correct[layer] >> choice.penalties[layer] & 1 for layer in layers]
+            right = [correct[layer] >> choice.penalties[layer] & 1 for layer in range(1, len(correct))]
             self.records[key, self.metric] = np.mean(right, 0)
         return self.records[key, self.metric]
 
@@ -285,7 +284,7 @@ class Evidence:
         """Return a Test of `of`, which is an argument of `values`. `reference` is the Form of the arms that must be trained for
         an informative test: those that are claimed to be better or are left unchanged. Effects within `small` of 0 are
         negligible; its default is the margin for above, below and differs, else 0."""
-        features = isinstance(of, Form) and self.metric in ("probe", "probe_best") and value is None
+        features = isinstance(of, Form) and self.metric == "probe" and value is None
         if features and not self.strict and len(self.values(of)) > 1:
             rest |= {"images": self.correct(of), "groups": self.groups(of)}
         if reference is not None and not self.strict:

@@ -18,6 +18,7 @@ __all__ = ["FIGURES", "TABLES", "show_figure", "show_table", "write_card", "writ
 # sweep has no such data, or text that says why the figure is not drawn.
 FIGURES = {
     "rows": pictures.reconstructions,
+    "errors": pictures.absolute_errors,
     "steps": lines.psnr_by_step,
     "curves": lines.learning_curves,
     "layers": lines.probe_by_layer,

@@ -27,7 +27,7 @@ def sheet(rows, width=10.5, below=()):
             paper[top : top + size, left : left + size] = image
             if label in below:
                 ax.text(left + size / 2 - 0.5, top + size + size / 8, below[label][i], ha="center", va="center", fontsize=7)
-    ax.imshow(paper, interpolation="nearest")
+    ax.imshow(paper, interpolation="none")  # SVG and PDF take the pixels as they are
     ax.set(xticks=[], frame_on=False)
     ax.set_yticks(tops[:-1] + (size - 1) / 2, rows, fontsize=8.5)
     ax.tick_params(length=0)
@@ -67,28 +67,41 @@ def swatches(palettes):
 
 def reconstructions(sweep):
     """Draw images as in Figure 1, with their PSNR: originals, input of the network, mean of visible neighbours, a row per
-    network and the absolute errors, at the smallest and then the greatest depth, for the first pretext and seed."""
-    blocks, seed = networks_by_depth(sweep), sweep.runs[0]["seed"]
+    network at the smallest and then the greatest depth, for the first pretext and seed."""
+    return filled_in(sweep, "psnr")
+
+
+def absolute_errors(sweep):
+    """Draw the absolute errors of the images of `reconstructions`, averaged over colours, with their mean over hidden
+    pixels."""
+    return filled_in(sweep, "error")
+
+
+def filled_in(sweep, shown):
+    """Return (figure, numbers) of the reconstructions, with their "psnr", or of their absolute "error"."""
+    blocks, seed, table = networks_by_depth(sweep), sweep.runs[0]["seed"], []
     if not blocks:
-        return None, pd.DataFrame(columns=["mixer", "depth", "seed", "image", "psnr"])
+        return None, pd.DataFrame(columns=["mixer", "depth", "seed", "image", shown])
     images, masked, hidden = inputs(sweep, blocks)
-    rows, below, table = {"original": images, "masked": masked}, {}, []
+    measure, unit = {"psnr": (psnr, "dB"), "error": (errors, "%")}[shown]
+    rows = {"mean of visible neighbours": neighbour_mean(images, hidden)}
     for depth, records in blocks.items():
-        filled = {} if len(rows) > 2 else {"mean of visible neighbours": neighbour_mean(images, hidden)}
         for mixer, record in records.items():
-            label = f"{short(mixer)}\ndepth {depth}"
-            filled[label] = sweep.store.arrays(record["key"])["reconstruction"]
-            values = psnr(images, filled[label], hidden)
-            table += [{"mixer": mixer, "depth": depth, "seed": seed, "image": i, "psnr": x} for i, x in enumerate(values)]
-        below |= {label: [f"{value:.1f} dB" for value in psnr(images, one, hidden)] for label, one in filled.items()}
-        rows |= filled
-        rows |= {f"|error|\n{', '.join(label.splitlines())}": errors(images, one) for label, one in filled.items()}
-        below[list(rows)[-1]] = [""] * len(images)  # space before the next depth
-    figure, table = sheet(rows, 9.6, below), pd.DataFrame(table)
-    means = table.groupby(["depth", "mixer"], sort=False).psnr.mean()
-    title(figure, f"Mean PSNR, {'; '.join(f'depth {d}: ' + ranking(means[d].to_dict(), 'dB') for d in blocks)}")
-    words = f"{len(images)} fixed test images, the same masks for every network; dB: PSNR of the hidden pixels of each image, "
-    words += "in the title their mean; |error|: white 0, black half the range or more"
+            rows[f"{short(mixer)}\ndepth {depth}"] = filled = sweep.store.arrays(record["key"])["reconstruction"]
+            for i, value in enumerate(measure(images, filled, hidden)):
+                table.append({"mixer": mixer, "depth": depth, "seed": seed, "image": i, shown: value})
+    below = {label: [f"{value:.1f} {unit}" for value in measure(images, row, hidden)] for label, row in rows.items()}
+    words, table = f"{len(images)} fixed test images, the same masks for every network; {unit}: ", pd.DataFrame(table)
+    if shown == "psnr":
+        figure, heading = sheet({"original": images, "masked": masked, **rows}, 9.6, below), "Mean PSNR"
+        words += "PSNR of the hidden pixels of each image, in the title their mean"
+    else:
+        grey = {label: darkness(images, row) for label, row in rows.items()}
+        figure, heading = sheet({"original": images, **grey}, 9.6, below), "Mean absolute error"
+        words += "mean over the hidden pixels of each image, in % of the range, in the title their mean; "
+        words += "white is 0, black half of the range or more"
+    means = table.groupby(["depth", "mixer"], sort=False)[shown].mean()
+    title(figure, f"{heading}, {'; '.join(f'depth {d}: ' + ranking(means[d].to_dict(), unit) for d in blocks)}")
     footer(figure, f"{sweep.caption()}, seed {seed}", words)
     return figure, table
 
@@ -157,7 +170,13 @@ def psnr(images, filled, hidden):
     return [10 * math.log10(255**2 / max(float(one[mask].mean()), 1e-12)) for one, mask in zip(squares, hidden, strict=True)]
 
 
-def errors(images, filled):
+def errors(images, filled, hidden):
+    """Return the mean absolute error of the hidden pixels of each image, in % of the range."""
+    changes = np.abs(images.astype(float) - filled) / 2.55
+    return [float(one[mask].mean()) for one, mask in zip(changes, hidden, strict=True)]
+
+
+def darkness(images, filled):
     """Return the absolute error averaged over colours as grey images: white is 0, black is half of the range or more."""
     grey = np.abs(images.astype(int) - filled).mean(-1, keepdims=True)
     return np.repeat(np.clip(255 - 2 * grey, 0, 255).astype(np.uint8), 3, -1)

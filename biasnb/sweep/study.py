@@ -49,8 +49,8 @@ class Study:
         self.fields |= {factor: found[0] for factor, found in self.levels.items() if len(found) == 1 and factor in fields_of()}
 
     def _levels(self, factor, given):
-        fixed = [self.settings[factor]] if factor in self.settings else None
-        if given is None:
+        fixed, from_profile = [self.settings[factor]] if factor in self.settings else None, given is None
+        if from_profile:
             given = fixed or self.profile_levels.get(factor)
             if given is None:
                 raise ConfigError(f"{factor}: profile {self.profile!r} has no levels of it; give a list")
@@ -58,7 +58,8 @@ class Study:
             raise ConfigError(f"{factor}: {short(given)} is not a list of levels; give e.g. [{short(given)}]")
         if fixed and list(given) != fixed:
             raise ConfigError(f"settings: {factor} is a factor of this notebook; give its levels there, not in settings")
-        empty = not given and manifest.field_of(factor)  # a list that is not of Config values, e.g. controls, may be empty
+        # A list of the profile, or one that is not of Config values, e.g. controls, may be empty.
+        empty = not given and not from_profile and manifest.field_of(factor)
         if empty or any(value in given[:i] for i, value in enumerate(given)):
             raise ConfigError(f"{factor}: {short(given)} is empty or names a level twice; list each level once")
         return list(given)
