@@ -102,7 +102,7 @@ class Config:
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
         if self.data_dir:
-            full_path(self.data_dir)
+            object.__setattr__(self, "data_dir", str(full_path(self.data_dir)))
         for trouble in self._troubles():
             raise ConfigError(trouble)
 

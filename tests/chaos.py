@@ -97,10 +97,9 @@ def role(process, suite):
     return None
 
 
-def kill_one(suite, folder, rng):
-    """Kill a process of a suite, of a kind that is drawn and waited for: what it was, or None if the suite ended before. Where
+def kill_one(suite, folder, rng, chosen):
+    """Kill a process of a suite, of a kind that is chosen and waited for: what it was, or None if the suite ended before. Where
     workers are waited for and all is trained, it is a kernel."""
-    (chosen,) = rng.choices(list(ROLES), ROLES.values())
     while suite.poll() is None:
         by_role = collections.defaultdict(list)
         for process in processes(folder):
@@ -151,13 +150,18 @@ class Campaign:
             "none missing, none torn, none different, nothing left over, no process left",
         ]
 
+    def next_role(self):
+        """One that has not been killed yet, or a drawn one."""
+        left = [role for role in ROLES if not self.done[role]]
+        return left[0] if left else self.rng.choices(list(ROLES), ROLES.values())[0]
+
     def disturb(self, folder):
         """Start, kill, start again, until a suite comes to its end or there were enough kills."""
         suite, killed, (shortest, longest) = start(folder, self.words), None, self.waits
         while self.done.total() < self.count:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 suite.wait(shortest * (longest / shortest) ** self.rng.random())
-            last = kill_one(suite, folder, self.rng) if suite.poll() is None else None
+            last = kill_one(suite, folder, self.rng, self.next_role()) if suite.poll() is None else None
             if last is None:
                 code = suite.wait()
                 if code not in ((0, 1) if killed else (0,)):  # 1: what was killed is named as failed

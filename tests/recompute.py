@@ -279,11 +279,9 @@ def values(g, claim, metric):
             for one, other in (("lattn", "conv"), ("gattn", "gconv"), ("lattn_abs", "lc"), ("attn", "full")):
                 found[f"input dependence, {one} − {other}"] = cell[one] - cell[other]
             if {run["mixer"] for run in g.runs} >= set(SIMPLEX.values()):
-                soft, attention = mean(v(mixer=m) for m in SIMPLEX.values()), mean(cell[m] for m in SIMPLEX)
-                static, words = mean([cell["full"], cell["gconv"]]), "input dependence, "
-                found[f"{words}global cells, without the simplex control"] = attention - static
-                found[f"{words}global cells, against the simplex control"] = attention - soft
-                found[f"{words}simplex control alone"] = soft - static
+                for (one, soft), other in zip(SIMPLEX.items(), ("full", "gconv"), strict=True):
+                    found[f"input dependence, {one} − {soft}"] = cell[one] - v(mixer=soft)
+                    found[f"softmax alone, {soft} − {other}"] = v(mixer=soft) - cell[other]
     if claim == "F3":
         found = {f"{cell} − {soft}": v(mixer=cell) - v(mixer=soft) for cell, soft in SIMPLEX.items()}
     if claim == "F4":
@@ -374,7 +372,7 @@ def values(g, claim, metric):
         for name, part in (("images", "pool"), ("labelled", "train")):
             whole = [run["record"]["data"][part] for run in g.runs if run.get(name) == 0 and run["record"]]
             sizes = sorted((level or whole[0], level) for level in g.levels(name))
-            if len(sizes) > 1:
+            if len(sizes) > 1 and (name, metric) != ("labelled", "psnr"):
                 gaps = [v(mixer="convmixer", **{name: level}) - v(mixer="igpt", **{name: level}) for _, level in sizes]
                 found[f"slope of convmixer − igpt over {name}"] = slope(np.log2([size for size, _ in sizes]), gaps)
                 found[f"convmixer − igpt with the fewest {name}"] = gaps[0]

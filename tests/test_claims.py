@@ -809,19 +809,19 @@ def test_an_effect_inside_the_margin_does_not_count_for_f1(root):
     assert found["psnr", "local"].why == "harms"
 
 
-def test_f1_shows_input_dependence_by_pair_and_against_the_simplex_control(root):
+def test_f1_shows_input_dependence_by_pair_and_against_static_softmax(root):
     """A mean of 0 may hide a crossing, and positive rows that sum to one may be all that is gained."""
-    shift = {"lattn": 1.0, "gattn": 1.0, "lattn_abs": -1.0, "attn": -1.0}
+    shift = {"lattn": 1.0, "gattn": 1.0, "lattn_abs": -1.0, "attn": -1.0, "static_softmax": 2.0, "static_softmax_shared": 3.0}
     case = replace(CASES["F1"][0], overrides={**WHOLE_CUBE, "mixer": [*CUBE, *SIMPLEX.values()]},
-                   shift=lambda cfg, t: shift.get(cfg.mixer, 2.0 if cfg.mixer in SIMPLEX.values() else 0.0))  # fmt: skip
+                   shift=lambda cfg, t: shift.get(cfg.mixer, 0.0))  # fmt: skip
     found = decided(CLAIM["F1"], planted(CLAIM["F1"], case))
     f = found["psnr", "dynamic"]
     means = {test.label.removeprefix("input dependence, "): test.effect.mean for test in f.tests if not test.decides}
     assert f.verdict == "negligible"
     assert [means[f"{a} − {b}"] for a, b in claims.PAIRS_OF_CELLS] == pytest.approx([1, 1, -1, -1], abs=1e-6)
-    assert means["global cells, without the simplex control"] == pytest.approx(0, abs=1e-6)
-    assert means["global cells, against the simplex control"] == pytest.approx(-2)
-    assert means["simplex control alone"] == pytest.approx(2)
+    assert means["attn − static_softmax"] == pytest.approx(-3) and means["gattn − static_softmax_shared"] == pytest.approx(-2)
+    assert means["softmax alone, static_softmax − full"] == pytest.approx(2)
+    assert means["softmax alone, static_softmax_shared − gconv"] == pytest.approx(3)
 
 
 def test_f2_is_not_supported_by_two_negative_effects(root):

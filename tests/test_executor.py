@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 from forked import BRIEF, environment, pictures, python, until, workers_of
-from synthetic import results
+from synthetic import results, run_record
 
 from biasnb.config import BiasnbError, configure
 from biasnb.networks import mixing
@@ -116,6 +118,34 @@ def test_the_cluster_of_this_machine_and_workers_in_separate_folders_make_equal_
     trained = {name: {path.stem for path in (root / name / "runs/smoke").glob("*.npz")} for name in ("one", "two")}
     assert trained["one"] and trained["two"] and not trained["one"] & trained["two"]
     assert results(Store("smoke"), good) == results(store, good)
+
+
+SPOILS = {
+    "no record": lambda files: files | {".json": b"{"},
+    "lacks config": lambda files: files | {".json": files[".json"].replace(b'"config"', b'"cfg"')},
+    "another record": lambda files: files | {".json": files[".json"].replace(b'"key": "', b'"key": "0')},
+    "do not match": lambda files: files | {".npz": files["other"]},
+    "arrays": lambda files: {".json": files[".json"]},
+}
+
+
+@pytest.mark.parametrize("said", SPOILS)
+def test_what_a_worker_returns_is_written_only_if_it_is_valid(root, said):
+    theirs, store = Store("smoke", "theirs"), Store("smoke")
+    record = theirs.save(run_record("mixer", 2, 0), {"correct": np.arange(3, dtype=np.uint8)})
+    files = {suffix: theirs.path(record["key"], suffix).read_bytes() for suffix in (".npz", ".json")}
+    theirs.save(run_record("mixer", 2, 1), {"correct": np.arange(4, dtype=np.uint8)})
+    other = next(path.read_bytes() for path in theirs.folder.glob("*.npz") if path.stem != record["key"])
+    spoilt = {suffix: content for suffix, content in SPOILS[said](files | {"other": other}).items() if suffix != "other"}
+    task = executor.Task("run", (record["key"],), (configure("smoke"),))
+
+    def returned(files):
+        found = {f"{record['key']}{suffix}": content for suffix, content in files.items()}
+        result = {"files": found, "error": None, "worker": "w"}
+        return SimpleNamespace(status="finished", result=lambda: result, release=lambda: None)
+
+    assert said in executor.saved(returned(spoilt), task, store) and not list(store.folder.glob("*.*"))
+    assert executor.saved(returned(files), task, store) is None and store.load(record["key"]) == record
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "pigeon://127.0.0.1:1"])

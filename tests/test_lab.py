@@ -23,8 +23,8 @@ needs_browser = pytest.mark.skipif(not browser.BROWSER, reason="no chromium, chr
 def place(tmp_path_factory):
     """A checkout whose notebooks have the profile `smoke`; the published networks are the committed ones."""
     top = tmp_path_factory.mktemp("lab") / "a checkout"
-    smoke = 'profile = \\"smoke\\"'
-    browser.checkout(top, ROOT / "notebooks", **{'profile = \\"quick\\"': smoke, 'profile = \\"cifar10\\"': smoke})
+    smoke = 'profile: str = \\"smoke\\"'
+    browser.checkout(top, ROOT / "notebooks", **{smoke.replace("smoke", name): smoke for name in ("quick", "cifar10")})
     (top / "results").symlink_to(ROOT / "results")
     KEPT.mkdir(parents=True, exist_ok=True)
     return top

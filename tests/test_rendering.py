@@ -84,7 +84,7 @@ def test_effects_of_the_cube_are_those_of_the_design_over_complete_seeds(root):
     """PSNR falls by 2 dB from cell to cell in the order of the cube, so the effects are known up to the noise of 0.1 dB."""
     g = saved_sweep(Store("smoke"), "21_cube", pretext="bert")
     table = tables.effects(g).set_index("effect")
-    assert len(table) == 7 + 4 + 3 and table["PSNR, dB"][:11].str.endswith("(2)").all()
+    assert len(table) == 7 + 4 + 4 and table["PSNR, dB"][:11].str.endswith("(2)").all()
     known = {"locality": 1 * 2, "weight sharing": 2 * 2, "input dependence": -4 * 2, "locality × weight sharing": 0,
              "locality × weight sharing × input dependence": 0, "input dependence, attn − full": -4 * 2}  # fmt: skip
     for effect, value in known.items():
@@ -196,19 +196,19 @@ def test_a_notebook_shows_what_is_written_and_that_of_your_own_runs_is_kept(root
     written = write_figures(g, root / "all")
     assert {path.suffix for path in written} == {".png", ".svg", ".pdf", ".csv"} and written[0].read_bytes() == picture.data
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(written, write_figures(g, root / "b"), strict=True))
-    table = show_table("depths", g)
-    assert "depth 1" in table and "paper" in table
+    shown = show_table("depths", g)
+    assert "depth 1" in shown.data and "paper" in shown.data and "k-NN: k = 20" in shown.to_html()
     page = root / "runs/smoke/tables/40_reconstructions-depths.md"
     assert page.read_text() == write_tables(g, root / "all")[0].read_text()
     os.symlink(CHECKOUT / "results", root / "results")
     reference = next(sweep for sweep in Store("cifar10", "results").sweeps() if sweep.name == "40_reconstructions")
-    assert show_figure("rows", reference).data != picture.data and len(show_table("depths", reference))
+    assert show_figure("rows", reference).data != picture.data and len(show_table("depths", reference).data)
     assert {path.name for path in (root / "runs").glob("*/*/*.*")} == {kept.name, page.name}
 
 
 def test_names_are_for_any_sweep_and_an_unknown_one_names_the_nearest(root):
     g = saved_sweep(Store("smoke"), "25_skip")
-    assert show_figure("curves", g) and show_figure("mask_rate", g) is None and len(show_table("depths", g))
+    assert show_figure("curves", g) and show_figure("mask_rate", g) is None and len(show_table("depths", g).data)
     for show, what, name, nearest in ((show_figure, "figure", "levls", "levels"), (show_table, "table", "sumary", "summary")):
         with pytest.raises(StoreError) as refused:
             show(name, g)
@@ -382,28 +382,43 @@ def test_the_title_names_the_best_network_of_each_level():
     values = {("convmixer", 0): [20, 22], ("igpt", 0): [20.5, 20.5], ("convmixer", 1): [18, 18], ("igpt", 1): [19, np.nan]}
     rows = [{"mixer": mixer, "x": x, "psnr": value} for (mixer, x), seeds in values.items() for value in seeds]
     table, names = tables.pd.DataFrame(rows), ["bert", "ar\nrgb"]
-    words = "Highest PSNR of hidden pixels: "
+    words = "PSNR: "
     assert lines.best_by_level(table, "psnr", names) == f"{words}convolution (bert); attention (ar, rgb)"
     assert lines.best_by_level(table[table.x == 1], "psnr", names) == f"{words}attention at every level"
     many = tables.pd.concat([table.assign(x=table.x + 2 * i) for i in range(3)])
     assert lines.best_by_level(many, "psnr", names * 3) == f"{words}convolution at 3 of 6 levels, attention at 3 of 6 levels"
+    two = table.replace("igpt", "conv")
+    assert lines.best_by_level(two, "psnr", names) == f"{words}convmixer (bert); conv (ar, rgb)", "both are convolutions"
 
 
-def test_reconstructions_show_two_depths_with_the_error_of_each_image(root):
+def test_titles_and_captions_stay_inside_the_figure():
+    figure, _ = style.canvas(6, 3)
+    style.title(figure, "weight sharing × input dependence: WWWW mmmm; " * 4)
+    style.footer(figure, "one line", "Values right of 0 mean that networks with MORE WEIGHTS are better. " * 4)
+    figure.draw_without_rendering()
+    for text in (figure._suptitle, figure._supxlabel):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and "\n" in text.get_text()
+
+
+@pytest.mark.parametrize(("draw", "column", "above"), [
+    (pictures.reconstructions, "psnr", ["original", "masked"]), (pictures.absolute_errors, "error", ["original"])])  # fmt: skip
+def test_reconstructions_and_their_errors_show_two_depths_with_a_number_for_each_image(root, draw, column, above):
     g = saved_sweep(Store("smoke"), "40_reconstructions")
-    figure, table = pictures.reconstructions(g)
+    figure, table = draw(g)
     assert table.groupby(["depth", "mixer"]).size().to_dict() == {
         (depth, mixer): 10 for depth in (1, 2) for mixer in ("convmixer", "mixer", "igpt")}  # fmt: skip
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names[:3] == ["original", "masked", "mean of visible neighbours"] and len(names) == 3 + 3 + 4 + 3 + 3
-    record = next(run for run in g.runs if (run["mixer"], run["depth"]) == ("igpt", 1))
-    arrays = g.store.arrays(record["key"])
-    hidden = (arrays["input"] == 128).all(-1)
+    assert names[: len(names) - 6] == [*above, "mean of visible neighbours"] and len(figure.axes[0].texts) == 70
+    first, network = (
+        g.store.arrays(next(run["key"] for run in g.runs if (run["mixer"], run["depth"]) == (mixer, 1)))
+        for mixer in ("convmixer", "igpt")
+    )
+    hidden = (first["input"] == 128).all(-1)
     hidden = hidden if hidden.any() else np.ones_like(hidden)
-    assert table[(table.mixer == "igpt") & (table.depth == 1)].psnr.notna().all()
-    wrong = (arrays["images"][0].astype(float) - arrays["reconstruction"][0])[np.ones_like(hidden[0])]
-    assert pictures.psnr(arrays["images"][:1], arrays["reconstruction"][:1], np.ones_like(hidden[:1])) == [
-        pytest.approx(10 * np.log10(255**2 / (wrong**2).mean()))]  # fmt: skip
+    wrong = (first["images"][0].astype(float) - network["reconstruction"][0])[hidden[0]]
+    expected = 10 * np.log10(255**2 / (wrong**2).mean()) if column == "psnr" else 100 * np.abs(wrong).mean() / 255
+    assert table[(table.mixer == "igpt") & (table.depth == 1)][column].iloc[0] == pytest.approx(expected)
 
 
 def test_the_card_shows_the_shallowest_networks_and_is_twice_as_wide_as_high(root):

@@ -122,11 +122,12 @@ SAID = {"bert": "masked PSNR  1", **dict.fromkeys(("ar", "denoise"), "PSNR      
 @pytest.mark.parametrize("target", ["rgb", "palette"])
 def test_a_record_of_every_pretext_validates_and_holds_what_the_task_has_and_the_command_says_so(root, capsys, task, target):
     cfg, store = configure("smoke", pretext=task, target=target), Store("smoke")
-    assert main(["run", "--profile", "smoke", f"pretext={task}", f"target={target}"]) == 0
+    with train.threads(2):
+        assert main(["run", "--profile", "smoke", f"pretext={task}", f"target={target}"]) == 0
     said, record, arrays = capsys.readouterr().out, store.load(key(cfg)), store.arrays(key(cfg))
     assert f"\n{SAID[task]}" in said and "\nprobe        " in said and "\nk-NN         " in said and "k = 20" in said
     assert ("PSNR" in said, "\naccuracy" in said) == (task in PREDICTED, task == "supervised")
-    assert record["status"] == "done"
+    assert record["status"] == "done" and record["environment"]["threads"] == 1
     assert record["config"].get("target") == (target if task in PREDICTED else None)
     assert record["steps"] == (0 if task == "none" else cfg.steps)
     assert [row["step"] for row in record["history"]] == list(range(1, record["steps"] + 1))

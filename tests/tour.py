@@ -52,7 +52,7 @@ def changed(page, opened, notebooks):
     path = notebooks / "20_trio.ipynb"
     text = path.read_text(encoding="utf-8")
     path.write_text(
-        text.replace('profile = \\"cifar10\\"', 'profile = \\"quick\\"').replace("depths = None", "depths = [1, 2]")
+        text.replace('str = \\"cifar10\\"', 'str = \\"quick\\"').replace("depths: list = None", "depths: list = [1, 2]")
     )
     opened("20_trio")
     browser.start_all(page)

@@ -24,6 +24,7 @@ class Finding:
     row: str = ""
     notes: str = ""  # missing or diverged runs, untrained networks, what records lack
     earlier: str = ""  # the verdict without the runs whose test values do not exceed their baselines
+    dropped: str = ""  # these runs, by network
 
     @property
     def n(self):
@@ -44,6 +45,11 @@ class Finding:
         return pick(tests, key=strength, default=None)
 
     @property
+    def sensitivity(self):
+        """The verdict without the runs below their baselines and, if it is another one, these runs."""
+        return self.earlier + (f" (without {self.dropped})" if self.earlier != self.verdict and self.dropped else "")
+
+    @property
     def effect(self):
         """The key test as 'label: mean [95 % interval] unit'."""
         test = self.key_test
@@ -61,6 +67,7 @@ def signed(value):
     return f"{value:+.2g}".replace("-", "−") if abs(value) < 1 else f"{value:+.1f}".replace("-", "−")
 
 
+STRICTLY = "without runs below their baselines"  # head of the column of the sensitivity analysis
 WORST = ("supported", "negligible", "not run", "uninformative", "undecided", "contradicted")  # from best to worst
 
 
@@ -72,13 +79,14 @@ def worst(findings):
 def find(claim, evidence):
     """Return the Findings of a claim in a sweep, one per row of the claim. Raises Absent if the sweep lacks runs of the claim,
     and StoreError for a broken record."""
-    tests, earlier = (judged(claim, given) for given in (evidence, evidence.strictly()))
+    strictly = evidence.strictly()
+    tests, earlier = judged(claim, evidence), judged(claim, strictly)
     for test, same in zip(tests, earlier, strict=True):
         test.earlier = same
     used = [run for run in evidence.runs.itertuples() if run.key in evidence.used]
     absent = absent_runs(evidence, used)
     notes = "; ".join([*absent, *untrained_arms(evidence), *evidence.notes])
-    nothing = all(run.status in ("missing", "failed") for run in used)
+    nothing, dropped = all(run.status in ("missing", "failed") for run in used), dropped_runs(evidence, strictly)
     found = []
     for row in claim.rows or ("",):
         part = tuple(test for test in tests if test.row == row)
@@ -86,7 +94,8 @@ def find(claim, evidence):
         verdict, why = ("not run", "; ".join(absent)) if nothing else combine(claim, part, "; ".join(absent))
         strict = "not run" if nothing else combine(claim, before, "")[0]
         profile = evidence.sweep.content["profile"]
-        found.append(Finding(claim, profile, evidence.metric, verdict, why, evidence.sweep.name, part, row, notes, strict))
+        given = (claim, profile, evidence.metric, verdict, why, evidence.sweep.name, part, row, notes, strict, dropped)
+        found.append(Finding(*given))
     return found
 
 
@@ -115,6 +124,16 @@ def absent_runs(evidence, used):
     words = [f"{count} of {len(used)} runs {reason}" for reason, count in reasons.items()]
     lost = sum(run.status == "diverged" and run.key in evidence.counted for run in used)
     return words + ([f"{lost} of {len(used)} runs diverged, counted with their random init"] if lost else [])
+
+
+def dropped_runs(evidence, strictly):
+    """Return how many of the used runs of each network count in `evidence` but not in `strictly`, e.g. 'lc_frozen 5 of 5'."""
+    used = strictly.runs[strictly.runs.index.isin(strictly.used)]
+    words = []
+    for mixer, runs in used.groupby("mixer", sort=False):
+        count = sum(key in strictly.out and key not in evidence.out for key in runs.index)
+        words += [f"{mixer} {count} of {len(runs)}"] if count else []
+    return ", ".join(words)
 
 
 def untrained_arms(evidence):
@@ -160,7 +179,7 @@ def summary(found):
     """Return a data frame of text with one row per finding."""
     rows = [{"claim": f.claim.id, "statement": f.claim.text, "row": f.row, "metric": METRICS[f.metric].name,
              "profile": f.profile, "verdict": f.verdict, "effect and 95 % interval": f.effect, "n": f.n, "why": f.why,
-             "without runs below their floors": f.earlier} for f in found]  # fmt: skip
+             STRICTLY: f.sensitivity} for f in found]  # fmt: skip
     return pd.DataFrame(rows, dtype=object)
 
 

@@ -71,7 +71,7 @@ class Panel:
             self.figure.canvas.draw_idle()
 
     def _repr_mimebundle_(self, **_):
-        picture = {"image/png": base64.b64encode(self.figure._repr_png_()).decode(), "text/plain": "playground"}
+        picture = {"image/png": base64.b64encode(self.figure.png()).decode(), "text/plain": "playground"}
         if not in_jupyterlab():
             return picture
         self.controls = self.controls or Controls(self)

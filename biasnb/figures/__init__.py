@@ -56,12 +56,13 @@ def show_figure(name, sweep):
 
 
 def show_table(name, sweep):
-    """Return a table of a sweep as a data frame. A table of the user's runs is also written to runs/PROFILE/tables. Raises
-    StoreError for a name that is not in TABLES, a broken record or a wrong entry in results/reported.toml."""
+    """Return a table of a sweep for display, whose caption has the settings of its runs and the protocol of the probe. A table
+    of the user's runs is also written to runs/PROFILE/tables. Raises StoreError for a name that is not in TABLES, a broken
+    record or a wrong entry in results/reported.toml."""
     table = tables.make(name, sweep)
     if sweep.store.base == "runs":
         write_atomic(sweep.store.folder / "tables" / f"{sweep.name}-{name}.md", tables.markdown(sweep, table))
-    return table
+    return table.style.hide(axis="index").set_caption(tables.heading(sweep, table))
 
 
 def write_figures(sweep, folder):

@@ -10,6 +10,7 @@ from ..operators import CUBE, MIXERS
 from .lines import METRICS, at_base, done_runs, percent, with_values
 from .style import GREY, KEY, canvas, caption, look, name_ends, signed, span, title
 
+NAMES = {"psnr": "PSNR", "probe": "probe"}  # in titles
 POINTS = {"psnr": "dB", "probe": "points"}
 DIGITS = {"psnr": 2, "probe": 1}  # decimals of differences
 WORDS = {"local": "locality", "shared": "weight sharing", "dynamic": "input dependence"}
@@ -18,8 +19,8 @@ STATES = {"local": ("global", "local"), "shared": ("free", "shared"), "dynamic":
 
 
 def tests_of(sweep, metric):
-    """Return the tests of claim F1: the seven effects, then input dependence per pair of cells, with and without the softmax
-    control. Raises Absent for a sweep without the cube."""
+    """Return the tests of claim F1: the seven effects, then input dependence per pair of cells, and per global pair against
+    static weights with attention's softmax. Raises Absent for a sweep without the cube."""
     f1 = next(claim for claim in claims.CLAIMS if claim.id == "F1")
     found = find(f1, Evidence(sweep, metric, runs_of(sweep)))
     every = [test for finding in found for test in finding.tests]
@@ -28,8 +29,8 @@ def tests_of(sweep, metric):
 
 def effect_name(label):
     """Return, for example, 'locality × weight sharing' for 'local x shared'. Tests of pairs of cells keep their label."""
-    if label.startswith("input dependence"):
-        return label.replace("global cells, ", "")
+    if "," in label:
+        return label
     return " × ".join(WORDS[axis] for axis in label.split(" x "))
 
 
@@ -45,7 +46,7 @@ def effect_table(sweep):
 
 def effects(sweep):
     """Draw main effects and interactions of the three biases with their margins, and input dependence per pair of cells and
-    against the softmax control."""
+    against static weights with attention's softmax."""
     try:
         table = effect_table(sweep)
     except Absent as reason:
@@ -71,9 +72,10 @@ def effects(sweep):
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.set_xlabel(f"effect on {METRICS[metric].replace('%', 'points')}")
     title(figure, "; ".join(main_effects(table[table.metric == metric], metric) for metric in metrics))
-    words = "right of 0: having the bias, or both or neither of two, is better; grey band: negligible; black: beyond it, grey: "
-    words += "within it, open: undecided; diamonds are only shown: input dependence in each pair of cells, and in the global "
-    words += "cells with and without the simplex control, static rows that sum to one; mean and 95 % t interval over n = "
+    words = "Values right of 0 mean that networks with the bias are better (for an interaction: with both biases or neither). "
+    words += "The grey band is negligible; black markers are significantly outside it, grey ones inside, open ones undecided. "
+    words += "Diamonds do not enter the verdict: they show input dependence in each pair of cells, and in the global cells "
+    words += "what attention's softmax gives without it. Mean and 95 % t interval over n = "
     caption(figure, sweep, f"{words}{span(table.n)} paired seeds", spread="")
     return figure, table
 
@@ -82,7 +84,7 @@ def main_effects(part, metric):
     """Return, for example, 'PSNR: locality −0.14, weight sharing +1.20, input dependence −0.98 dB'."""
     values = part.set_index("effect")["mean"]
     found = ", ".join(f"{name} {signed(values[name], DIGITS[metric])}" for name in WORDS.values() if not pd.isna(values[name]))
-    return f"{'PSNR' if metric == 'psnr' else 'probe'}: {found} {POINTS[metric]}"
+    return f"{NAMES[metric]}: {found} {POINTS[metric]}"
 
 
 def interactions(sweep):
@@ -97,7 +99,7 @@ def interactions(sweep):
     if not (pairs and metrics):
         return None, table[:0]
     figure, axes = canvas(1.0 + 4.3 * len(pairs), 0.9 + 3.3 * len(metrics), len(metrics), len(pairs), sharey="row")
-    said = []
+    said = {metric: [] for metric in metrics}
     for line, metric in zip(axes, metrics, strict=True):
         values = rows.pivot_table(index="seed", columns="mixer", values=metric)
         line[0].set_ylabel(METRICS[metric])
@@ -109,13 +111,14 @@ def interactions(sweep):
                 words = f"{' → '.join(pair)}: {signed(mean, DIGITS[metric])}"
                 spread = f" ± {half:.{DIGITS[metric]}f}" if n > 1 else ""
                 ends.append((*pair_line(ax, values, pair, 0.04 * i), words + spread, "0.25"))
-                said += [words] if metric == metrics[0] and axis == list(pairs)[-1] else []
+                said[metric] += [words] if axis == list(pairs)[-1] else []
             every_end.append(ends)
             ax.set_xticks((0.06, 1.06), STATES[axis])
             ax.set_title(WORDS[axis] if metric == metrics[0] else "")
         for ax, ends in zip(line, every_end, strict=True):
             name_ends(ax, ends)
-    title(figure, f"{WORDS[list(pairs)[-1]].capitalize()} by pair: {', '.join(said)} {POINTS[metrics[0]]}")
+    by_metric = "; ".join(f"{NAMES[metric]}, {', '.join(said[metric])} {POINTS[metric]}" for metric in metrics)
+    title(figure, f"{WORDS[list(pairs)[-1]].capitalize()} by pair: {by_metric}")
     words = f"the same eight cells in every column; parallel lines: no interaction; numbers: paired difference; {KEY}; "
     n = span(table.groupby("mixer").seed.nunique())
     caption(figure, sweep, f"{words}mean and 95 % t interval over n = {n} paired seeds", spread="")

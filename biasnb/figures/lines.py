@@ -250,11 +250,12 @@ def probe_by_layer(sweep):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.axhline(pixels, **DASHES)
         name_ends(ax, [*ends, (ax.get_xlim()[1], pixels, BASELINE_NAMES["probe"], GREY)])
-    deepest = table[(table.depth == table.depth.max()) & (table.network == "trained")]
-    best = deepest.groupby(["mixer", "layer"], sort=False).accuracy.mean().unstack().idxmax(axis=1)
-    layers = "; ".join(f"{short(mixer)} {layer}" for mixer, layer in best.items())
-    title(figure, f"Layer of the best probe at depth {table.depth.max()}: {layers}")
-    caption(figure, sweep, "solid: trained; dotted: random init; dashes: raw pixels; ")
+    deepest = table.depth.max()
+    best = {record["config"]["mixer"]: chosen[record["key"]][0] for record in records if record["config"]["depth"] == deepest}
+    layers = "; ".join(f"{short(mixer)} {choice.layer}" for mixer, choice in best.items() if choice)
+    title(figure, f"Best layer at depth {deepest}, by validation accuracy: {layers}")
+    words = "best layer: the earliest within half a point of the highest validation accuracy, averaged over seeds; "
+    caption(figure, sweep, words + "solid: trained; dotted: random init; dashes: raw pixels; ")
     return figure, table
 
 
@@ -312,8 +313,8 @@ def levels(sweep, only=()):
         ax.set_xlim(-0.4, len(names) - 0.6)
         metric_lines(ax, rows, "x", metric, mixers(sweep), 0.3 / len(mixers(sweep)))
         ax.set_xlabel(", ".join(map(field_name, factors)))
-    _, names, rows, metric = panels[0]
-    title(figure, best_by_level(rows, metric, names))
+    best = [best_by_level(rows, metric, names) for factors, names, rows, metric in panels if factors == panels[0][0]]
+    title(figure, f"Highest {'; highest '.join(best)}")
     words = "PSNR compares operators within a pretext; " if "pretext" in sweep.factors() else ""
     caption(figure, sweep, words + (base_words(sweep, runs, *only) if only else "") + f"{START}{KEY}; ")
     return figure, table
@@ -342,15 +343,17 @@ def switch(sweep):
 
 
 def best_by_level(rows, metric, names):
-    """Return a sentence that names the network with the highest value at every level, or at how many levels each has it."""
+    """Return words that name the network with the highest value at every level, or at how many levels each has it."""
+    shorts = [short(mixer) for mixer in rows.mixer.unique()]
+    named = {mixer: short(mixer) if shorts.count(short(mixer)) == 1 else mixer for mixer in rows.mixer.unique()}
     best = rows.groupby(["x", "mixer"], sort=False)[metric].mean().dropna().groupby("x").idxmax()
     found = {}
     for x, (_, mixer) in best.items():
-        found.setdefault(short(mixer), []).append(names[int(x)].replace("\n", ", "))
+        found.setdefault(named[mixer], []).append(names[int(x)].replace("\n", ", "))
     if len(found) == 1:
         words = f"{next(iter(found))} at every level"
     elif len(best) <= FEW_LEVELS:
         words = "; ".join(f"{network} ({'; '.join(levels)})" for network, levels in found.items())
     else:
         words = ", ".join(f"{network} at {len(levels)} of {len(best)} levels" for network, levels in found.items())
-    return f"Highest {METRICS[metric].rsplit(', ', 1)[0]}: {words}"
+    return f"{'PSNR' if metric == 'psnr' else 'probe'}: {words}"

@@ -1,12 +1,13 @@
 """The common style of figures (colour: family, fill: dynamic or static, shape: local or global), titles, captions, labels."""
 
 import io
-import textwrap
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from ..operators import MIXERS, USER
 
@@ -75,12 +76,15 @@ def mixers(sweep):
 
 
 class Picture(Figure):
-    """A figure that a notebook displays without pyplot and without global state."""
+    """A figure that a notebook displays, with its title as alternative text, without pyplot and without global state."""
 
-    def _repr_png_(self):
+    def png(self):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=self.dpi)
         return buffer.getvalue()
+
+    def _repr_png_(self):
+        return self.png(), {"alt": " ".join(self.get_suptitle().split())} if self.get_suptitle() else {}
 
 
 def canvas(width, height, rows=1, columns=1, **more):
@@ -94,7 +98,20 @@ def canvas(width, height, rows=1, columns=1, **more):
 
 def title(figure, words):
     """Set the title of a figure, which states what it shows."""
-    figure.suptitle(textwrap.fill(words, int(13 * figure.get_figwidth())), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(wrapped(words, figure.get_figwidth() - 0.3, 11), fontsize=11, x=0.01, ha="left")
+
+
+def wrapped(words, width, size):
+    """Break words into lines of at most `width` inches in a font of `size` points."""
+    font, lines, room = FontProperties(size=size), [], 0.0
+    for word in words.split():
+        needed, *_ = text_to_path.get_text_width_height_descent(f"{word} ", font, ismath=False)  # points
+        if needed > room:
+            lines.append([])
+            room = 72 * width
+        lines[-1].append(word)
+        room -= needed
+    return "\n".join(map(" ".join, lines))
 
 
 def caption(figure, sweep, words="", data=None, spread="mean and 95 % t interval over"):
@@ -111,8 +128,7 @@ def span(counts):
 
 def footer(figure, *lines):
     """Write small text below a figure, each line wrapped to its width."""
-    per_line = int(14.5 * figure.get_figwidth())
-    text = "\n".join(textwrap.fill(line, per_line) for line in lines)
+    text = "\n".join(wrapped(line, figure.get_figwidth() - 0.3, 7.5) for line in lines)
     figure.supxlabel(text, fontsize=7.5, color="0.35", x=0.01, ha="left")
 
 

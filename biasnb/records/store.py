@@ -69,7 +69,9 @@ def check(record, where="record", outdated=False):
             if not isinstance(score, dict) or not isinstance(score.get("test", ""), int | float | None):
                 raise StoreError(f"{where}: {name} holds no number for the test split; delete it to make it anew")
         for name in {"run": ["probe"], "init": ["probe"], "baseline": ["pixel_probe"]}.get(record["kind"], []):
-            if not isinstance(record[name], dict) or not all(isinstance(record[name].get(part), list) for part in TABLE):
+            table = record[name] if isinstance(record[name], dict) else {}
+            known = all(isinstance(table.get(part), int | float) for part in ("neighbours", "temperature"))
+            if not known or not all(isinstance(table.get(part), list) for part in TABLE):
                 raise StoreError(f"{where}: {name} is no table of layers and penalties; delete it to make it anew")
     return record
 
@@ -148,6 +150,19 @@ class Store:
         write_atomic(self.path(record["key"]), to_json(check(record)))
         self.path(record["key"], ".error").unlink(missing_ok=True)
         return record
+
+    def receive(self, key, files):
+        """Write the files {suffix: bytes} of a record that was made elsewhere. Raises StoreError and writes nothing if they are
+        not the valid record of this key and the arrays that it names."""
+        try:
+            record = check(json.loads(files[".json"]), f"{key}, as it was received")
+        except (KeyError, ValueError):
+            raise StoreError(f"{key}: what was received is no record") from None
+        arrays = read_arrays(io.BytesIO(files[".npz"])) if ".npz" in files else None
+        if record.get("key") != key or record.get("arrays") != (arrays and arrays_digest(arrays)):
+            raise StoreError(f"{key}: what was received is another record, or its arrays do not match the digest in it")
+        for suffix in sorted(files, key=".json".__eq__):  # the record last, so that an existing record is complete
+            write_atomic(self.path(key, suffix), files[suffix])
 
     def holder(self, key):
         """Return the Store from which a record is read: this one, or one behind it if only that one has the record."""

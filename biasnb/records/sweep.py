@@ -116,9 +116,11 @@ class Sweep:
         named = {"pretext": "pretext", "patch": "patch", "width": "width", "depth": "depth", "mask_rate": "mask rate"}
         said = {*named, "steps", "seed", "mixer", "dataset", "files", "image_size", "user_defined"}
         words = [
-            f"{data or self.content['data']} {run['image_size']}x{run['image_size']}",
+            f"{data or self.content['data']} {run['image_size']}×{run['image_size']}",
             f"profile {self.content['profile']}",
         ]
+        if "files" in self.content["changed"]:  # other images of the same names are another sweep
+            words[0] += f" (images {self.content['changed']['files'][:6]})"
         words += [f"{label} {run[name]}" for name, label in named.items() if name in shared]
         words += [f"{run['steps']} steps"] if "steps" in shared else []
         words += [f"{name} {value}" for name, value in self.content["changed"].items() if name not in said]

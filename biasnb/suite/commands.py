@@ -162,15 +162,17 @@ def run(profile, settings):
     """Train and evaluate one network."""
     cfg = configure(profile, **typed(settings))
     from ..training import run
+    from ..training.loop import threads
 
     store = Store(profile)
     store.tidy()
     if os.environ.get(executor.SCHEDULER):
         executor.train([cfg], store)
-    record = run.run(cfg, store)
-    if record["status"] == "diverged":
-        raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")
-    baseline, start = run.baseline(cfg, store), run.init(cfg, store)
+    with threads(1):  # as workers do, so that a run gives the same result wherever it is trained
+        record = run.run(cfg, store)
+        if record["status"] == "diverged":
+            raise BiasnbError(f"{record['key']}: diverged at step {record['steps']}; lower lr")
+        baseline, start = run.baseline(cfg, store), run.init(cfg, store)
     chosen, at_start = choose([record["probe"]]), choose([start["probe"]])
     print(f"record       {store.path(key(cfg))}")
     psnr, accuracy = (record[name]["test"] for name in ("psnr", "accuracy"))
@@ -369,9 +371,11 @@ def evaluate(keys, profile, data_dir):
     Records whose probe or measures are of an older protocol are written anew, with their training as it was; without keys all
     in runs/PROFILE."""
     from ..training import run
+    from ..training.loop import threads
 
-    for line in run.evaluate_again(keys, Store(profile), data_dir):
-        print(line, flush=True)
+    with threads(1):
+        for line in run.evaluate_again(keys, Store(profile), data_dir):
+            print(line, flush=True)
 
 
 # ---- publishing -----------------------------------------------------------------------------------------------------

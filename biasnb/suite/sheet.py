@@ -15,6 +15,7 @@ from ..config import PROFILES, Config, fields_of, nearest
 from ..evidence import claims
 from ..evidence.contrasts import METRICS as MEASURED
 from ..evidence.hypotheses import MARKS
+from ..evidence.verdicts import STRICTLY
 from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.store import Store
@@ -152,7 +153,7 @@ def study(found):
     for f in found:
         if f.profile == STUDY:
             lacks = "" if f.verdict in DECIDED else f.why
-            rows.append({**row(f), "what is open": lacks, "without runs below their floors": f.earlier})
+            rows.append({**row(f), "what is open": lacks, STRICTLY: f.sensitivity})
     return markdown(rows)
 
 

@@ -22,7 +22,7 @@ from ..records.provenance import bf16_instructions
 from ..records.store import Store
 
 SCHEDULER = "BIASNB_SCHEDULER"  # address, or path of a scheduler file
-SUFFIXES = (".safetensors", ".npz", ".json")  # the record (.json) is written last, so that an existing record is complete
+SUFFIXES = (".safetensors", ".npz", ".json")
 DEATHS = 20  # workers that may die on a task before it fails
 REACH = "30s"  # timeout of the connection to a scheduler
 LOOK = 0.2  # seconds between checks for finished tasks
@@ -267,9 +267,9 @@ def saved(future, task, store):
     future.release()
     try:
         for key in task.keys:
-            for suffix in SUFFIXES if not store.has(key) else ():
-                if content := returned["files"].get(f"{key}{suffix}"):
-                    write_atomic(store.path(key, suffix), content)
+            files = {suffix: returned["files"].get(f"{key}{suffix}") for suffix in SUFFIXES}
+            if files[".json"] and not store.has(key):
+                store.receive(key, {suffix: content for suffix, content in files.items() if content})
             if store.has(key):
                 store.load(key)
                 store.forget(key)
@@ -305,7 +305,7 @@ def work(kind, run_keys, fields, profile, operators):
     from ..training import run
 
     MIXERS.update(cloudpickle.loads(operators) if operators else {})
-    torch.set_num_threads(1)  # as everywhere, so that a run gives the same result wherever it is trained
+    torch.set_num_threads(1)  # so that a run gives the same result wherever it is trained
     store, error = Store(profile), None
     with logged(store):
         try:

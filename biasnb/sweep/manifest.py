@@ -7,6 +7,7 @@ import ast
 import json
 import re
 import sys
+from pathlib import Path
 
 from ..config import (
     BiasnbError,
@@ -199,6 +200,8 @@ def asked(name, given=None):
             values["settings"][field] = setting(field, value)
     if values.get("folder"):
         values["folder"] = str(full_path(values["folder"]))
+    if "networks" in values:
+        values["networks"] = [str(full_path(network)) if Path(network).is_dir() else network for network in values["networks"]]
     if "data_dir" in values.get("settings", {}):
         values["settings"]["data_dir"] = setting("data_dir", values["settings"]["data_dir"])
     check_names(values.get("settings", {}), fields_of(), "setting")
@@ -228,6 +231,13 @@ def check_injected(name):
     for statement in ast.parse(injected[-1]).body:
         for target in getattr(statement, "targets", ()):
             check_names({ast.unparse(target): shell.user_ns.get(ast.unparse(target))}, declared(name), "parameter")
+
+
+def in_force(name):
+    """Check what plain Papermill injected (see `check_injected`) and print the parameters of this notebook."""
+    check_injected(name)
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        print(f"{name}: " + ", ".join(f"{parameter} {shell.user_ns[parameter]!r}" for parameter in declared(name)))
 
 
 def saved(profile):
