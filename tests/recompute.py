@@ -296,7 +296,8 @@ def values(g, claim, metric):
         for cell in ("conv", "gconv", "lc", "full"):
             frozen, trained = v(mixer=f"{cell}_frozen"), v(mixer=cell)
             found[f"{cell}_frozen − {cell}"] = frozen - trained
-            found[f"{cell}_frozen − {cell} + ½ ({cell} − init)"] = frozen - (trained + v(start, mixer=cell)) / 2
+            less = (trained + v(start, mixer=cell)) / 2
+            found[f"{cell}_frozen − {cell}, plus half of the gain from training"] = frozen - less
     if claim == "S1":
         moved = "patches" if any(run["permute"] == "patches" for run in g.runs) else "pixels"
         for cell in CUBE:
@@ -415,7 +416,7 @@ def values(g, claim, metric):
                 here = {"optimizer": name, "lr": lr, "pretext": "bert"}
                 gap[name] = v(mixer=one, **here) - v(mixer=other, **here)
                 found[f"{one} − {other}, {name}"] = gap[name]
-            found[f"{one} − {other} under muon, in the direction of adamw"] = (gap["muon"], gap["adamw"])
+            found[f"{one} − {other} under Muon, signed so that the order under AdamW is positive"] = (gap["muon"], gap["adamw"])
     return found
 
 

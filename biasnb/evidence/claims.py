@@ -173,7 +173,7 @@ def f1(e):
             yield e.test(f"softmax alone, {softmax} − {static[dynamic]}", control, "differs", MARGIN[e.metric], **shown)
 
 
-@claim("F2", "What makes attention (the dynamic cells) good is data specificity, not long range.", VIT, ("21_cube",),
+@claim("F2", "Input dependence improves the features of the cells, and by more than global reach does.", VIT, ("21_cube",),
        ("probe",), "the main effect of input dependence is above 0 and above that of global reach")  # fmt: skip
 def f2(e):
     attention = mean(e.of(mixer=cell) for cell in CUBE if MIXERS[cell].dynamic)
@@ -182,7 +182,7 @@ def f2(e):
     yield e.test("long range (not local)", -1 * effect(e, "local"), "above", reference=attention, decides=False)
 
 
-@claim("F3", "Input dependence helps beyond positive rows that sum to one.", "this suite",
+@claim("F3", "Attention (attn, gattn) is better than static mixing with the same softmax normalisation.", "this suite",
        ("21_cube",), ("probe", "psnr"),
        "attn − static_softmax and gattn − static_softmax_shared are above 0, one row each; negligible if within 1 point or "
        ".1 dB of 0", rows=tuple(f"{cell} − {control}" for cell, control in SIMPLEX.items()))  # fmt: skip
@@ -225,7 +225,7 @@ def f5(e):
     for cell in STATIC:
         frozen, trained = e.of(mixer=f"{cell}_frozen"), e.of(mixer=cell)
         beyond = e.combined(kept, [frozen, trained, e.values(trained, start)])
-        label = f"{cell}_frozen − {cell} + ½ ({cell} − init)"
+        label = f"{cell}_frozen − {cell}, plus half of the gain from training"
         yield e.test(label, beyond, "not below", reference=trained, row=cell)
         yield e.test(f"{cell}_frozen − {cell}", frozen - trained, "above", reference=trained, decides=False, row=cell)
 
@@ -256,8 +256,8 @@ def s1(e):
         yield e.test(f"{cell}, permuted − not", of, goal, margin if goal == "within" else 0.0, plain, unit=unit, row=cell)
 
 
-@claim("S2", "On the torus the shared cells commute with shifts at any weights, the others do not.", "this suite",
-       ("30_symmetry",), ("roll_error",),
+@claim("S2", "With circular padding the cells that share weights are exactly shift-equivariant; the others are not.",
+       "this suite", ("30_symmetry",), ("roll_error",),
        "every network, at init and trained, every layer: roll error below 1e-5 (shared) or above .01 (not shared)")  # fmt: skip
 def s2(e):
     shared = [e.of(mixer=cell, padding="circular", position="none") for cell in CUBE if MIXERS[cell].shared]
@@ -343,7 +343,7 @@ def s5(e):
 # ---- L: what the literature says of layers, tasks and probes -------------------------------------------------------
 
 
-@claim("L1", "The best probe layer lies inside, the last one loses.", IGPT, ("20_trio", "24_geometry"), ("probe_best",),
+@claim("L1", "An intermediate layer has better features than the last.", IGPT, ("20_trio", "24_geometry"), ("probe_best",),
        f"at every depth of {SHALLOW} and more the best layer, by validation accuracy averaged over seeds, is neither the "
        "embedding nor the last, and best − last is above 0; one row per network", rows=TRIO)  # fmt: skip
 def l1(e):
@@ -483,7 +483,7 @@ def d2(e):
         yield e.test(f"{row}, true − false", gains[true] - gains[twin], "above", reference=best_there, decides=False, row=row)
 
 
-@claim("D3", "Removing skip connections harms attention (igpt) more than convolution (convmixer), the more the deeper.",
+@claim("D3", "Removing skip connections harms attention (igpt) more than convolution (convmixer), and increasingly with depth.",
        "this suite", ("25_skip",), ("probe",),
        "the slope on log2 depth of harm to igpt less harm to convmixer is above 0; their mean difference is shown")  # fmt: skip
 def d3(e):
@@ -555,7 +555,8 @@ def o1(e):
         sign, p = -1.0 if found["adamw"].mean < 0 else 1.0, max(found["adamw"].p, found["muon"].p)
         alike = sign * found["muon"].mean > 0
         of_both = sign * gaps["muon"] + 0 * gaps["adamw"]  # a seed counts if it has the runs of both
-        both = e.test(f"{one} − {other} under muon, in the direction of adamw", of_both, "above", reference=mean(arms))
+        label = f"{one} − {other} under Muon, signed so that the order under AdamW is positive"
+        both = e.test(label, of_both, "above", reference=mean(arms))
         yield replace(both, p=(p, 1.0) if alike else (1.0, p))
 
 

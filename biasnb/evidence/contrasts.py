@@ -26,7 +26,7 @@ FEATURES = "probe above the same network at random init and above raw pixels"
 PIXELS = "PSNR above the mean of visible neighbours (pretext bert)"
 METRICS = {
     "psnr": Metric("PSNR", "dB", baseline=PIXELS),
-    "loss": Metric("pretext loss, sign turned", "", -1.0, PIXELS),
+    "loss": Metric("pretext loss, sign reversed", "", -1.0, PIXELS),
     "probe": Metric("linear probe, mean over layers", "points", 100.0, FEATURES),
     "probe_best": Metric("linear probe, best layer", "points", 100.0, FEATURES),
     "roll_error": Metric("roll error", "", start=True),

@@ -161,8 +161,8 @@ def markdown():
         f"- **positions read** is the number of the {GRID**2} positions on which the output depends (derivative not exactly "
         "0). A local operator reads at most the 9 positions of its window.",
         "- **nonlinearity** is the relative failure of F(x + y) = F(x) + F(y); 0 without input dependence and activations.",
-        "- **permuted family** is the smallest relative error with which other weights of the same operator do to permuted "
-        "tokens what it does to tokens; 0 if operators of this kind do not know which positions are neighbours.",
+        "- **permuted family** says how closely the operator, with other weights, can reproduce its own output on permuted "
+        "tokens, as a relative error; 0 means that it cannot tell which positions are neighbours.",
         "- **future read** is the largest derivative of a causal network of three blocks by the pixel that is predicted or a "
         "later one; it must be exactly 0.",
         "- **past read** is the share of all earlier pixels that such a network reads; it is below 1 with a blind spot.",

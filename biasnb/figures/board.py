@@ -13,9 +13,10 @@ from ..evidence.hypotheses import MARKS, PAIRS
 from . import formats, show_figure, show_table, tables
 from .style import STYLE, Picture, footer, title
 
-LEFT, FOREST, WIDTH, NARROW = 4.6, 1.4, 4.1, 1.05  # inches: claims, forest plot, profile with forest plot, other profile
+LEFT, FOREST, WIDTH, NARROW = 4.0, 1.1, 3.5, 1.1  # inches: claims, forest plot, profile with forest plot, other profile
+FITS = 38  # characters of an effect
 COLOURS = {"supported": "#1a7f37", "contradicted": "#b3261e", "negligible": "#7a5c00"}  # other verdicts are grey
-SHORT = {"loss": "loss (turned)", "probe": "probe, mean", "probe_best": "probe, best layer", "distance": "mixing distance"}
+SHORT = {"loss": "loss, reversed", "probe": "probe, mean", "probe_best": "probe, best layer", "distance": "mixing distance"}
 READING = (
     "We compare networks trained with the same seed and report the mean paired difference with its 95 % t interval. A verdict "
     f"needs {PAIRS} pairs or more (one violation is enough against S2). Every run that ended counts; one that diverged counts "
@@ -52,7 +53,7 @@ def board(found):
     places = sorted(decided, key=decided.get, reverse=True)
     claims, width = list(dict.fromkeys(claim for claim, _ in rows)), LEFT + WIDTH + NARROW * (len(places) - 1)
     lefts = [LEFT, *(LEFT + WIDTH + NARROW * i for i in range(len(places) - 1))]
-    figure = Picture(figsize=(width, 0.27 * len(rows) + 1.2), layout="constrained")
+    figure = Picture(figsize=(width, 0.36 * len(rows) + 1.2), layout="constrained")
     ax = figure.subplots()
     for y, ((claim, metric), cells) in enumerate(rows.items()):
         if claims.index(claim) % 2:
@@ -61,17 +62,17 @@ def board(found):
         if metric == metrics[0]:
             middle = y + (len(metrics) - 1) / 2
             ax.text(0.05, middle, claim.id, weight="bold", va="center", fontsize=8)
-            ax.text(0.42, middle, textwrap.fill(claim.text, 55), va="center", fontsize=7, linespacing=1.05)
-        ax.text(LEFT - 1.1, y, SHORT.get(metric, METRICS[metric].name), va="center", fontsize=7, color="0.3")
+            ax.text(0.42, middle, textwrap.fill(claim.text, 43), va="center", fontsize=7.5, linespacing=1.05)
+        ax.text(LEFT - 0.85, y, SHORT.get(metric, METRICS[metric].name), va="center", fontsize=7.5, color="0.3")
         for place, findings in cells.items():
             cell(ax, lefts[places.index(place)], y, findings, place == places[0])
     for x, (profile, evidence) in zip(lefts, places, strict=True):
-        ax.text(x, -1.6, f"{profile} {evidence}".strip(), weight="bold", va="center", fontsize=8.5)
+        ax.text(x, -1.4, f"{profile} {evidence}".strip(), weight="bold", va="center", fontsize=8.5)
     about = PROFILES[places[0][0]]["about"].split(",")[0]
-    ax.text(LEFT + FOREST + 0.1, -1.6, textwrap.shorten(about, 50), va="center", fontsize=7, color="0.3")
-    ax.text(LEFT + FOREST / 2, -0.9, "← against    for →", va="center", ha="center", fontsize=7, color="0.3")
+    ax.text(LEFT + FOREST + 0.1, -1.4, textwrap.shorten(about, 40), va="center", fontsize=7.5, color="0.3")
+    ax.text(LEFT + FOREST / 2, -0.8, "← against    for →", va="center", ha="center", fontsize=7.5, color="0.3")
     ax.vlines(LEFT + FOREST / 2, -0.5, len(rows) - 0.5, color="0.6", linewidth=0.7)
-    ax.set(xlim=(0, width), ylim=(len(rows) - 0.4, -2.2))
+    ax.set(xlim=(0, width), ylim=(len(rows) - 0.4, -1.9))
     ax.set_axis_off()
     counts = pd.Series([f.verdict for f in found]).value_counts()
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if verdict in counts)
@@ -88,16 +89,16 @@ def cell(ax, x, y, findings, whole):
     f = verdicts.worst(findings)
     colour, strong = COLOURS.get(f.verdict, "0.5"), f.verdict in COLOURS
     if not whole:
-        ax.text(x, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=7, color=colour)
+        ax.text(x, y, f"{MARKS[f.verdict]} {f.verdict}", va="center", fontsize=7.5, color=colour)
         return
     if f.key_test and f.n and not f.key_test.goal.startswith("all"):
         forest(ax, x, y, f.key_test, colour)
     said = f"{MARKS[f.verdict]} {f.verdict}" + (f", n {f.n}" if f.n else "")
     if len(findings) > 1 and f.verdict != "not run":
-        said += f"; {sum(one.verdict == 'supported' for one in findings)} of {len(findings)} supported"
-    ax.text(x + FOREST + 0.1, y - 0.2, said, va="center", fontsize=7, weight="bold", color=colour if strong else "0.4")
-    words = f.why if f.verdict == "not run" else f.effect if len(f.effect) < 56 else f.effect.rpartition(": ")[2]
-    ax.text(x + FOREST + 0.1, y + 0.23, textwrap.shorten(words, 56, placeholder=" …"), va="center", fontsize=6.3,
+        said += f"; {sum(one.verdict == 'supported' for one in findings)} of {len(findings)} hold"
+    ax.text(x + FOREST + 0.1, y - 0.2, said, va="center", fontsize=7.5, weight="bold", color=colour if strong else "0.4")
+    words = f.why if f.verdict == "not run" else f.effect if len(f.effect) < FITS else f.effect.rpartition(": ")[2]
+    ax.text(x + FOREST + 0.1, y + 0.23, textwrap.shorten(words, FITS, placeholder=" …"), va="center", fontsize=7.5,
             color="0.15" if strong else "0.45")  # fmt: skip
 
 

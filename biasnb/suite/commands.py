@@ -134,7 +134,9 @@ def training_options(function):
     return function
 
 
-data_dir_option = click.option("--data-dir", default="", metavar="FOLDER", help="where the data lie, if they are a folder")
+data_dir_option = click.option(
+    "--data-dir", default="", metavar="FOLDER", help="folder of the images of a data set that is a folder"
+)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def tune(name, profile, settings):
     for record in tune(sweep.configs, Store(profile)):
         tried = [f"{row['lr']:g}: {row['loss']:.4f}" if row["loss"] else f"{row['lr']:g}: diverged" for row in record["rates"]]
         print(f"{record['config']['mixer']:22} lr {record['chosen']:<8g} validation loss by rate: {', '.join(tried)}")
-    print("use them with lr=tuned")
+    print("use these rates with lr=tuned")
 
 
 @command("plan", "plan --profile cifar10")
@@ -226,7 +228,7 @@ def tune(name, profile, settings):
 @training_options
 @settings_argument("FIELD=VALUE")
 def plan(profile, settings):
-    """Time, memory and FLOP of a profile before it is trained, by a minute's calibration."""
+    """Predict time, memory and FLOP of a profile from a calibration of one minute."""
     from ..sweep.estimate import predict
 
     rows, lines = predict(profile, settings)
@@ -315,10 +317,10 @@ def report(profile):
 
 @command("status", "status --watch")
 @profile_option()
-@click.option("--watch", is_flag=True, help=f"again every {EVERY} s, until nothing is left to do")
+@click.option("--watch", is_flag=True, help=f"repeat every {EVERY} s until nothing is left to do")
 @settings_argument("FIELD=VALUE")
 def status(profile, settings, watch):
-    """Which runs and notebooks are done, running, failed, missing."""
+    """Show which runs and notebooks are done, running, failed or missing."""
     from .status import Screen, page
 
     if not watch:
@@ -339,7 +341,7 @@ def status(profile, settings, watch):
 @data_dir_option
 @settings_argument("FIELD=VALUE")
 def measure(key, profile, settings, other, data_dir):
-    """Measures of a trained network, from its weights; with dataset=NAME also what it is worth on that data set.
+    """Measure a trained network from its weights; with dataset=NAME also evaluate its features on that data set.
 
     KEY is a run in runs/PROFILE, see `biasnb status`."""
     from ..data.datasets import load
@@ -366,10 +368,10 @@ def measure(key, profile, settings, other, data_dir):
 @profile_option()
 @data_dir_option
 def evaluate(keys, profile, data_dir):
-    """Evaluate runs of an older version again, from their weights.
+    """Evaluate records of an older protocol again, from saved weights.
 
-    Records whose probe or measures are of an older protocol are written anew, with their training as it was; without keys all
-    in runs/PROFILE."""
+    Only their probe and measures are written anew; nothing is trained. Without keys all records in runs/PROFILE are looked
+    at."""
     from ..training import run
     from ..training.loop import threads
 
@@ -397,7 +399,9 @@ def publish(names, profile, networks, data_dir):
         print(f"warning: {dirty} records were made from uncommitted code; run again from a clean commit to make them traceable")
     if networks:
         print(f"weights of {', '.join(publish_networks(profile, names, data_dir))}")
-    print(f"{count} records of {profile} published; now `biasnb figures` and `biasnb sheet`, look, and commit")
+    print(
+        f"{count} records of {profile} published; next run `biasnb figures` and `biasnb sheet`, inspect the figures and commit"
+    )
 
 
 @command("verify", "verify --profile quick")
@@ -417,7 +421,7 @@ def verify(profile, data_dir):
 @click.argument("count", type=click.IntRange(1))
 @profile_option()
 @data_dir_option
-@click.option("--seed", type=int, help="of the choice; without it another one each time")
+@click.option("--seed", type=int, help="seed of the random selection (default: a new one each time)")
 def check(count, profile, data_dir, seed):
     """Train COUNT committed runs again, picked at random, and compare with their records."""
     from .publish import check
@@ -448,7 +452,7 @@ def sheet():
 
 @command("proofs", "proofs")
 def proofs():
-    """Measure what every operator is; writes docs/operators.md."""
+    """Measure the biases of every operator and write docs/operators.md."""
     from ..explore.checks import markdown
 
     text = markdown()
@@ -467,7 +471,7 @@ def lint():
 
 @command("list", "list")
 def listing():
-    """Notebooks, profiles, operators, settings."""
+    """List notebooks, profiles, operators and settings."""
     print("Notebooks")
     for name in manifest.names():
         print(f"  {name:20} {manifest.question(name)}")

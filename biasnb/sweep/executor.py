@@ -260,7 +260,7 @@ def saved(future, task, store):
     if future.status == "error":
         error = future.exception()
         died = type(error).__name__ == "KilledWorker"
-        return "its worker died again and again (out of memory?); lower batch" if died else f"{type(error).__name__}: {error}"
+        return "its worker died repeatedly (out of memory?); lower batch" if died else f"{type(error).__name__}: {error}"
     if future.status != "finished":
         return f"the scheduler lost it ({future.status}); start again, what is saved stays"
     returned = future.result()
