@@ -100,8 +100,9 @@ def formats(figure):
 
 
 def encoded(figure, kind):
-    """Return the bytes of a figure as png, svg or pdf. The layout of the first format is kept for the others."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=UNDATED[kind])
+    """Return the bytes of a figure, with its title as metadata, as png, svg or pdf. The layout of the first format is kept for
+    the others."""
+    buffer, title = io.BytesIO(), " ".join(figure.get_suptitle().split())
+    figure.savefig(buffer, format=kind, metadata=UNDATED[kind] | ({"Title": title} if title else {}))
     figure.set_layout_engine(None)
     return buffer.getvalue()

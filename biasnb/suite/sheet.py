@@ -11,6 +11,8 @@ from itertools import chain
 from string import Formatter
 from typing import NamedTuple
 
+from PIL import Image
+
 from ..config import PROFILES, Config, fields_of, nearest
 from ..evidence import claims
 from ..evidence.contrasts import METRICS as MEASURED
@@ -167,8 +169,8 @@ def verdicts(name, found):
 
 
 def gallery(folder):
-    """Return a page in Markdown with the figures in a folder of figures: those of the largest profile first, each study under
-    its question, with links to the vector graphics, the numbers and the tables."""
+    """Return a page in Markdown with the figures in a folder of figures and their titles: those of the largest profile first,
+    each study under its question, with links to the vector graphics, the numbers and the tables."""
     lines = ["# Figures", "", INTRODUCTION]
     for profile in reversed(PROFILES):
         studies = [name for name in manifest.names() if any((folder / profile).glob(f"{name}-*"))]
@@ -178,7 +180,8 @@ def gallery(folder):
             for picture in sorted((folder / profile).glob(f"{name}-*.png")):
                 file = f"{profile}/{picture.stem}"
                 kind = picture.stem.removeprefix(f"{name}-").replace("_", " ")
-                lines += [f"![{kind} of {name}]({file}.png)", ""]
+                title = Image.open(picture).text.get("Title", f"{kind} of {name}")
+                lines += [f"**{kind}**: {title}.", "", f"![{title}]({file}.png)", ""]
                 lines += [f"This figure as [SVG]({file}.svg) and [PDF]({file}.pdf), and [its numbers]({file}-numbers.csv).", ""]
             tables = sorted((folder / profile).glob(f"{name}-*.md"))
             links = [f"[{table.stem.removeprefix(f'{name}-')}]({profile}/{table.name})" for table in tables]
