@@ -175,3 +175,20 @@ def test_unlabelled_images_are_left_out(images):
     features, labels = evaluation.pixel_features(split)
     assert features.shape == (1, 4, 48)
     assert labels.tolist() == [0, 2, 1, 0]
+
+
+def test_the_search_uses_one_thread_whatever_the_process_may_use(monkeypatch, clusters):
+    from scipy import optimize
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    minimize, counts = optimize.minimize, set()
+
+    def watched(*given, **named):
+        counts.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return minimize(*given, **named)
+
+    monkeypatch.setattr(optimize, "minimize", watched)
+    features, labels = clusters(60)
+    with threadpool_limits(2, user_api="blas"):
+        evaluation.fit_logistic(features[0].double(), labels, 3, [1e-2])
+    assert counts == {1}

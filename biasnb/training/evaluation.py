@@ -52,6 +52,7 @@ def fit_logistic(x, y, classes, penalties=PENALTIES):
     each starting at the previous minimum. It works on columns scaled by their expected curvature, which shortens the search if
     columns are uncorrelated and does not change the minimum."""
     from scipy.optimize import minimize  # slow to import
+    from threadpoolctl import threadpool_limits
 
     curvature = x.square().mean(0) / classes
     x = torch.cat([x, x.new_ones(len(x), 1)], 1)
@@ -61,7 +62,8 @@ def fit_logistic(x, y, classes, penalties=PENALTIES):
         objective = penalised_entropy(x, y, classes, penalty, scale)
         start = (weights / scale).flatten().cpu().numpy()
         ends = {"maxiter": EVALUATIONS, "maxfun": EVALUATIONS, "maxcor": 20, "ftol": 0.0, "gtol": GRADIENT}
-        end = minimize(objective, start, jac=True, method="L-BFGS-B", options=ends)
+        with threadpool_limits(1, user_api="blas"):  # several threads would spend ten times as long on waiting for each other
+            end = minimize(objective, start, jac=True, method="L-BFGS-B", options=ends)
         if not abs(end.jac).max() < STEEP:
             warnings.warn(f"probe: no minimum at penalty {penalty} ({end.message})", stacklevel=2)
         found[penalty] = weights = x.new_tensor(end.x).view_as(weights) * scale
