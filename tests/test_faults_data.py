@@ -897,6 +897,14 @@ def test_classes_may_be_called_like_a_split(root, capsys):
     assert d.classes == ("invalid", "valid") and lines == ["parts: 8 train, 2 test images in 2 classes (invalid, valid)"]
 
 
+def test_a_folder_around_a_folder_with_splits_is_named(root):
+    top = root / "download"
+    fill(top / "pets", {f"{part}/{kind}/{i}.png": picture(i) for part in ("train", "test") for kind in ("cat", "cow")
+                        for i in range(4)})  # fmt: skip
+    cfg = Config(dataset="folder", data_dir=str(top), image_size=8, pretext="none")
+    refused(cfg, f"{top}: holds only pets/, which is split into train and test; set data_dir to {top / 'pets'}")
+
+
 def test_a_class_without_an_image_in_a_split_is_named(root, capsys):
     top = root / "pets"
     fill(top, {f"{part}/{kind}/{i}.png": picture(i) for part in ("train", "test") for kind in ("cat", "cow") for i in range(4)})
@@ -909,6 +917,7 @@ def test_a_class_without_an_image_in_a_split_is_named(root, capsys):
     fill(top / "few", {"dog/1.png": picture(9)})
     _, lines = said_of(replace(cfg, data_dir=str(top / "few")), capsys)
     assert lines[1:] == [
+        "few: warning: train images that occur more than once: 2 of 7 (cow/0.png, cow/3.png)",
         "few: warning: test images that are in train, too: 2 of 2 (cat/1.png, cow/2.png)",
         "few: warning: images that are in several classes: 8 (cat/1.png, cow/2.png, cat/0.png, ...)",
         "few: warning: no test image of class dog; add images of it",

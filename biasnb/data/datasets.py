@@ -224,6 +224,9 @@ def _class_names(top, splits):
     """Return the classes of a folder. Raises DataError if they differ between splits or if a class has no image."""
     if "" not in splits and not {"train", "test"} <= set(splits):
         raise DataError(f"{top}: has {sorted(splits)} but not both train and test; add the other or use class folders only")
+    only = top / next(iter(splits[""])) if len(splits.get("", ())) == 1 else None
+    if only and split_folders(only):
+        raise DataError(f"{top}: holds only {only.name}/, which is split into train and test; set data_dir to {only}")
     suffixes = ", ".join(IMAGE_SUFFIXES)
     for split, files in splits.items():
         folder = split_folders(top).get(split, top)
@@ -252,7 +255,8 @@ def _reading(classes, read, left_out):
 
 
 def _warnings(classes, read, arrays, size):
-    """Yield warnings: resized or converted images, duplicates across splits or classes, and classes without images."""
+    """Yield warnings: resized or converted images, duplicates within train, across splits or classes, and classes without
+    images."""
     files = [file for part in read.values() for file in part]
     shapes = sorted({file.shape for file in files})
     if len(shapes) > 1 or any(h != w for h, w in shapes):
@@ -260,7 +264,11 @@ def _warnings(classes, read, arrays, size):
         yield f"warning: images of sizes {seen} are cut to the central square and resized to {size}x{size}"
     if converted := [file.name for file in files if file.mode == "CMYK"]:
         yield f"warning: CMYK images converted to RGB without their colour profiles: {len(converted)} ({_some(converted)})"
-    trained = {file.content for file in read["train"]}
+    trained = {}
+    for file in read["train"]:
+        trained.setdefault(file.content, []).append(file.name)
+    if again := [name for names in trained.values() for name in names[1:]]:
+        yield f"warning: train images that occur more than once: {len(again)} of {len(read['train'])} ({_some(again)})"
     for part in sorted(read.keys() - {"train"}):
         if again := [file.name for file in read[part] if file.content in trained]:
             yield f"warning: {part} images that are in train, too: {len(again)} of {len(read[part])} ({_some(again)})"
