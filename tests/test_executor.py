@@ -157,13 +157,25 @@ def test_a_scheduler_that_cannot_be_reached_is_named(root, monkeypatch, address)
 
 
 def test_a_user_defined_operator_trains_on_workers_under_the_key_that_it_has_here(root, scheduler, photographs, monkeypatch):
-    class Mine(mixing.Identity):
-        pass
+    """An edit outside its class, of a constant that a helper reads, makes another run."""
+    store, found = Store("smoke"), {}
 
-    monkeypatch.setitem(MIXERS, "mine", Mixer("mine", Mine, local=True, shared=True))
-    store, runs = Store("smoke"), [asked(photographs, mixer="mine", seed=seed) for seed in (0, 1)]
-    executor.train(runs, store)
-    assert [store.load(key(cfg))["config"]["mixer"] for cfg in runs] == ["mine", "mine"]
+    def train(gain):
+        def helper(x):
+            return gain * x
+
+        class Mine(mixing.Identity):
+            def forward(self, x, query=None):
+                return helper(super().forward(x, query))
+
+        monkeypatch.setitem(MIXERS, "mine", Mixer("mine", Mine, local=True, shared=True))
+        cfg = asked(photographs, mixer="mine")
+        executor.train([cfg], store)
+        found[key(cfg)] = store.load(key(cfg))["psnr"]["test"]
+
+    for gain in (1.0, 1e-9, 1.0):
+        train(gain)
+    assert len(set(found.values())) == len(found) == 2
     assert not (store.folder / "workers.log").exists()  # nothing was trained here
 
 
