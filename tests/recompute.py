@@ -3,8 +3,9 @@ only the names of fields and tests, and the rules that figures/claims.md states.
 
     python tests/recompute.py [folder of results] [claims.csv]
 
-The bootstrap, which draws at random, is left out."""
+The columns of the sensitivity analysis (`_dropped`) are recomputed, too. The bootstrap, which draws at random, is left out."""
 
+import copy
 import functools
 import itertools
 import json
@@ -22,6 +23,7 @@ TRIO = ["convmixer", "mixer", "igpt"]
 SIMPLEX = {"attn": "static_softmax", "gattn": "static_softmax_shared"}
 TIE = 0.005 + 1e-9
 NUMBERS = ["mean", "low", "high", "p", "p_against", "p_negligible", "p_adjusted", "p_against_adjusted", "p_sign_flip"]
+DROPPED = {"mean_dropped": "mean", "p_dropped": "p"}  # columns of the sensitivity analysis, as those without it
 
 
 # ---- records ------------------------------------------------------------------------------------------------------
@@ -40,7 +42,7 @@ class Study:
     """One sweep: its runs with their records, and series over seeds of what they measured."""
 
     def __init__(self, folder, name):
-        self.folder, self.content = folder, json.loads((folder / "sweeps" / f"{name}.json").read_text())
+        self.dropped, self.folder, self.content = set(), folder, json.loads((folder / "sweeps" / f"{name}.json").read_text())
         self.runs = [dict(run) for run in self.content["runs"]]
         for run in self.runs:
             run["record"], run["start"], run["floor"] = (self.read(run[part]) for part in ("key", "init", "baseline"))
@@ -78,8 +80,30 @@ class Study:
         return {run["seed"]: run for run in self.runs if all(run.get(name, level) == level for name, level in wanted.items())}
 
     def series(self, of, **where):
-        found = pd.Series({seed: of(run) for seed, run in self.at(**where).items() if run["record"]}, dtype=float)
-        return found.sort_index()
+        runs = {seed: run for seed, run in self.at(**where).items() if run["record"] and run["key"] not in self.dropped}
+        return pd.Series({seed: of(run) for seed, run in runs.items()}, dtype=float).sort_index()
+
+    def without_failures(self, metric):
+        """The same without the runs that diverged or do not exceed their baselines on the test images."""
+        other = copy.copy(self)
+        other.dropped = {run["key"] for run in self.runs if run["record"] and self.failed(run, metric)}
+        return other
+
+    def failed(self, run, metric):
+        if lost(run):
+            return True
+        if metric in ("probe", "probe_best", "rank"):
+            best, at = metric == "probe_best", slice(1, None)
+            floor = run["floor"]["pixel_probe"]
+            row = np.array(floor["val"][0])
+            pixels = floor["test"][0][max(np.flatnonzero(row >= row.max() - TIE))]
+            found = []
+            for start in (False, True):
+                splits, layer = self.table(run, start)
+                found.append(splits["test"][layer] if best else np.mean(splits["test"][at]))
+            return not found[0] > max(found[1], pixels)
+        pixels = metric in ("psnr", "loss", "lie_error", "distance", "spectrum") and run["pretext"] == "bert"
+        return pixels and not run["record"]["psnr"]["test"] > run["floor"]["psnr"]["neighbour_mean"]
 
     def table(self, run, start=False):
         """(accuracies of a probe by split and layer, at the penalties of its arm; the best layer)."""
@@ -459,9 +483,12 @@ def compare(folder, table):
             inner = folder / row.profile
             studies[name] = Study(inner if inner.is_dir() else folder, row.sweep)
         if of not in series:
-            series[of] = values(studies[name], row.claim, row.metric)
-        rows.append(recomputed(row, series[of][row.test]))
-    mine = pd.DataFrame(rows, columns=NUMBERS, dtype=float)
+            study = studies[name]
+            series[of] = [values(g, row.claim, row.metric) for g in (study, study.without_failures(row.metric))]
+        whole, rest = (found[row.test] for found in series[of])
+        left = recomputed(row, rest) if row.n_dropped > 1 else {}
+        rows.append(recomputed(row, whole) | {name: left.get(same, math.nan) for name, same in DROPPED.items()})
+    mine = pd.DataFrame(rows, columns=[*NUMBERS, *DROPPED], dtype=float)
     deciding = table[table.decides.astype(bool)]
     for (claim, *_), part in deciding.groupby(["claim", "metric", "profile", "sweep"]):
         mine.loc[part.index, "p_adjusted"] = holm(list(mine.p[part.index])) if claim in ("P3", "F1") else mine.p[part.index]
@@ -469,7 +496,7 @@ def compare(folder, table):
             against = mine.p_against[same_row.index]
             mine.loc[same_row.index, "p_against_adjusted"] = against if claim == "P3" else holm(list(against))
     for row, own in zip(table.itertuples(), mine.itertuples(), strict=True):
-        for name in NUMBERS:
+        for name in [*NUMBERS, *(DROPPED if row.n_dropped > 1 else ())]:
             theirs, value = getattr(row, name), getattr(own, name)
             if not (np.isnan(theirs) and np.isnan(value)) and not np.isclose(theirs, value, rtol=1e-4, atol=1e-7):
                 differs.append(
