@@ -411,6 +411,19 @@ def test_no_verdict_says_anything_where_no_network_is_trained(root, claim, case)
             assert {test.earlier.n for test in deciding(f)} == {0} and "—" not in f.effect
 
 
+@pytest.mark.parametrize("claim, case", EVERY)
+def test_a_diverged_seed_counts_in_every_claim_and_is_named(root, claim, case):
+    """With what its networks were at the start; the earlier rule drops its pair."""
+    made = planted(claim, case)
+    lost = [key for key, cfg in needed(claim, case)[1].items() if cfg.seed == 0 and cfg.pretext != "none"]
+    for key in lost:
+        made.store.save(record_of(needed(claim, case)[1][key], status="diverged"))
+    for f in decided(claim, made).values():
+        assert f"{len(lost)} of " in f.notes and "diverged, counted with their random init" in f.notes
+        assert f.n == PAIRS - (f.metric == "rank"), "where all have diverged, nothing can be ranked"
+        assert all(test.earlier.n < PAIRS for test in deciding(f))
+
+
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_every_test_names_a_reference(root, claim, monkeypatch):
     """Only S2 says something of any weights."""
