@@ -200,12 +200,13 @@ def test_places_of_the_mouse_are_tokens_of_tiles_and_nothing_between(panel):
 
 def test_in_jupyterlab_the_panel_is_a_widget_and_a_picture_and_elsewhere_a_picture(panel, monkeypatch):
     monkeypatch.setattr(playground, "in_jupyterlab", lambda: False)
-    bundle = panel._repr_mimebundle_()
+    bundle, about = panel._repr_mimebundle_()
+    assert about["image/png"]["alt"].startswith("playground: ")
     assert set(bundle) == {"image/png", "text/plain"}
     with Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))) as image:
         assert image.size[0] > 800
     monkeypatch.setattr(playground, "in_jupyterlab", lambda: True)
-    assert set(panel._repr_mimebundle_()) >= {"image/png", "application/vnd.jupyter.widget-view+json"}
+    assert set(panel._repr_mimebundle_()[0]) >= {"image/png", "application/vnd.jupyter.widget-view+json"}
 
 
 def test_every_control_changes_the_view_and_the_picture(panel, controls, images):

@@ -72,10 +72,11 @@ class Panel:
 
     def _repr_mimebundle_(self, **_):
         picture = {"image/png": base64.b64encode(self.figure.png()).decode(), "text/plain": "playground"}
+        described = {"image/png": {"alt": f"playground: {', '.join(self.responses)}"}}
         if not in_jupyterlab():
-            return picture
+            return picture, described
         self.controls = self.controls or Controls(self)
-        return picture | self.controls.box._repr_mimebundle_()
+        return picture | self.controls.box._repr_mimebundle_(), described
 
 
 def named(text):
