@@ -26,6 +26,7 @@ from .publish import METRICS, published
 
 TEMPLATE, PAGE = "docs/reproducibility.in.md", "REPRODUCIBILITY.md"
 DECIDED = ("supported", "contradicted", "negligible")
+FEW = 4  # rows of a claim whose effects stand in the table of findings
 COLUMNS = ("quick", "cifar10", "full")  # profiles whose settings are listed
 
 
@@ -108,19 +109,17 @@ def with_verdicts():
 
 
 def findings(found):
-    """The claims of which something is decided, and what each profile says by the first metric and by PSNR, the largest profile
-    first; then the claims of which nothing is."""
+    """The claims of which something is decided, and what each profile says by every metric (the loss only where there is no
+    PSNR), the largest profile first; then the claims of which nothing is."""
     profiles = sorted({f.profile for f in found}, key=list(PROFILES).index, reverse=True)
     rows, others = [], []
     for claim in claims.CLAIMS:
-        said = {profile: [] for profile in profiles}
-        for metric in dict.fromkeys((claim.metrics[0], "psnr")):
-            own = [f for f in found if f.claim is claim and f.metric == metric]
-            if any(f.verdict in DECIDED for f in own):
-                for profile in profiles:
-                    verdict = verdict_of([f for f in own if f.profile == profile])
-                    said[profile] += [f"{MEASURED[metric].name.partition(',')[0]}: {verdict}"] if verdict else []
-        if any(said.values()):
+        said, own = {profile: [] for profile in profiles}, [f for f in found if f.claim is claim]
+        for metric in claim.metrics:
+            for profile in profiles if metric != "loss" or "psnr" not in claim.metrics else ():
+                verdict = verdict_of([f for f in own if (f.metric, f.profile) == (metric, profile)])
+                said[profile] += [f"{MEASURED[metric].name.partition(',')[0]}: {verdict}"] if verdict else []
+        if any(f.verdict in DECIDED for f in own):
             links = ", ".join(f"[{name}](notebooks/{name}.ipynb)" for name in claim.notebooks)
             cells = {profile: "<br>".join(lines) or "—" for profile, lines in said.items()}
             rows.append({"claim": f"**{claim.id}** {claim.text}", **cells, "notebook": links})
@@ -130,7 +129,8 @@ def findings(found):
 
 
 def verdict_of(findings):
-    """What one profile says of a claim by one metric, in words: of several rows, which have which verdict. "" without runs."""
+    """What one profile says of a claim by one metric, in words: of several rows, which have which verdict, and of few rows also
+    their effects. "" without runs."""
     if all(f.verdict == "not run" for f in findings):
         return ""
     if len(findings) == 1:
@@ -139,8 +139,13 @@ def verdict_of(findings):
     rows = {}
     for f in findings:
         either = f.verdict == "supported" and f.key_test and f.key_test.goal == "differs"  # an effect in either direction
-        rows.setdefault(f.verdict, []).append(f"{f.row} {f.key_test.direction}" if either else f.row)
-    if len(rows) == 1 and len(findings) > 2:
+        effect = f" {f.effect.rpartition(': ')[2]}" if len(findings) <= FEW else ""
+        rows.setdefault(f.verdict, []).append(f.row + (effect or f" {f.key_test.direction}" * either))
+    if len(findings) <= FEW:
+        counts = " to ".join(dict.fromkeys(str(n) for n in (min(f.n for f in findings), max(f.n for f in findings))))
+        said = [f"{MARKS[verdict]} {verdict}: {', '.join(names)}" for verdict, names in rows.items()]
+        return f"{'; '.join(said)}, n = {counts}"
+    if len(rows) == 1:
         rows = {verdict: ["all"] for verdict in rows}
     elif len(rows) > 1 and "undecided" in rows:
         rows.pop("undecided")
