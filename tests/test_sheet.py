@@ -11,6 +11,7 @@ import pytest
 from synthetic import run_record, saved_sweep
 
 from biasnb.config import PROFILES, Config, configure
+from biasnb.evidence import claims
 from biasnb.evidence.claims import CLAIMS
 from biasnb.evidence.verdicts import Finding
 from biasnb.records import places
@@ -42,12 +43,51 @@ def test_the_committed_gallery_shows_every_committed_figure():
     assert set(re.findall(r"!\[[^]]*\]\(([^)]*)\)", page)) == pictures
 
 
-def test_notebooks_hold_no_number_of_a_record_that_no_command_puts_there():
-    number = re.compile(r"\d (?:dB|%|points)|± ?\d")
+def test_notebooks_and_pages_hold_no_number_of_a_record_that_no_command_puts_there():
+    number = re.compile(r"\d (?:dB|%|points)|± ?\.?\d")
+    for page in ("README.md", "docs/findings.md"):
+        words = re.sub("95 %", "", sheet.VERDICTS.sub("", (ROOT / page).read_text(encoding="utf-8")))
+        assert not number.search(words), (page, number.search(words))
     for name in manifest.names():
         for cell in manifest.read(name)["cells"]:
             words = re.sub(r"95 %|1 % of the loss|99 % side", "", sheet.VERDICTS.sub("", cell["source"]))
             assert cell["cell_type"] != "markdown" or not number.search(words), (name, number.search(words))
+
+
+def test_what_the_findings_say_in_words_is_what_the_records_show():
+    """README.md and docs/findings.md: shares, tenths of a decibel, who is ahead of whom."""
+    store = Store("cifar10", "results")
+    tests = {(f.claim.id, f.metric, t.label): t.effect for f in claims.findings([store]) for t in f.tests}
+    frames = {sweep.name: sweep.frame() for sweep in store.sweeps()}
+    for metric in ("psnr", "probe"):
+        fewer, all_in = (tests["P4", metric, f"{label} − RGB"].mean for label in ("quantised", "one-hot"))
+        assert 1 / 4 - 0.02 < fewer / all_in < 1 / 3 + 0.02, "a quarter to a third of the loss is due to the fewer colours"
+    gap = tests["P1a", "psnr", "convmixer − igpt"]
+    assert -tests["P4", "psnr", "one-hot − RGB"].high > gap.high > 0, "colours cost more than attention for convolution"
+    assert -0.15 < tests["F1", "psnr", "local"].mean < -0.1, "little more than a tenth of a decibel"
+    softmax, whole = (tests["F1", "psnr", label].mean for label in (
+        "softmax alone, static_softmax − full", "input dependence, attn − full"))  # fmt: skip
+    assert 0.75 < softmax / whole < 1, "the softmax alone explains most of the gain"
+    assert tests["F1", "probe", "softmax alone, static_softmax − full"].mean < 0.5, "but none of that of features"
+    pools = frames["27_sample_size"].images.replace(0, 45_000)
+    assert 75 < pools.max() / pools.min() < 100, "almost a hundredfold"
+
+    def means(study, by, metric="psnr", **where):
+        frame = frames[study]
+        for name, value in where.items():
+            frame = frame[frame[name] == value]
+        return frame.astype({metric: float}).groupby(by)[metric].mean()
+
+    by_task = means("23_pretext", ["pretext", "mixer"])
+    behind = {task: by_task[task, "convmixer"] - by_task[task, "igpt"] for task in ("bert", "ar", "denoise")}
+    assert behind["bert"] > 0.1 > abs(behind["ar"]) and behind["denoise"] < 0
+    labels = means("23_pretext", ["mixer"], "accuracy", pretext="supervised")
+    assert labels.idxmin() == "igpt" and labels["convmixer"] - labels["mixer"] > 0.02, "and convolution best by far"
+    vector = means("34_hidden_tokens", ["hidden", "mixer"])
+    gain = vector["vector"] - vector["zero"]
+    assert (gain > 0).all() and gain["gconv"] >= gain["gattn"], "global convolution gains as much as attention"
+    frozen = means("21_cube", ["mixer"])["gconv_frozen"]
+    assert frozen < store.load(store.sweeps()[0].runs[0]["baseline"])["psnr"]["neighbour_mean"], "worse than the neighbours"
 
 
 def test_the_verdicts_of_a_notebook_are_replaced_and_nothing_else(root, monkeypatch):
