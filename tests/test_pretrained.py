@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_data_that_are_not_here_are_said_to_be_missing(made, monkeypatch):
     log = io.StringIO()
     rows = publish.verify("smoke", log, "elsewhere")
     assert [(row["network"], row["agrees"]) for row in rows] == [("conv", None), ("igpt", None), ("lc", None)]
-    assert "data not here" in rows[0]["measured"] and "no data in elsewhere" in log.getvalue()
+    assert "data not here" in rows[0]["measured"] and f"no data in {Path('elsewhere').absolute()}" in log.getvalue()
 
 
 def test_committed_networks_are_small_and_those_of_committed_records_that_would_be_published():

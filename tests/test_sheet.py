@@ -181,16 +181,18 @@ def test_settings_show_what_studies_change(monkeypatch):
 
 
 def test_the_front_table_shows_what_every_profile_says_of_a_claim():
-    p3, f5, l2 = (next(claim for claim in CLAIMS if claim.id == wanted) for wanted in ("P3", "F5", "L2"))
+    p3, f1, f5, l2 = (next(claim for claim in CLAIMS if claim.id == wanted) for wanted in ("P3", "F1", "F5", "L2"))
+    many = [("cifar10", f1, "undecided" if i else "supported", row) for i, row in enumerate(f1.rows)]
     said = [("quick", p3, "supported", ""), ("cifar10", p3, "contradicted", ""), ("quick", l2, "undecided", "")]
     said += [("cifar10", f5, "supported", "conv"), ("cifar10", f5, "contradicted", "lc"), ("cifar10", f5, "undecided", "full")]
-    found = [Finding(claim, profile, "probe", verdict, "", row=row) for profile, claim, verdict, row in said]
+    found = [Finding(claim, profile, "probe", verdict, "", row=row) for profile, claim, verdict, row in said + many]
     d1 = next(claim for claim in CLAIMS if claim.id == "D1")
     found += [Finding(d1, "cifar10", metric, "contradicted", "") for metric in d1.metrics]
     text = sheet.findings(found)
-    head, _, one, two, both, _, last = text.splitlines()
+    head, _, one, seven, three, both, _, last = text.splitlines()
     assert "| linear probe: ✗ **contradicted** —, n = 0<br>PSNR: ✗ **contradicted** —, n = 0 | " in both
     assert "| cifar10 | quick |" in head
     assert "linear probe: ✗ **contradicted** —, n = 0 | linear probe: ✓ **supported** —, n = 0 |" in one
-    assert "linear probe: ✓ supported: conv; ✗ contradicted: lc; ? undecided: the others | — |" in two
+    assert "linear probe: ✓ supported: local; ? undecided: the others | — |" in seven
+    assert "linear probe: ✓ supported: conv —; ✗ contradicted: lc —; ? undecided: full —, n = 0 | — |" in three, "with effects"
     assert "L2" in last and "P3" not in last

@@ -140,7 +140,7 @@ def verdict_of(findings):
     for f in findings:
         either = f.verdict == "supported" and f.key_test and f.key_test.goal == "differs"  # an effect in either direction
         effect = f" {f.effect.rpartition(': ')[2]}" if len(findings) <= FEW else ""
-        rows.setdefault(f.verdict, []).append(f.row + (effect or f" {f.key_test.direction}" * either))
+        rows.setdefault(f.verdict, []).append(f.row + (effect or (f" {f.key_test.direction}" if either else "")))
     if len(findings) <= FEW:
         counts = " to ".join(dict.fromkeys(str(n) for n in (min(f.n for f in findings), max(f.n for f in findings))))
         said = [f"{MARKS[verdict]} {verdict}: {', '.join(names)}" for verdict, names in rows.items()]
