@@ -387,6 +387,10 @@ def test_the_title_names_the_best_network_of_each_level():
     assert lines.best_by_level(table[table.x == 1], "psnr", names) == f"{words}attention at every level"
     many = tables.pd.concat([table.assign(x=table.x + 2 * i) for i in range(3)])
     assert lines.best_by_level(many, "psnr", names * 3) == f"{words}convolution at 3 of 6 levels, attention at 3 of 6 levels"
+    alone = tables.pd.DataFrame([{"mixer": "igpt", "x": 2, "psnr": 30.0}])
+    more = tables.pd.concat([table, alone])
+    assert lines.best_by_level(more, "psnr", [*names, "none"]) == f"{words}convolution (bert); attention (ar, rgb)"
+    assert lines.best_by_level(alone, "psnr", [*names, "none"]) == f"{words}attention at every level"
     two = table.replace("igpt", "conv")
     assert lines.best_by_level(two, "psnr", names) == f"{words}convmixer (bert); conv (ar, rgb)", "both are convolutions"
 

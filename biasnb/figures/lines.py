@@ -343,10 +343,13 @@ def switch(sweep):
 
 
 def best_by_level(rows, metric, names):
-    """Return words that name the network with the highest value at every level, or at how many levels each has it."""
+    """Return words that name the network with the highest value at every level that several have, or at how many of these levels
+    each has it."""
     shorts = [short(mixer) for mixer in rows.mixer.unique()]
     named = {mixer: short(mixer) if shorts.count(short(mixer)) == 1 else mixer for mixer in rows.mixer.unique()}
-    best = rows.groupby(["x", "mixer"], sort=False)[metric].mean().dropna().groupby("x").idxmax()
+    means = rows.groupby(["x", "mixer"], sort=False)[metric].mean().dropna()
+    compared = means[means.groupby("x").transform("size") > 1]
+    best = (compared if len(compared) else means).groupby("x").idxmax()
     found = {}
     for x, (_, mixer) in best.items():
         found.setdefault(named[mixer], []).append(names[int(x)].replace("\n", ", "))
