@@ -343,8 +343,8 @@ def switch(sweep):
 
 
 def best_by_level(rows, metric, names):
-    """Return words that name the network with the highest value at every level that several have, or at how many of these levels
-    each has it."""
+    """Return words that name the network with the highest value at every level that several have, or at how many of these
+    levels each has it."""
     shorts = [short(mixer) for mixer in rows.mixer.unique()]
     named = {mixer: short(mixer) if shorts.count(short(mixer)) == 1 else mixer for mixer in rows.mixer.unique()}
     means = rows.groupby(["x", "mixer"], sort=False)[metric].mean().dropna()
