@@ -34,17 +34,19 @@ def visible():
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def test_a_box_with_two_gpus_has_a_worker_for_each_trains_seeds_together_and_names_a_setting_that_fails(root, monkeypatch):
+def test_a_box_with_two_gpus_has_a_worker_for_each_and_one_without_and_trains_seeds_together(root, monkeypatch):
     """The devices are names only: the workers compute on the processor, each in the belief that it has one GPU."""
     monkeypatch.delenv(executor.SCHEDULER, raising=False)
     monkeypatch.setattr(executor, "gpus", lambda configs: ["0", "1"])
-    opened, seen = executor.client, []
+    opened, seen, asked = executor.client, [], []
 
     @contextlib.contextmanager
     def client(workers, devices):
         with opened(workers, devices) as dask:
-            workers = dask.scheduler_info(n_workers=-1)["workers"].values()
-            seen.extend([sorted(dask.run(visible).values()), [worker["resources"] for worker in workers]])
+            devices, workers = dask.run(visible), dask.scheduler_info(n_workers=-1)["workers"]
+            seen.extend(sorted(((devices[name], worker["resources"]) for name, worker in workers.items()), key=str))
+            submit = dask.submit
+            dask.submit = lambda *given, **named: asked.append((given[1], named["resources"])) or submit(*given, **named)
             yield dask
 
     monkeypatch.setattr(executor, "client", client)
@@ -52,7 +54,9 @@ def test_a_box_with_two_gpus_has_a_worker_for_each_trains_seeds_together_and_nam
     store, bad = Store("smoke"), configure("smoke", steps=3, labelled=10**6)
     with pytest.raises(executor.BiasnbError, match=r"records failed: .*labelled: 1000000"):
         executor.train([bad, *configs], store)
-    assert seen == [["0", "1"], [{executor.GPU: 1}] * 2]
+    assert seen == [("", {executor.CPU: 1}), ("0", {executor.GPU: 1}), ("1", {executor.GPU: 1})]
+    assert {kind: need for kind, need in asked} == {
+        "run": {executor.GPU: 1}, "init": {executor.GPU: 1}, "baseline": {executor.CPU: 1}}  # fmt: skip
     assert [store.load(key(cfg))["seeds_together"] for cfg in configs] == [2] * 4 and store.status(key(bad))[0] == "failed"
 
 

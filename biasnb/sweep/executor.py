@@ -27,7 +27,7 @@ DEATHS = 20  # workers that may die on a task before it fails
 REACH = "30s"  # timeout of the connection to a scheduler
 LOOK = 0.2  # seconds between checks for finished tasks
 BF16_FACTOR = 10  # time of a bf16 step relative to fp32 on a processor without bf16 instructions; docs/performance.md
-GPU = "GPU"  # name of the Dask resource; a worker has one or none
+GPU, CPU = "GPU", "CPU"  # Dask resources; a worker has one GPU or none, and CPU beside GPUs if it has none
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def slow_bf16(configs):
 
 @contextlib.contextmanager
 def cluster(workers, devices=()):
-    """Start a scheduler and single-threaded worker processes on this machine, `workers` or one per GPU in `devices`. Yields the
-    address of the scheduler, which is reachable from this machine only. All end with the block and with this process."""
+    """Start a scheduler and single-threaded worker processes on this machine: `workers`, or one per GPU in `devices` and one
+    without a GPU. Yields the address of the scheduler, which is reachable from this machine only. All end with the block and
+    with this process."""
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
@@ -111,9 +112,10 @@ def cluster(workers, devices=()):
     }
     options = {"nthreads": 1, "memory_limit": 0, "dashboard": False, "host": "127.0.0.1", "silence_logs": logging.CRITICAL}
     specs = {}
-    for i, device in enumerate(devices or [None] * workers):
-        own = environment | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
-        specs[i] = {"cls": Nanny, "options": options | {"env": own, "resources": {GPU: 1} if device else {}}}
+    for i, device in enumerate([*devices, ""] if devices else [None] * workers):
+        own = environment | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        resources = {} if device is None else {GPU if device else CPU: 1}
+        specs[i] = {"cls": Nanny, "options": options | {"env": own, "resources": resources}}
     scheduler_options = {"dashboard": False, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1", "port": 0}
     scheduler = {"cls": Scheduler, "options": scheduler_options}
     with dask.config.set(settings), SpecCluster(specs, scheduler, name="biasnb", silence_logs=logging.CRITICAL) as found:
@@ -158,9 +160,9 @@ def train(configs, store):
         if slow and not devices and not os.environ.get(SCHEDULER):
             print(slow, flush=True)
         with client(min(cores(), len(wanted)), devices) as dask:
-            on_gpu = any(worker["resources"].get(GPU) for worker in dask.scheduler_info(n_workers=-1)["workers"].values())
-            tasks = grouped(wanted, by_seed=on_gpu)
-            failed = follow(dask, submitted(dask, tasks, store.profile, on_gpu), store)
+            offered = {name for worker in dask.scheduler_info(n_workers=-1)["workers"].values() for name in worker["resources"]}
+            tasks = grouped(wanted, by_seed=GPU in offered)
+            failed = follow(dask, submitted(dask, tasks, store.profile, offered), store)
     if failed:
         named = "; ".join(failed[:5])
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
@@ -189,9 +191,10 @@ def grouped(wanted, by_seed):
     return tasks
 
 
-def submitted(dask, tasks, profile, on_gpu):
+def submitted(dask, tasks, profile, offered):
     """Submit tasks with their user-defined operators and return {future: Task}. The longest come first, because Dask assigns
-    few tasks in the order of submission instead of queueing them."""
+    few tasks in the order of submission instead of queueing them. `offered` are the resources of the workers: networks need a
+    GPU if there is one, and baselines, which use none, a worker without."""
     futures = {}
     for task in sorted(tasks, key=lambda task: -task.cost):
         defined = {}
@@ -207,7 +210,7 @@ def submitted(dask, tasks, profile, on_gpu):
             packed(defined),
             key=task.key,
             priority=task.cost,
-            resources={GPU: 1} if on_gpu and task.kind != "baseline" else None,
+            resources={needed: 1} if (needed := CPU if task.kind == "baseline" else GPU) in offered else None,
         )
         futures[future] = task
     return futures
