@@ -137,18 +137,29 @@ def test_90_paper_imports_no_torch(smoke):
 # ---- three ways to run one ------------------------------------------------------------------------------------------
 
 
-def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_records(tmp_path, cluster, monkeypatch):
-    """With depths as flat parameters. In a kernel all cells are run one after another, as JupyterLab's Run All does."""
-    depths, words = "depths: [1, 2]", ["-p", "profile", "smoke", "-y", "depths: [1, 2]", "-y", "seeds: [0]"]
-    notebook, found = str(ROOT / "notebooks/20_trio.ipynb"), {}
-    executed = source("20_trio")
+GEOMETRY = {"depths": [1, 2], "widths": [8], "patches": [2], "kernels": [3], "mask_rates": [0.5], "seeds": [0]}
+
+
+@pytest.mark.parametrize(("name", "given", "records"), [
+    ("20_trio", {"depths": [1, 2], "seeds": [0]}, 13),
+    pytest.param("24_geometry", GEOMETRY, 19, marks=pytest.mark.campaign),
+])  # fmt: skip
+def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_records(
+    tmp_path, cluster, monkeypatch, name, given, records
+):
+    """With factors as flat parameters. In a kernel all cells are run one after another, as JupyterLab's Run All does."""
+    notebook, found, executed = str(ROOT / "notebooks" / f"{name}.ipynb"), {}, source(name)
+    words = [word for parameter, levels in given.items() for word in ("-y", f"{parameter}: {levels}")]
     parameters = next(cell for cell in executed.cells if "parameters" in cell.metadata.get("tags", []))
-    parameters.source += f'\nprofile = "smoke"\n{depths.replace(":", " =")}\nseeds = [0]'
-    edited = tmp_path / "20_trio.ipynb"
+    parameters.source += "\n".join(
+        ["", 'profile = "smoke"', *(f"{parameter} = {levels}" for parameter, levels in given.items())]
+    )
+    edited, listed = tmp_path / f"{name}.ipynb", [f"{key}={','.join(map(str, levels))}" for key, levels in given.items()]
     nbformat.write(executed, edited)
+    out, options = str(tmp_path / "out.ipynb"), ["-p", "profile", "smoke", "-k", "python3", "--no-progress-bar"]
     commands = {
-        "papermill": ["papermill", notebook, str(tmp_path / "out.ipynb"), *words, "-k", "python3", "--no-progress-bar"],
-        "strict": ["biasnb", "notebook", "20_trio", "--profile", "smoke", "depths=1,2", "seeds=0"],
+        "papermill": ["papermill", notebook, out, *options, *words],
+        "strict": ["biasnb", "notebook", name, "--profile", "smoke", *listed],
         "kernel": ["nbconvert", "--to", "notebook", "--execute", "--output", str(tmp_path / "run.ipynb"), str(edited)],
     }
     for way, command in commands.items():
@@ -156,7 +167,7 @@ def test_plain_papermill_the_strict_runner_and_a_kernels_own_run_make_equal_reco
         python(tmp_path / way, "-m", *command, BIASNB_SCHEDULER=cluster)
         monkeypatch.setenv("BIASNB_ROOT", str(tmp_path / way))
         found[way] = results(Store("smoke"))
-    assert len(found["strict"]) == 13 and found["papermill"] == found["strict"] == found["kernel"]
+    assert len(found["strict"]) == records and found["papermill"] == found["strict"] == found["kernel"]
 
 
 @pytest.mark.parametrize(

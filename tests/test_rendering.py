@@ -206,6 +206,12 @@ def test_a_notebook_shows_what_is_written_and_that_of_your_own_runs_is_kept(root
     assert {path.name for path in (root / "runs").glob("*/*/*.*")} == {kept.name, page.name}
 
 
+def test_a_caption_tells_images_of_the_same_names_apart(root):
+    g = saved_sweep(Store("smoke"), "10_one_run")
+    g.content |= {"data": "pets", "changed": {"dataset": "folder", "files": "3fa2c19b7c0d1e2f"}}
+    assert g.caption().startswith("pets 8×8 (images 3fa2c1), ") and "3fa2c1" in show_table("summary", g).to_html()
+
+
 def test_names_are_for_any_sweep_and_an_unknown_one_names_the_nearest(root):
     g = saved_sweep(Store("smoke"), "25_skip")
     assert show_figure("curves", g) and show_figure("mask_rate", g) is None and len(show_table("depths", g).data)

@@ -93,7 +93,7 @@ def label_dots(ax, places, unnamed=()):
         leader = {"arrowstyle": "-", "color": hue(mixer), "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
         ax.annotate(LABELS[mixer], places[mixer], end * 72 / figure.dpi, textcoords="offset points", fontsize=7.5, va="center",
                     ha="left" if right else "right", color=hue(mixer), arrowprops=leader if math.hypot(*end) > 13 else None,
-                    bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.4}, zorder=5)  # fmt: skip
+                    bbox={"facecolor": "white", "alpha": 0.92, "edgecolor": "none", "pad": 0.3}, zorder=5)  # fmt: skip
 
 
 def overlap(box, taken, panel):

@@ -18,7 +18,7 @@ FIELDS = {"skip": "skip connections", "images": "images without labels",
           "labelled": "labelled images", "permute": "permutation", "dataset": "data set", "steps": "steps"}  # fmt: skip
 COLUMNS = ["seed", "status", "psnr", "probe", "init_probe", "accuracy"]
 DASHES = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1, "zorder": 1}
-START = "dotted: random init; dashes: untrained baselines; "
+START = "networks of one level side by side; dotted: random init; dashes: untrained baselines; "
 FEW_LEVELS = 5  # at most this many are named in a title
 ONE_SEED = "Not drawn: one seed cannot tell networks from seeds; the table has the numbers."
 
