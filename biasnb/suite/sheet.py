@@ -130,7 +130,12 @@ def findings(found):
 
 def verdict_of(findings):
     """What one profile says of a claim by one metric, in words: of several rows, which have which verdict, and of few rows also
-    their effects. "" without runs."""
+    their effects. Of several sweeps that decide a row, the one with the most seeds is shown. "" without runs."""
+    by_row = {}
+    for f in findings:
+        if f.row not in by_row or f.n > by_row[f.row].n:
+            by_row[f.row] = f
+    findings = list(by_row.values())
     if all(f.verdict == "not run" for f in findings):
         return ""
     if len(findings) == 1:
