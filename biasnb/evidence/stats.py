@@ -2,6 +2,7 @@
 are left out. A result is NaN if fewer than two remain, unless another number is stated."""
 
 import bisect
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -133,13 +134,21 @@ def bootstrap(differences, draws=2000, seed=0, level=0.95, groups=None):
         groups = np.arange(images)
     _, group = np.unique(groups, return_inverse=True)  # index of the group of every image
     sums, sizes = np.array([np.bincount(group, row) for row in x]), np.bincount(group)
-    rng, by_seed = np.random.default_rng(seed), []
-    for _ in range(draws):
-        taken = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes))
-        by_seed.append(sums @ taken / (sizes @ taken))
+    taken, state = resamples(len(sizes), draws, seed)
+    rng = np.random.default_rng()
+    rng.bit_generator.state = state
+    by_seed = taken @ sums.T / (taken @ sizes)[:, None]
     means = (rng.multinomial(n, np.full(n, 1 / n), draws) * by_seed).sum(axis=1) / n
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=2)  # drawing takes longer than all else in a bootstrap
+def resamples(count, draws, seed):
+    """Return (how often each of `count` groups is drawn: (draws, count), the state of the generator after that)."""
+    rng = np.random.default_rng(seed)
+    taken = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(draws)]
+    return np.array(taken, float), rng.bit_generator.state
 
 
 def slope_weights(x):
