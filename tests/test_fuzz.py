@@ -5,6 +5,7 @@ import io
 import json
 import math
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_any_value_of_a_field_is_kept_or_refused_in_one_line_naming_it(given):
         # of two fields that do not fit together the line names one and may begin with the other
         assert name in one_line(error, *fields_of())
     else:
-        assert getattr(cfg, name) == value
+        assert getattr(cfg, name) == (str(Path(value).expanduser().resolve()) if name == "data_dir" and value else value)
         assert type(getattr(cfg, name)) is fields_of()[name]
 
 
