@@ -1,5 +1,6 @@
 """Numbers in prose are what the committed records say: REPRODUCIBILITY.md, and the first cells of notebooks."""
 
+import csv
 import json
 import re
 import shutil
@@ -52,6 +53,17 @@ def test_notebooks_and_pages_hold_no_number_of_a_record_that_no_command_puts_the
         for cell in manifest.read(name)["cells"]:
             words = re.sub(r"95 %|1 % of the loss|99 % side", "", sheet.VERDICTS.sub("", cell["source"]))
             assert cell["cell_type"] != "markdown" or not number.search(words), (name, number.search(words))
+
+
+def test_the_pilot_in_the_findings_is_that_of_its_runs():
+    text, pixels, neighbours = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8"), 35.9, 18.72
+    with open(ROOT / "docs" / "recipe.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["batch"], row["optimizer"], row["rate"]) == ("16", "muon", "0.03")]
+    assert len(rows) == 11
+    for row in rows:
+        psnr, start, probe = (float(row[name]) for name in ("PSNR, dB", "probe at random init, %", "probe, %"))
+        assert f"| `{row['operator']}` | {psnr:.2f} | {start:.1f} | {probe:.1f} |" in text
+        assert psnr > neighbours and probe > start and (probe > pixels) == (row["operator"] != "mixer")
 
 
 def test_what_the_findings_say_in_words_is_what_the_records_show():
