@@ -93,14 +93,13 @@ class Study:
         if lost(run):
             return True
         if metric in ("probe", "probe_best", "rank"):
-            best, at = metric == "probe_best", slice(1, None)
             floor = run["floor"]["pixel_probe"]
             row = np.array(floor["val"][0])
             pixels = floor["test"][0][max(np.flatnonzero(row >= row.max() - TIE))]
             found = []
             for start in (False, True):
                 splits, layer = self.table(run, start)
-                found.append(splits["test"][layer] if best else np.mean(splits["test"][at]))
+                found.append(splits["test"][layer] if metric == "probe_best" else np.mean(splits["test"][1:]))
             return not found[0] > max(found[1], pixels)
         pixels = metric in ("psnr", "loss", "lie_error", "distance", "spectrum") and run["pretext"] == "bert"
         return pixels and not run["record"]["psnr"]["test"] > run["floor"]["psnr"]["neighbour_mean"]

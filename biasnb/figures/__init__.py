@@ -51,7 +51,7 @@ def show_figure(name, sweep):
         content = encoded(figure, "png")
     if sweep.store.base == "runs":
         write_atomic(sweep.store.folder / "figures" / f"{sweep.name}-{name}.png", content)
-    alternative = f"{name}: {' '.join(figure.get_suptitle().split())}"  # read by screen readers
+    alternative = f"{name}: {figure.heading()}"  # read by screen readers
     return Image(content, width=round(figure.get_figwidth() * STYLE["figure.dpi"]), alt=alternative)
 
 
@@ -102,7 +102,7 @@ def formats(figure):
 def encoded(figure, kind):
     """Return the bytes of a figure, with its title as metadata, as png, svg or pdf. The layout of the first format is kept for
     the others."""
-    buffer, title = io.BytesIO(), " ".join(figure.get_suptitle().split())
-    figure.savefig(buffer, format=kind, metadata=UNDATED[kind] | ({"Title": title} if title else {}))
+    buffer, title = io.BytesIO(), {"Title": figure.heading()} if figure.heading() else {}
+    figure.savefig(buffer, format=kind, metadata=UNDATED[kind] | title)
     figure.set_layout_engine(None)
     return buffer.getvalue()

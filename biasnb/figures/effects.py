@@ -7,10 +7,9 @@ from ..evidence.contrasts import Absent, Evidence, runs_of
 from ..evidence.stats import AXES, mean_interval
 from ..evidence.verdicts import find
 from ..operators import CUBE, MIXERS
-from .lines import METRICS, at_base, done_runs, percent, with_values
+from .lines import METRICS, NAMES, at_base, done_runs, percent, with_values
 from .style import GREY, KEY, canvas, caption, look, name_ends, signed, span, title
 
-NAMES = {"psnr": "PSNR", "probe": "probe"}  # in titles
 POINTS = {"psnr": "dB", "probe": "points"}
 DIGITS = {"psnr": 2, "probe": 1}  # decimals of differences
 WORDS = {"local": "locality", "shared": "weight sharing", "dynamic": "input dependence"}

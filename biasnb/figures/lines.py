@@ -12,6 +12,7 @@ from ..records.sweep import choices, pixel_accuracy, with_columns
 from .style import BASELINES, GREY, KEY, LABELS, canvas, caption, hue, look, mixers, name_ends, plain_log, ranking, short, title
 
 METRICS = {"psnr": "PSNR of hidden pixels, dB", "probe": "linear probe, mean over layers, %"}  # axis labels
+NAMES = {"psnr": "PSNR", "probe": "probe"}  # in titles
 BASELINE_NAMES = {"psnr": "visible-neighbour mean", "probe": "raw pixels"}
 UNITS = {"psnr": "dB", "probe": "%"}
 FIELDS = {"skip": "skip connections", "images": "images without labels",
@@ -359,4 +360,4 @@ def best_by_level(rows, metric, names):
         words = "; ".join(f"{network} ({'; '.join(levels)})" for network, levels in found.items())
     else:
         words = ", ".join(f"{network} at {len(levels)} of {len(best)} levels" for network, levels in found.items())
-    return f"{'PSNR' if metric == 'psnr' else 'probe'}: {words}"
+    return f"{NAMES[metric]}: {words}"

@@ -83,8 +83,12 @@ class Picture(Figure):
         self.savefig(buffer, format="png", dpi=self.dpi)
         return buffer.getvalue()
 
+    def heading(self):
+        """Return the title in one line, "" without one."""
+        return " ".join(self.get_suptitle().split())
+
     def _repr_png_(self):
-        return self.png(), {"alt": " ".join(self.get_suptitle().split())} if self.get_suptitle() else {}
+        return self.png(), {"alt": self.heading()} if self.heading() else {}
 
 
 def canvas(width, height, rows=1, columns=1, **more):

@@ -14,7 +14,7 @@ from ..records import places
 from ..records.files import StoreError, write_atomic
 from ..records.sweep import PROBED, pixel_accuracy, with_columns
 from .effects import DIGITS, EFFECT_COLUMNS, POINTS, Absent, effect_table
-from .lines import depths_of, done_runs, level_name, of_first, percent
+from .lines import NAMES, depths_of, done_runs, level_name, of_first, percent
 from .style import BASELINES, LABELS, mixers
 
 COUNTED = "mean ± half-width of the 95 % interval (n seeds)"
@@ -137,7 +137,7 @@ def effects(sweep):
         found = pd.DataFrame(columns=EFFECT_COLUMNS)
     rows = {}
     for test in found.itertuples():
-        digits, label = DIGITS[test.metric], f"{'PSNR' if test.metric == 'psnr' else 'probe'}, {POINTS[test.metric]}"
+        digits, label = DIGITS[test.metric], f"{NAMES[test.metric]}, {POINTS[test.metric]}"
         half = f" ± {test.high - test.mean:.{digits}f}" if test.n > 1 else ""
         cells = rows.setdefault(test.effect, {"effect": test.effect})
         cells[label] = f"{test.mean:.{digits}f}{half} ({test.n})" if test.n else "—"

@@ -147,9 +147,8 @@ def verdict_of(findings):
         effect = f" {f.effect.rpartition(': ')[2]}" if len(findings) <= FEW else ""
         rows.setdefault(f.verdict, []).append(f.row + (effect or (f" {f.key_test.direction}" if either else "")))
     if len(findings) <= FEW:
-        counts = " to ".join(dict.fromkeys(str(n) for n in (min(f.n for f in findings), max(f.n for f in findings))))
         said = [f"{MARKS[verdict]} {verdict}: {', '.join(names)}" for verdict, names in rows.items()]
-        return f"{'; '.join(said)}, n = {counts}"
+        return f"{'; '.join(said)}, n = {span([f.n for f in findings])}"
     if len(rows) == 1:
         rows = {verdict: ["all"] for verdict in rows}
     elif len(rows) > 1 and "undecided" in rows:
@@ -190,7 +189,8 @@ def gallery(folder):
             for picture in sorted((folder / profile).glob(f"{name}-*.png")):
                 file = f"{profile}/{picture.stem}"
                 kind = picture.stem.removeprefix(f"{name}-").replace("_", " ")
-                title = Image.open(picture).text.get("Title", f"{kind} of {name}")
+                with Image.open(picture) as image:
+                    title = image.text.get("Title", f"{kind} of {name}")
                 lines += [f"**{kind}**: {title}.", "", f"![{title}]({file}.png)", ""]
                 lines += [f"This figure as [SVG]({file}.svg) and [PDF]({file}.pdf), and [its numbers]({file}-numbers.csv).", ""]
             tables = sorted((folder / profile).glob(f"{name}-*.md"))

@@ -218,10 +218,15 @@ def parameters(name, given=None):
     return asked(name, given)[0]
 
 
+def this_shell():
+    """Return the shell of the kernel in which this runs, None elsewhere."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+
 def check_injected(name):
     """Check the parameters that plain Papermill injected into this notebook, running in this kernel. Raises ConfigError for a
     name that is not a parameter, and if the parameters cell lacks its tag, so that its defaults override the given values."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell = this_shell()
     cells = [source for source in shell.user_ns.get("In", ()) if source] if shell else []
     injected = [source for source in cells if source.startswith(INJECTED)]
     if not injected:
@@ -236,7 +241,7 @@ def check_injected(name):
 def in_force(name):
     """Check what plain Papermill injected (see `check_injected`) and print the parameters of this notebook."""
     check_injected(name)
-    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+    if shell := this_shell():
         print(f"{name}: " + ", ".join(f"{parameter} {shell.user_ns[parameter]!r}" for parameter in declared(name)))
 
 

@@ -57,16 +57,16 @@ def fit_logistic(x, y, classes, penalties=PENALTIES):
     curvature = x.square().mean(0) / classes
     x = torch.cat([x, x.new_ones(len(x), 1)], 1)
     weights, found = x.new_zeros(classes, x.shape[1]), {}
-    for penalty in sorted(penalties, reverse=True):
-        scale = torch.cat([(curvature + penalty).rsqrt(), x.new_tensor([classes**0.5])])
-        objective = penalised_entropy(x, y, classes, penalty, scale)
-        start = (weights / scale).flatten().cpu().numpy()
-        ends = {"maxiter": EVALUATIONS, "maxfun": EVALUATIONS, "maxcor": 20, "ftol": 0.0, "gtol": GRADIENT}
-        with threadpool_limits(1, user_api="blas"):  # several threads would spend ten times as long on waiting for each other
+    with threadpool_limits(1, user_api="blas"):  # several threads would spend ten times as long on waiting for each other
+        for penalty in sorted(penalties, reverse=True):
+            scale = torch.cat([(curvature + penalty).rsqrt(), x.new_tensor([classes**0.5])])
+            objective = penalised_entropy(x, y, classes, penalty, scale)
+            start = (weights / scale).flatten().cpu().numpy()
+            ends = {"maxiter": EVALUATIONS, "maxfun": EVALUATIONS, "maxcor": 20, "ftol": 0.0, "gtol": GRADIENT}
             end = minimize(objective, start, jac=True, method="L-BFGS-B", options=ends)
-        if not abs(end.jac).max() < STEEP:
-            warnings.warn(f"probe: no minimum at penalty {penalty} ({end.message})", stacklevel=2)
-        found[penalty] = weights = x.new_tensor(end.x).view_as(weights) * scale
+            if not abs(end.jac).max() < STEEP:
+                warnings.warn(f"probe: no minimum at penalty {penalty} ({end.message})", stacklevel=2)
+            found[penalty] = weights = x.new_tensor(end.x).view_as(weights) * scale
     return torch.stack([found[penalty] for penalty in penalties])
 
 
